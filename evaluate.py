@@ -1,0 +1,190 @@
+"""Evaluation: the eight numbers of arXiv 2507.06116 section IV on the test clips of a run's corpus.
+
+    python evaluate.py                 of runs/default
+    python evaluate.py runs/mine       of another run
+
+Prints them with 95 % bootstrap intervals beside reference rows of the same clips, then the published rows of
+the real Track 3, the use of the experts and the classification accuracy. Writes RUN/metrics.json and
+RUN/predictions.csv. The intervals, the reference rows and all seeds are ours. Letters: see moemos.py.
+"""
+
+import argparse
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import data
+import moemos
+from moemos import InputError
+
+PUBLISHED = {  # on the real evaluation set: 400 clips, 20 conditions; another corpus, so no comparison clip by clip
+    "the paper": {"utterance": (0.277, 0.811, 0.716, 0.529), "system": (0.056, 0.978, 0.913, 0.758)},
+    "B03, the organisers' SSL-MOS": {"utterance": (0.273, 0.821, 0.695, 0.508), "system": (0.119, 0.941, 0.749, 0.547)},
+    "condition's mean training MOS": {"utterance": (0.222, 0.856, 0.702, 0.520), "system": (0.101, 0.945, 0.748, 0.575)},
+}
+RESAMPLES = 1000
+SPLITS = 20  # of the raters into halves
+
+
+def load_run(run, device):
+    """A folder that train.py wrote -> (model in eval mode, checkpoint dict, config.json dict). Raises InputError."""
+    try:
+        config = json.loads((Path(run) / "config.json").read_text())
+        checkpoint = torch.load(Path(run) / "model.pt", map_location=device, weights_only=True)
+        backbone, settings = checkpoint["backbone"], checkpoint["config"]
+        model = moemos.MoEMOS(backbone["layers"], backbone["width"], len(checkpoint["classes"]), settings["experts"], settings["hidden"])
+        model.load_state_dict(checkpoint["weights"])
+    except Exception as error:
+        raise InputError(f"{run} is no run of train.py, or is damaged ({str(error).splitlines()[0]}); "
+                         f"`python train.py --out {run}` makes it") from error
+    return model.to(device).eval(), checkpoint, config
+
+
+@torch.no_grad()
+def predict(model, features):
+    """(clips, L, 2D) -> Output on the CPU. One clip at a time, so that no clip's number depends on its company."""
+    device = next(model.parameters()).device
+    outputs = [model(clip[None].to(device)) for clip in features]
+    return moemos.Output(*(torch.cat(parts).cpu() for parts in zip(*outputs)))
+
+
+def bootstrap(predicted, true, system, seed=0):
+    """95 % percentile intervals of the eight numbers: {"utterance": {"MSE": [low, high], ...}, "system": ...}.
+
+    Clips are resampled at utterance level and systems, with their means, at system level; resamples in
+    which a metric is undefined are left out, and an interval without any resample is [nan, nan].
+    """
+    rng = np.random.default_rng(seed)
+    levels = {"utterance": (predicted, true), "system": (moemos.system_means(predicted, system), moemos.system_means(true, system))}
+    intervals = {}
+    for level, (p, t) in levels.items():
+        p, t = np.asarray(p, np.float64), np.asarray(t, np.float64)
+        draws = [rng.integers(len(p), size=len(p)) for _ in range(RESAMPLES)]
+        intervals[level] = {}
+        for name, metric in moemos.METRICS.items():
+            values = np.array([metric(p[rows], t[rows]) for rows in draws])
+            values = values[np.isfinite(values)]
+            intervals[level][name] = np.quantile(values, (0.025, 0.975)).tolist() if len(values) else [float("nan")] * 2
+    return intervals
+
+
+def half_against_half(clips, seed=0):
+    """The eight numbers of one half of the raters as predictor of the other: the noise of the labels.
+
+    Mean over SPLITS random splits, of the clips rated by both halves; None where no rater shares clips with another.
+    """
+    raters = sorted({rater for clip in clips for rater in clip.ratings})
+    rng, results = np.random.default_rng(seed), []
+    for _ in range(SPLITS):
+        half = set(rng.permutation(raters)[:len(raters) // 2].tolist())
+        sides = [([score for rater, score in clip.ratings.items() if rater in half],
+                  [score for rater, score in clip.ratings.items() if rater not in half], clip.system) for clip in clips]
+        sides = [(np.mean(one), np.mean(other), system) for one, other, system in sides if one and other]
+        if sides:
+            results.append(moemos.metrics(*zip(*sides)))
+    return {level: {name: float(np.mean([result[level][name] for result in results])) for name in moemos.METRICS}
+            for level in ("utterance", "system")} if results else None
+
+
+def reference_rows(training, test):
+    """Predictors of the test clips that hear nothing: label -> the eight numbers, or None where not to be had."""
+    true, system = [clip.mos for clip in test], [clip.system for clip in test]
+    overall = float(np.mean([clip.mos for clip in training]))
+    by_system = {name: np.mean([clip.mos for clip in training if clip.system == name]) for name in {clip.system for clip in training}}
+    return {
+        "mean of training MOS": moemos.metrics([overall] * len(test), true, system),
+        "condition's mean training MOS": moemos.metrics([by_system.get(name, overall) for name in system], true, system),
+        "half of the raters, by the others": half_against_half(test),
+    }
+
+
+def evaluate(run, device=""):
+    """Evaluates a run on its corpus's test clips, prints and writes everything; returns the dict of metrics.json.
+
+    Raises InputError for whatever cannot be used, a backbone other than the run's among it.
+    """
+    device = moemos.device(device)
+    model, checkpoint, config = load_run(run, device)
+    wanted, classes = checkpoint["backbone"], checkpoint["classes"]
+    clips = [clip for clip in data.read_manifest(config["data"]) if clip.ratings]
+    training, test = ([clip for clip in clips if clip.split == split] for split in ("train", "test"))
+    if not test:
+        raise InputError(f"{config['data']} has no test clips with ratings")
+    backbone = moemos.load_backbone(wanted["name"], device)
+    if backbone.identity != wanted["identity"]:
+        raise InputError(f"{run} was trained on a {wanted['name']} with other weights than the one here; train it again")
+
+    output = predict(model, data.features(test, backbone, config["cache"]))
+    predicted, true, system = output.mos.tolist(), [clip.mos for clip in test], [clip.system for clip in test]
+    eight, intervals = moemos.metrics(predicted, true, system), bootstrap(predicted, true, system)
+    known = [i for i, clip in enumerate(test) if clip.model in classes]  # a model that training had not has no class
+    hits = [classes[output.logits[i].argmax()] == test[i].model for i in known]
+    result = {**eight, "interval_95": intervals, "reference": reference_rows(training, test),
+              "accuracy": float(np.mean(hits)) if hits and config["auxiliary"] == "model" else None,
+              "undefined": moemos.undefined(predicted, true),
+              "experts": {model: output.gates[[i for i, clip in enumerate(test) if clip.model == model]].mean(0).tolist()
+                          for model in sorted({clip.model for clip in test})},
+              "backbone": wanted, "data": config["data"], "clips": len(test), "systems": len(set(system)), "seed": config["seed"]}
+    write(Path(run), result, test, predicted)
+    show(run, result)
+    return result
+
+
+def write(run, result, test, predicted):
+    """metrics.json, in which undefined numbers are null, and predictions.csv."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["wav", "system", "model", "mos", "predicted"])
+    table.writerows((clip.wav, clip.system, clip.model, clip.mos, value) for clip, value in zip(test, predicted))
+    data.write_atomically(run / "predictions.csv", text.getvalue().encode())
+    plain = json.loads(json.dumps(result), parse_constant=lambda _: None)
+    data.write_atomically(run / "metrics.json", (json.dumps(plain, indent=2) + "\n").encode())
+
+
+def show(run, result):
+    def line(label, numbers):
+        return f"{label:34}" + ("".join(f"{number:8.3f}" for number in numbers) if numbers else "     not to be had: no two raters share clips")
+
+    def eight(numbers):
+        return numbers and [numbers[level][name] for level in ("utterance", "system") for name in moemos.METRICS]
+
+    print("\nuse of the experts (mean gate, %): who serves whom")
+    for model, gates in result["experts"].items():
+        print(f"  {model:24}" + "".join(f"{100 * gate:6.1f}" for gate in gates))
+    if result["accuracy"] is not None:
+        print(f"classification accuracy {result['accuracy']:.3f}")
+    heading = " " * 34 + "---------- utterance ---------- ----------- system -----------\n" + " " * 34 + f"{'MSE':>8}{'LCC':>8}{'SRCC':>8}{'KTAU':>8}" * 2
+    print(f"\nthe real Track 3, published: other clips, not to be compared with the rows below\n{heading}")
+    for label, levels in PUBLISHED.items():
+        print(line(label, (*levels["utterance"], *levels["system"])))
+    name = result["backbone"]["name"]
+    print(f"\n{run} on {result['data']}: {result['clips']} test clips, {result['systems']} systems, backbone {name}"
+          + (" - a STAND-IN, not the paper's wav2vec2" if name == "logmel" else "") + f"\n{heading}")
+    for label, numbers in result["reference"].items():
+        print(line(label, eight(numbers)))
+    print(line("this run", eight(result)))
+    for side, label in enumerate(("  95 % interval from", "  to")):
+        print(line(label, [result["interval_95"][level][name][side] for level in ("utterance", "system") for name in moemos.METRICS]))
+    if result["undefined"]:
+        print(f"LCC, SRCC and KTAU are undefined (nan): {result['undefined']}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Evaluates a run of train.py: the eight numbers, with intervals and references.")
+    parser.add_argument("run", nargs="?", default="runs/default", help="folder of the run (default: %(default)s)")
+    parser.add_argument("--device", default="", help="cpu, cuda, ...; not given: the accelerator if there is one")
+    arguments = parser.parse_args()
+    try:
+        evaluate(arguments.run, arguments.device)
+    except InputError as error:
+        print(f"evaluate.py: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

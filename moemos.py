@@ -1,0 +1,349 @@
+"""The method of arXiv 2507.06116, "Speech Quality Assessment Model Based on Mixture of Experts".
+
+In the order of the data's way through it: backbone, feature fusion, mixture of experts and the two
+heads (section III.B), the losses (III.C), the metrics (IV). The schedule (III.E) is in train.py, the
+clips (III.D) are in data.py. What the paper does not state is marked "ours", with the reason.
+
+Letters, here and in the other modules:
+    B clips   F frames   T samples   L layers   D feature width   E experts   H hidden width   C classes
+"""
+
+import hashlib
+import inspect
+import socket
+from typing import NamedTuple
+
+try:
+    import torch
+    import torchaudio
+except (ImportError, OSError, RuntimeError) as error:  # the traceback of a mismatched pair speaks of CUDA and helps nobody
+    raise SystemExit("torch and torchaudio must be installed as the pair that requirements.txt pins: "
+                     f"pip install -r requirements.txt ({type(error).__name__}: {str(error).splitlines()[0]})")
+
+import numpy as np
+import torch.nn.functional as F
+from scipy.stats import rankdata
+from torch import nn
+
+SAMPLE_RATE = 16000      # what every wav2vec2 bundle was trained on; clips are resampled to it
+MIN_SAMPLES = 400        # 25 ms, the receptive field of one wav2vec2 frame
+PAPER_BACKBONE = "WAV2VEC2_BASE"  # "wav2vec2" is the paper's (III.B); the size is ours: the smallest
+STALL_SECONDS = 30.0     # a download that is silent for so long is given up
+
+
+class InputError(ValueError):
+    """Something handed in cannot be used; the text is one sentence that says what and what to do."""
+
+
+class WeightsUnavailable(InputError):
+    """The weights of a bundle are neither on this machine nor to be downloaded."""
+
+
+def device(name=""):
+    """The device of that name, tried; without a name the accelerator if there is one, else the CPU. Raises InputError."""
+    name = name or torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {name} cannot be used here ({str(error).splitlines()[0]})") from None
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Backbone: waveform -> frames of every layer, frozen (section III.B)
+
+class LogMel(nn.Module):
+    """A stand-in for a wav2vec2 network on machines without its weights (ours): it hears spectra, no speech.
+
+    Its three "layers" are the log-mel spectrum and its first and second differences over time.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.mel = torchaudio.transforms.MelSpectrogram(SAMPLE_RATE, n_fft=512, win_length=400, hop_length=160, n_mels=80)
+
+    def extract_features(self, waveforms):
+        """(1, T) -> (three tensors (1, F, D), None), as torchaudio's networks do; 100 frames a second."""
+        log = (self.mel(waveforms) + 1e-6).log()  # the floor lies below 16-bit rounding noise
+        delta = torchaudio.functional.compute_deltas(log)
+        layers = (log, delta, torchaudio.functional.compute_deltas(delta))
+        return [layer.transpose(1, 2) for layer in layers], None
+
+
+class Backbone:
+    """A frozen network, not an nn.Module: no parent's .train() or .parameters() can reach into it.
+
+    name, layers (L), width (D); identity: hex digest of its weights (and of LogMel's code).
+    """
+
+    def __init__(self, name, network, device="cpu"):
+        self.name, self.device = name, device
+        self.network = network.eval().requires_grad_(False).to(device)
+        digest = hashlib.sha256(inspect.getsource(LogMel).encode() if name == "logmel" else b"")
+        for key, tensor in network.state_dict().items():
+            digest.update(key.encode() + tensor.cpu().numpy().tobytes())
+        self.identity = digest.hexdigest()
+        self.layers, _, self.width = self.extract(torch.zeros(SAMPLE_RATE)).shape
+
+    @torch.no_grad()
+    def extract(self, waveform):
+        """(T,) float32 at 16 kHz -> (L, F, D). One clip, unpadded: group norm over time and waveform
+        normalisation make the features of a padded or batched clip depend on its neighbours."""
+        if waveform.dim() != 1 or len(waveform) < MIN_SAMPLES:
+            raise InputError(f"a waveform must be (T,) with T >= {MIN_SAMPLES} (25 ms), not {tuple(waveform.shape)}")
+        layers, _ = self.network.extract_features(waveform[None].to(self.device))
+        return torch.cat(layers)  # L x (1, F, D) -> (L, F, D)
+
+
+def bundles():
+    """Name -> torchaudio bundle, of all self-supervised ones (those fine-tuned to recognise speech are left out)."""
+    pipelines = torchaudio.pipelines
+    return {name: bundle for name, bundle in vars(pipelines).items()
+            if isinstance(bundle, pipelines.Wav2Vec2Bundle) and not isinstance(bundle, pipelines.Wav2Vec2ASRBundle)}
+
+
+def load_backbone(name, device="cpu"):
+    """A torchaudio bundle by name, or "logmel". Weights come from torch.hub's folder or are downloaded into it.
+
+    Raises InputError for a name that does not exist or a damaged file of weights, WeightsUnavailable
+    where they can be neither found nor downloaded.
+    """
+    if name == "logmel":
+        return Backbone(name, LogMel(), device)
+    if name not in bundles():
+        raise InputError(f"there is no backbone {name!r}; choose one of logmel, {', '.join(bundles())}")
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(STALL_SECONDS)  # torch.hub sets none
+    try:
+        network = bundles()[name].get_model(dl_kwargs={"progress": False})
+    except OSError as error:
+        raise WeightsUnavailable(f"the weights of {name} are not in {torch.hub.get_dir()}/checkpoints and could not be "
+                                 f"downloaded ({error}); put them there or use --backbone logmel") from error
+    except Exception as error:
+        raise InputError(f"the weights of {name} in {torch.hub.get_dir()}/checkpoints are damaged or of another network "
+                         f"({str(error).splitlines()[0]}); delete the file to have it downloaded again") from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+    return Backbone(name, network, device)
+
+
+def pool_statistics(frames):
+    """(L, F, D) -> (L, 2D): mean and standard deviation over time. Ours: all that a clip's score needs
+    of 1.8 MB of frames a second is 74 kB a clip, which can be kept on disk."""
+    return torch.cat([frames.mean(1), frames.std(1, correction=0)], dim=1)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Feature fusion: statistics of every layer -> one vector a clip (III.B; its inside is ours)
+
+class FeatureFusion(nn.Module):
+    """Each layer normalised, then summed with learned softmax weights.
+
+    Normalised twice, because layers differ in scale and so do the features within one: layer norm of
+    the clip's own statistics, then centre and scale of the training clips (set_statistics; fixed).
+    """
+
+    def __init__(self, layers, width):
+        super().__init__()
+        self.layer_logits = nn.Parameter(torch.zeros(layers))
+        self.register_buffer("center", torch.zeros(layers, 2 * width))
+        self.register_buffer("scale", torch.ones(layers, 2 * width))
+
+    def set_statistics(self, features):
+        """features: (clips, L, 2D) of the training clips."""
+        normal = F.layer_norm(features, features.shape[-1:])
+        self.center.copy_(normal.mean(0))
+        self.scale.copy_(normal.std(0, correction=0).clamp_min(1e-3))
+
+    def weights(self):
+        """(L,), positive, sums to one."""
+        return self.layer_logits.softmax(0)
+
+    def forward(self, features):                                      # (B, L, 2D)
+        normal = F.layer_norm(features, features.shape[-1:])
+        normal = (normal - self.center) / self.scale
+        return torch.einsum("l,bld->bd", self.weights(), normal)      # (B, 2D)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Mixture of experts and the two heads (section III.B)
+
+class Output(NamedTuple):
+    mos: torch.Tensor      # (B,) on the 1-5 scale, never clamped
+    logits: torch.Tensor   # (B, C) of the synthesis model
+    gates: torch.Tensor    # (B, E) rows sum to one
+    experts: torch.Tensor  # (B, E, H) what each expert says
+
+
+class MixtureOfExperts(nn.Module):
+    """y = sum_i g_i(x) E_i(x), the paper's combination, with a softmax gate over all experts: no top-k.
+
+    Each expert is a small MLP of its own (2D -> H -> H); the paper gives no widths. All experts are one
+    batched product. Each is drawn independently: copies of one another would never become different.
+    """
+
+    def __init__(self, inputs, experts, hidden, dropout):
+        super().__init__()
+        self.gate = nn.Linear(inputs, experts)  # "lightweight": one layer, ours
+        self.w1, self.b1 = nn.Parameter(torch.empty(experts, inputs, hidden)), nn.Parameter(torch.zeros(experts, hidden))
+        self.w2, self.b2 = nn.Parameter(torch.empty(experts, hidden, hidden)), nn.Parameter(torch.zeros(experts, hidden))
+        for w in (self.w1, self.w2):
+            nn.init.normal_(w, std=w.shape[1] ** -0.5)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x):                                                       # (B, 2D)
+        gates = self.gate(x).softmax(1)                                         # (B, E)
+        hidden = F.gelu(torch.einsum("bi,eih->beh", x, self.w1) + self.b1)      # (B, E, H)
+        experts = torch.einsum("beh,ehk->bek", self.dropout(hidden), self.w2) + self.b2
+        z = torch.einsum("be,beh->bh", gates, experts)                          # (B, H)
+        return z, gates, experts
+
+
+class MoEMOS(nn.Module):
+    """Statistics of a frozen backbone -> MOS and synthesis model; all that is trained.
+
+    layers, width: the backbone's L and D. classes: C. middle: of the rating scale, where the MOS head
+    starts (ours: from 0 a learning rate of 1e-4 would spend a stage on climbing).
+    """
+
+    def __init__(self, layers, width, classes, experts=4, hidden=64, dropout=0.2, middle=3.0):
+        super().__init__()
+        self.fusion = FeatureFusion(layers, width)
+        self.dropout = nn.Dropout(dropout)
+        self.moe = MixtureOfExperts(2 * width, experts, hidden, dropout)
+        self.mos_head = nn.Linear(hidden, 1)
+        self.class_head = nn.Linear(hidden, classes)
+        nn.init.constant_(self.mos_head.bias, middle)
+
+    def forward(self, features):                           # (B, L, 2D)
+        x = self.dropout(self.fusion(features))            # (B, 2D)
+        z, gates, experts = self.moe(x)                    # (B, H), (B, E), (B, E, H)
+        mos = self.mos_head(z).squeeze(1)                  # (B,)
+        return Output(mos, self.class_head(z), gates, experts)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Losses (section III.C; the equations of the two regularisers are ours, after SpeechMoE, arXiv 2105.03036)
+
+def mos_loss(predicted, mos, beta=1.0):
+    """Smooth L1 over the clips that have a MOS, all (B,); NaN = none. 0 where no clip has one.
+
+    d^2 / (2 beta) where |d| < beta, else |d| - beta / 2.
+    """
+    known = ~mos.isnan()
+    return F.smooth_l1_loss(predicted[known], mos[known], beta=beta, reduction="sum") / known.sum().clamp_min(1)
+
+
+def classification_loss(logits, model):
+    """Cross entropy of (B, C) against (B,) int; -1 = of no known class. 0 where no clip has one."""
+    return F.cross_entropy(logits, model, ignore_index=-1, reduction="sum") / (model >= 0).sum().clamp_min(1)
+
+
+def diversity_loss(gates):
+    """E sum_j p_j^2 with p = mean_b g_b of (B, E) gates: 1 when the experts share the work, E when one does all.
+
+    SpeechMoE's mean importance loss, there "to improve the diversity of gate values".
+    """
+    return gates.shape[1] * gates.mean(0).square().sum()
+
+
+def sparsity_loss(gates):
+    """1/B sum_b || g_b / ||g_b||_2 ||_1 of (B, E) gates: 1 when a clip has one expert, sqrt(E) when it has all alike.
+
+    SpeechMoE's sparsity L1 loss. Without the L2 norm it would be constant: a softmax sums to one.
+    """
+    return (gates.sum(1) / gates.norm(dim=1)).mean()
+
+
+def losses(output, mos, model, alpha, beta, lambda_1=0.15, lambda_2=0.15, smooth_l1_beta=1.0):
+    """Every term and their weighted "total", as a dict of scalars.
+
+    mos (B,) float, NaN = the clip has none; model (B,) int, -1 = the clip has none.
+    The lambdas' defaults are those of SpeechMoE's authors; alpha and beta come from the stage.
+    """
+    if not mos.shape == model.shape == output.mos.shape:  # (B, 1) against (B,) would broadcast to (B, B)
+        raise ValueError(f"mos {tuple(mos.shape)} and model {tuple(model.shape)} must both be {tuple(output.mos.shape)}")
+    terms = {
+        "mos": mos_loss(output.mos, mos, smooth_l1_beta),
+        "classification": classification_loss(output.logits, model),
+        "diversity": diversity_loss(output.gates),
+        "sparsity": sparsity_loss(output.gates),
+    }
+    terms["total"] = (alpha * terms["mos"] + beta * terms["classification"]
+                      + lambda_1 * terms["diversity"] + lambda_2 * terms["sparsity"])
+    return terms
+
+
+def gate_entropies(gates):
+    """(B, E) -> mean entropy of a clip's gates, entropy of the mean gate; in nats, at most log E.
+
+    Both low: collapse, one expert does all. Low and high: specialised. Both high: the gate does not choose.
+    """
+    return torch.special.entr(gates).sum(1).mean(), torch.special.entr(gates.mean(0)).sum()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Metrics (section IV): in float64, over all clips or all systems at once, never averaged over batches
+
+def mse(predicted, true):
+    """mean (p - t)^2"""
+    p, t = _pair(predicted, true)
+    return float(np.mean((p - t) ** 2)) if len(p) else float("nan")
+
+
+def lcc(predicted, true):
+    """Pearson: cov(p, t) / (sd(p) sd(t)); NaN where undefined() says why."""
+    p, t = _pair(predicted, true)
+    if undefined(p, t):
+        return float("nan")
+    p, t = p - p.mean(), t - t.mean()
+    return float(np.sum(p * t) / np.sqrt(np.sum(p ** 2) * np.sum(t ** 2)))
+
+
+def srcc(predicted, true):
+    """Spearman: Pearson of the ranks, ties share their mean rank; NaN where undefined() says why."""
+    p, t = _pair(predicted, true)
+    return float("nan") if undefined(p, t) else lcc(rankdata(p), rankdata(t))
+
+
+def ktau(predicted, true):
+    """Kendall's tau-b: (concordant - discordant pairs) / sqrt(pairs untied in p * pairs untied in t)."""
+    p, t = _pair(predicted, true)
+    if undefined(p, t):
+        return float("nan")
+    sign_p, sign_t = np.sign(p[:, None] - p), np.sign(t[:, None] - t)  # (n, n): each pair twice
+    return float(np.sum(sign_p * sign_t) / np.sqrt(np.sum(sign_p ** 2) * np.sum(sign_t ** 2)))
+
+
+def undefined(predicted, true):
+    """Why LCC, SRCC and KTAU do not exist, or "" where they do."""
+    p, t = _pair(predicted, true)
+    if len(p) < 2:
+        return f"{len(p)} values, two are needed"
+    if not (np.isfinite(p).all() and np.isfinite(t).all()):
+        return "a value is not finite"
+    for values, name in ((p, "predictions"), (t, "true scores")):
+        if np.ptp(values) <= 1e-9 * np.abs(values).max():  # equal means differ in their last bits
+            return f"the {name} are all equal"
+    return ""
+
+
+def _pair(predicted, true):
+    p, t = np.asarray(predicted, np.float64), np.asarray(true, np.float64)
+    if p.shape != t.shape or p.ndim != 1:
+        raise ValueError(f"predicted and true must be two (n,) of one length, not {p.shape} and {t.shape}")
+    return p, t
+
+
+METRICS = {"MSE": mse, "LCC": lcc, "SRCC": srcc, "KTAU": ktau}
+
+
+def system_means(values, system):
+    """(n,) values and their systems -> one plain mean a system, in the order of the systems' names (IV)."""
+    values, system = np.asarray(values, np.float64), np.asarray(system)
+    return np.array([values[system == name].mean() for name in np.unique(system)])
+
+
+def metrics(predicted, true, system):
+    """The eight numbers: {"utterance": {"MSE": ..., "LCC", "SRCC", "KTAU"}, "system": {the same}}."""
+    levels = {"utterance": (predicted, true), "system": (system_means(predicted, system), system_means(true, system))}
+    return {level: {name: metric(*pair) for name, metric in METRICS.items()} for level, pair in levels.items()}

@@ -1,0 +1,244 @@
+"""Training: arXiv 2507.06116 section III.E, three stages over features of a frozen backbone.
+
+    python train.py                                simulates a corpus if there is none, trains, writes runs/default/
+    python train.py --data DIR --out runs/mine     clips and ratings of your own
+    python train.py --help                         every setting and where it comes from
+
+Letters of dimensions: see moemos.py. A constant is the paper's where its section is named, else "ours".
+"""
+
+import argparse
+import csv
+import io
+import json
+import math
+import sys
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+import data
+import moemos
+from moemos import InputError
+
+
+class Stage(NamedTuple):
+    name: str
+    epochs: int          # ours: the paper gives none
+    lr: float            # peak; annealed to 0 within the stage by a cosine
+    alpha_start: float   # weight of the MOS loss, moving linearly over the stage; beta = 1 - alpha
+    alpha_end: float
+
+
+STAGES = (  # III.E
+    Stage("classification", 60, 1e-4, 0.0, 0.0),  # lr: paper
+    Stage("joint", 60, 3e-3, 0.3, 0.7),           # alpha: paper; lr ours: by validation, as is all that is ours here
+    Stage("mos", 20, 1e-5, 0.9, 0.9),             # lr, alpha: paper
+)
+CLIP_NORM = 1.0  # III.E, gradient clipping
+
+
+def option(default, help, choices=None, least=None):
+    return field(default=default, metadata={"help": help, "choices": choices, "least": least})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting; each is an option of the command line under the same name."""
+    data: str = option("corpus", "folder with ratings.csv; the default one is simulated where it is missing")
+    backbone: str = option("", "a torchaudio bundle or logmel; not given: WAV2VEC2_BASE if it can be had, else logmel")
+    out: str = option("runs/default", "folder of the run")
+    cache: str = option("cache", "folder of the features")
+    device: str = option("", "cpu, cuda, ...; not given: the accelerator if there is one")
+    seed: int = option(0, "of everything that is random in training", least=0)
+    experts: int = option(4, "N of III.B; ours: the paper gives none", least=1)
+    hidden: int = option(64, "width H of an expert; ours", least=1)
+    dropout: float = option(0.5, "on the fused features and inside the experts; ours", least=0)
+    auxiliary: str = option("model", "the second task: the synthesis model (III.C), or none", choices=("model", "none"))
+    augmentation: str = option("yes", "train on clips without MOS too (III.D)", choices=("yes", "no"))
+    batch_size: int = option(32, "ours", least=1)
+    weight_decay: float = option(0.01, "of AdamW; ours: its default", least=0)
+    lambda_1: float = option(0.02, "weight of diversity (III.B); ours", least=0)
+    lambda_2: float = option(0.02, "weight of sparsity (III.B); ours", least=0)
+    smooth_l1_beta: float = option(1.0, "where smooth L1 turns linear, in MOS; ours: its default", least=0)
+    epochs: int = option(0, "of each stage, for quick trials; 0: those of STAGES", least=0)
+
+
+def check(config):
+    """Raises InputError for a setting that cannot work."""
+    for setting in fields(Config):
+        value, least, choices = getattr(config, setting.name), setting.metadata["least"], setting.metadata["choices"]
+        if (least is not None and not least <= value < math.inf) or (choices and value not in choices):
+            raise InputError(f"--{setting.name} {value}: must be {'one of ' + ', '.join(choices) if choices else f'at least {least}'}")
+
+
+def learning_rate(step, steps, peak):
+    """Cosine annealing (III.E): peak at step 0, 0 at step == steps. Of the step alone, so no optimiser remembers it."""
+    return 0.5 * peak * (1 + math.cos(math.pi * step / steps))
+
+
+def alpha(step, steps, start, end):
+    """Weight of the MOS loss: start at step 0, end at the last step, linear between (the shape is ours)."""
+    return start + (end - start) * min(step / max(steps - 1, 1), 1.0)
+
+
+class Clips(NamedTuple):
+    features: torch.Tensor  # (clips, L, 2D)
+    mos: torch.Tensor       # (clips,), NaN without MOS
+    model: torch.Tensor     # (clips,) index of its class
+
+
+SCREEN = {  # column of log.csv: heading, width and format on the screen
+    "epoch": ("epoch", 5, "d"), "lr": ("lr", 7, ".1e"), "alpha": ("alpha", 5, ".2f"), "total": ("total", 5, ".2f"),
+    "mos": ("mos", 5, ".3f"), "classification": ("class", 5, ".2f"), "diversity": ("div", 4, ".2f"), "sparsity": ("spar", 4, ".2f"),
+    "grad_norm": ("norm", 4, ".1f"), "gate_entropy": ("H(g)", 4, ".2f"), "mean_gate_entropy": ("H(p)", 4, ".2f"),
+    "val_mse": ("vMSE", 5, ".3f"), "val_lcc": ("vLCC", 5, ".3f"), "val_srcc": ("vSRCC", 5, ".3f"), "val_accuracy": ("vacc", 4, ".2f"),
+}
+
+
+def run_stage(model, stage, config, clips, validation, log):
+    """Trains model on clips for one stage, and hands log() a dict after each epoch.
+
+    Raises FloatingPointError, saying where, for a loss that is not finite.
+    """
+    model.mos_head.requires_grad_(stage.alpha_end > 0)  # a gradient of 0 would not keep weight decay off it
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], weight_decay=config.weight_decay)
+    batches = math.ceil(len(clips.mos) / config.batch_size)
+    for epoch in range(stage.epochs):
+        model.train()
+        sums, gates = {}, []
+        for i, rows in enumerate(torch.randperm(len(clips.mos)).to(clips.mos.device).split(config.batch_size)):
+            step, steps = epoch * batches + i, stage.epochs * batches
+            lr = learning_rate(step, steps, stage.lr)
+            a = alpha(step, steps, stage.alpha_start, stage.alpha_end)
+            b = 1 - a if config.auxiliary == "model" else 0.0
+            optimiser.param_groups[0]["lr"] = lr
+
+            output = model(clips.features[rows])
+            terms = moemos.losses(output, clips.mos[rows], clips.model[rows], alpha=a, beta=b, lambda_1=config.lambda_1,
+                                  lambda_2=config.lambda_2, smooth_l1_beta=config.smooth_l1_beta)
+            if not terms["total"].isfinite():
+                raise FloatingPointError(f"the loss is not finite in stage {stage.name}, epoch {epoch + 1}, step {i + 1}: "
+                                         + ", ".join(f"{name} {term.item():.4g}" for name, term in terms.items()))
+            optimiser.zero_grad()
+            terms["total"].backward()
+            terms["grad_norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)  # the one before clipping
+            optimiser.step()
+
+            for name, term in terms.items():
+                sums[name] = sums.get(name, 0.0) + term.item()
+            gates.append(output.gates.detach())
+        gates = torch.cat(gates)
+        entropy, mean_entropy = moemos.gate_entropies(gates)
+        log({"stage": stage.name, "epoch": epoch + 1, "lr": lr, "alpha": a, **{name: total / batches for name, total in sums.items()},
+             "gate_entropy": entropy.item(), "mean_gate_entropy": mean_entropy.item(),
+             **{f"gate_{e + 1}": use for e, use in enumerate(gates.mean(0).tolist())}, **validate(model, validation)})
+
+
+@torch.no_grad()
+def validate(model, clips):
+    model.eval()
+    output = model(clips.features)
+    rated = ~clips.mos.isnan()
+    predicted, mos = output.mos[rated].cpu(), clips.mos[rated].cpu()
+    return {"val_mse": moemos.mse(predicted, mos), "val_lcc": moemos.lcc(predicted, mos), "val_srcc": moemos.srcc(predicted, mos),
+            "val_accuracy": (output.logits.argmax(1) == clips.model).float().mean().item()}
+
+
+def default_backbone(device):
+    """The paper's bundle, or with a warning that cannot be missed the stand-in, where no --backbone is given."""
+    try:
+        return moemos.load_backbone(moemos.PAPER_BACKBONE, device)
+    except moemos.WeightsUnavailable as error:
+        line = "!" * 100
+        print(f"{line}\nWARNING: {error}.\nUsing logmel, a stand-in that hears spectra only: "
+              f"the results are NOT those of the paper's method.\n{line}", file=sys.stderr)
+        return moemos.load_backbone("logmel", device)
+
+
+def train(config, stages=STAGES):
+    """Trains as config says and writes model.pt, config.json and log.csv into config.out; returns the model.
+
+    Raises InputError for whatever cannot be used, before any work that it would spoil.
+    """
+    check(config)
+    device = moemos.device(config.device)
+    if config.data == Config.data and not Path(config.data).exists():
+        print(f"{config.data}/ is missing: simulating it (python data.py --out {config.data})")
+        data.simulate(config.data, 0)
+    clips = [clip for clip in data.read_manifest(config.data)
+             if clip.split == "train" and (clip.ratings or config.augmentation == "yes")]
+    if sum(bool(clip.ratings) for clip in clips) < 2:
+        raise InputError(f"{config.data}: fewer than two training clips with ratings")
+    backbone = moemos.load_backbone(config.backbone, device) if config.backbone else default_backbone(device)
+    config = replace(config, backbone=backbone.name)
+    features = data.features(clips, backbone, config.cache)
+
+    torch.manual_seed(config.seed)
+    classes = sorted({clip.model for clip in clips})
+    everything = Clips(features.to(device), torch.tensor([clip.mos for clip in clips], device=device),
+                       torch.tensor([classes.index(clip.model) for clip in clips], device=device))
+    order = torch.randperm(len(clips)).to(device)
+    held_out = max(len(clips) // 10, 1)
+    validation, training = (Clips(*(tensor[rows] for tensor in everything)) for rows in (order[:held_out], order[held_out:]))
+    model = moemos.MoEMOS(backbone.layers, backbone.width, len(classes), config.experts, config.hidden, config.dropout).to(device)
+    model.fusion.set_statistics(training.features)
+    model.class_head.requires_grad_(config.auxiliary == "model")
+
+    print(f"{len(training.mos)} clips to train on, {int((~training.mos.isnan()).sum())} with MOS; {held_out} held out; "
+          f"{len(classes)} classes; backbone {backbone.name} on {device}")
+    rows = []
+
+    def log(row):
+        if row["epoch"] == 1:
+            print(f"stage {row['stage']}\n" + " ".join(f"{name:>{width}}" for name, width, _ in SCREEN.values()) + "  gates %")
+        rows.append(row)
+        print(" ".join(f"{row[column]:{width}{form}}" for column, (_, width, form) in SCREEN.items()),
+              "", *(f"{100 * row[f'gate_{e + 1}']:2.0f}" for e in range(config.experts)))
+
+    for stage in stages:
+        if stage.alpha_end > 0 or config.auxiliary == "model":  # stage 1 has nothing to learn without the second task
+            run_stage(model, stage._replace(epochs=config.epochs or stage.epochs), config, training, validation, log)
+
+    write_run(config, model, classes, backbone, rows)
+    return model
+
+
+def write_run(config, model, classes, backbone, rows):
+    """Writes log.csv, config.json and, last, model.pt: the head as plain tensors and values, without places on this machine."""
+    out = Path(config.out)
+    text = io.StringIO()
+    table = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    data.write_atomically(out / "log.csv", text.getvalue().encode())
+    data.write_atomically(out / "config.json", (json.dumps(asdict(config), indent=2) + "\n").encode())
+    checkpoint = io.BytesIO()  # saved by name, the file would hold that name
+    torch.save({"weights": {name: tensor.cpu() for name, tensor in model.state_dict().items()},
+                "config": {name: value for name, value in asdict(config).items() if name not in ("out", "cache")},
+                "classes": classes,
+                "backbone": {"name": backbone.name, "identity": backbone.identity, "layers": backbone.layers, "width": backbone.width}},
+               checkpoint)
+    data.write_atomically(out / "model.pt", checkpoint.getvalue())
+    print(f"wrote {out}/model.pt, config.json, log.csv")
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Trains the speech quality predictor of arXiv 2507.06116.")
+    for setting in fields(Config):
+        parser.add_argument(f"--{setting.name}", type=setting.type, default=setting.default, choices=setting.metadata["choices"],
+                            metavar=None if setting.metadata["choices"] else setting.type.__name__.upper(),
+                            help=f"{setting.metadata['help']} (default: {setting.default!r})")
+    try:
+        train(Config(**vars(parser.parse_args())))
+    except FloatingPointError as error:
+        sys.exit(f"train.py: {error}")
+    except InputError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
