@@ -1,0 +1,574 @@
+"""Tests as oracles: a number worked out by hand, a plain loop, scipy's function, or a property. None downloads."""
+
+import csv
+import dataclasses
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from scipy.io import wavfile
+
+import data
+import evaluate
+import moemos
+import train
+
+pytestmark = pytest.mark.filterwarnings("error")
+HERE = Path(__file__).resolve().parent
+REAL_CLIPS = HERE.parent / "shared" / "data" / "p835_wb16k"
+nan = float("nan")
+
+
+def table(path):
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def some_output(clips=6, classes=3, experts=4, seed=0):
+    torch.manual_seed(seed)
+    model = moemos.MoEMOS(layers=3, width=5, classes=classes, experts=experts, hidden=7).eval()
+    return model, model(torch.randn(clips, 3, 10))
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("simulated") / "corpus"
+    data.simulate(directory, 101)
+    return directory
+
+
+# -- model ------------------------------------------------------------------------------------------------
+
+def test_mixture_is_the_gated_sum_of_the_experts_as_a_plain_loop_computes_it():
+    torch.manual_seed(1)
+    moe = moemos.MixtureOfExperts(10, experts=3, hidden=7, dropout=0.5).eval()
+    x = torch.randn(4, 10)
+    z, gates, experts = moe(x)
+    for b in range(4):
+        scores = moe.gate.weight @ x[b] + moe.gate.bias
+        g = scores.exp() / scores.exp().sum()
+        y = torch.zeros(7)
+        for e in range(3):
+            hidden = torch.nn.functional.gelu(x[b] @ moe.w1[e] + moe.b1[e])
+            expert = hidden @ moe.w2[e] + moe.b2[e]
+            torch.testing.assert_close(experts[b, e], expert)
+            y = y + g[e] * expert
+        torch.testing.assert_close(gates[b], g)
+        torch.testing.assert_close(z[b], y)
+
+
+def test_experts_are_drawn_independently():
+    moe = moemos.MixtureOfExperts(10, experts=4, hidden=7, dropout=0.0)
+    assert all(not torch.equal(moe.w1[i], moe.w1[j]) for i in range(4) for j in range(i))
+
+
+def test_output_shapes_and_gates_sum_to_one():
+    _, output = some_output()
+    assert [tuple(part.shape) for part in output] == [(6,), (6, 3), (6, 4), (6, 4, 7)]
+    torch.testing.assert_close(output.gates.sum(1), torch.ones(6))
+
+
+def test_fusion_is_a_softmax_weighted_sum_of_normalised_layers():
+    fusion = moemos.FeatureFusion(3, 5)
+    fusion.layer_logits.data = torch.tensor([0.0, 1.0, 2.0])
+    features = torch.randn(4, 3, 10)
+    weights = np.exp([0, 1, 2]) / np.exp([0, 1, 2]).sum()
+    x = features.numpy()
+    normal = (x - x.mean(2, keepdims=True)) / np.sqrt(x.var(2, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(fusion(features).detach().numpy(), np.einsum("l,bld->bd", weights, normal), atol=1e-5)
+    loud = features * torch.tensor([1.0, 1000.0, 0.5])[:, None]  # a layer's scale does not matter
+    torch.testing.assert_close(fusion(loud), fusion(features), atol=1e-3, rtol=1e-3)
+
+
+def test_statistics_centre_and_scale_the_training_clips():
+    fusion = moemos.FeatureFusion(1, 5)
+    features = torch.randn(50, 1, 10)
+    fusion.set_statistics(features)
+    fused = fusion(features)
+    torch.testing.assert_close(fused.mean(0), torch.zeros(10), atol=1e-5, rtol=0)
+    torch.testing.assert_close(fused.std(0, correction=0), torch.ones(10), atol=1e-4, rtol=0)
+
+
+def test_pool_statistics_are_mean_and_population_deviation_over_time():
+    frames = torch.randn(2, 9, 5)
+    pooled = moemos.pool_statistics(frames).numpy()
+    np.testing.assert_allclose(pooled, np.concatenate([frames.numpy().mean(1), frames.numpy().std(1)], 1), atol=1e-6)
+    assert moemos.pool_statistics(frames[:, :1]).isfinite().all()
+
+
+# -- losses -----------------------------------------------------------------------------------------------
+
+def test_mos_loss_by_hand():
+    predicted, mos = torch.tensor([1.0, 2.0, 9.0]), torch.tensor([1.5, 4.0, nan])
+    assert moemos.mos_loss(predicted, mos).item() == pytest.approx((0.5 * 0.25 + 1.5) / 2)
+    assert moemos.mos_loss(predicted, mos, beta=4.0).item() == pytest.approx((0.25 / 8 + 4 / 8) / 2)
+
+
+def test_classification_loss_by_hand_and_unknown_classes_left_out():
+    logits = torch.tensor([[0.0, math.log(3)], [5.0, 1.0]])
+    assert moemos.classification_loss(logits, torch.tensor([1, -1])).item() == pytest.approx(math.log(4 / 3))
+
+
+@pytest.mark.parametrize(("gates", "diversity", "sparsity"), [
+    ([[0.25] * 4] * 3, 1.0, 2.0),                                        # all alike: balanced, not sparse
+    ([[1.0, 0, 0, 0]] * 3, 4.0, 1.0),                                    # collapse
+    (np.eye(4).tolist(), 1.0, 1.0),                                      # specialised
+    ([[0.5, 0.5], [0.9, 0.1]], 2 * (0.7 ** 2 + 0.3 ** 2), (1 / math.sqrt(0.5) + 1 / math.sqrt(0.82)) / 2),
+    ([[1.0]] * 3, 1.0, 1.0),                                             # one expert
+])
+def test_regularisers_by_hand(gates, diversity, sparsity):
+    gates = torch.tensor(gates)
+    assert moemos.diversity_loss(gates).item() == pytest.approx(diversity, rel=1e-6)
+    assert moemos.sparsity_loss(gates).item() == pytest.approx(sparsity, rel=1e-6)
+
+
+def test_diversity_is_one_plus_the_squared_coefficient_of_variation_of_importance():
+    gates = torch.randn(20, 6).softmax(1)
+    importance = gates.sum(0).numpy()
+    assert moemos.diversity_loss(gates).item() == pytest.approx(1 + importance.var() / importance.mean() ** 2, rel=1e-5)
+
+
+def test_total_is_the_weighted_sum():
+    _, output = some_output()
+    terms = moemos.losses(output, torch.tensor([1.0, 2, 3, 4, 5, nan]), torch.tensor([0, 1, 2, 0, 1, 2]),
+                          alpha=0.3, beta=0.7, lambda_1=0.11, lambda_2=0.13)
+    assert terms["total"].item() == pytest.approx(0.3 * terms["mos"].item() + 0.7 * terms["classification"].item()
+                                                  + 0.11 * terms["diversity"].item() + 0.13 * terms["sparsity"].item())
+
+
+@pytest.mark.parametrize("experts", [1, 4])
+def test_gradients_are_finite_without_labels_and_with_saturated_gates(experts):
+    model, _ = some_output(experts=experts)
+    model.moe.gate.weight.data *= 1e4
+    output = model(torch.randn(6, 3, 10))
+    terms = moemos.losses(output, torch.full((6,), nan), torch.full((6,), -1), alpha=0.5, beta=0.5)
+    terms["total"].backward()
+    assert terms["mos"] == terms["classification"] == 0
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_clips_without_mos_give_the_mos_head_no_gradient_but_the_classifier_one():
+    model, _ = some_output()
+    output = model(torch.randn(6, 3, 10))
+    moemos.losses(output, torch.full((6,), nan), torch.zeros(6, dtype=torch.long), alpha=0.5, beta=0.5)["total"].backward()
+    assert model.mos_head.weight.grad.abs().sum() == 0
+    assert model.class_head.weight.grad.abs().sum() > 0
+
+
+def test_losses_refuse_shapes_that_would_broadcast():
+    _, output = some_output()
+    with pytest.raises(ValueError, match="must both be"):
+        moemos.losses(output, torch.ones(6, 1), torch.zeros(6, dtype=torch.long), alpha=1, beta=0)
+
+
+def test_gate_entropies_tell_collapse_from_specialisation():
+    assert [round(h.item(), 6) for h in moemos.gate_entropies(torch.tensor([[1.0, 0.0]] * 4))] == [0, 0]
+    assert [h.item() for h in moemos.gate_entropies(torch.eye(4))] == pytest.approx([0, math.log(4)])
+    assert [h.item() for h in moemos.gate_entropies(torch.full((3, 4), 0.25))] == pytest.approx([math.log(4)] * 2)
+
+
+# -- metrics ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_metrics_agree_with_scipy(ties):
+    rng = np.random.default_rng(0)
+    p, t = rng.normal(size=40), rng.normal(size=40)
+    if ties:
+        p, t = p.round(), t.round()
+    assert moemos.mse(p, t) == pytest.approx(np.square(p - t).mean())
+    assert moemos.lcc(p, t) == pytest.approx(scipy.stats.pearsonr(p, t)[0])
+    assert moemos.srcc(p, t) == pytest.approx(scipy.stats.spearmanr(p, t)[0])
+    assert moemos.ktau(p, t) == pytest.approx(scipy.stats.kendalltau(p, t)[0])
+
+
+def test_metrics_by_hand():
+    p, t = [1, 2, 3, 4], [1, 3, 2, 4]
+    assert (moemos.mse(p, t), moemos.lcc(p, t), moemos.srcc(p, t)) == pytest.approx((0.5, 0.8, 0.8))
+    assert moemos.ktau(p, t) == pytest.approx(4 / 6)
+
+
+@pytest.mark.parametrize(("p", "t", "why"), [([3, 3, 3], [1, 2, 3], "predictions are all equal"), ([1, 2], [4, 4], "true scores are all equal"),
+                                             ([1], [2], "two are needed"), ([], [], "two are needed"), ([1, nan], [1, 2], "not finite")])
+def test_undefined_correlations_are_nan_with_a_reason(p, t, why):
+    assert why in moemos.undefined(p, t)
+    assert all(math.isnan(metric(p, t)) for metric in (moemos.lcc, moemos.srcc, moemos.ktau))
+
+
+def test_system_level_is_the_plain_mean_of_a_systems_clips():
+    result = moemos.metrics([1, 3, 5, 5], [2, 2, 4, 4.5], ["a", "a", "b", "c"])
+    assert result["system"]["MSE"] == pytest.approx((0 + 1 + 0.25) / 3)
+    assert result["utterance"]["MSE"] == pytest.approx((1 + 1 + 1 + 0.25) / 4)
+
+
+# -- schedule ---------------------------------------------------------------------------------------------
+
+def test_stages_are_the_papers():
+    assert [(s.lr, s.alpha_start, s.alpha_end) for s in train.STAGES if s.name != "joint"] == [(1e-4, 0, 0), (1e-5, 0.9, 0.9)]
+    assert [(s.alpha_start, s.alpha_end) for s in train.STAGES if s.name == "joint"] == [(0.3, 0.7)]
+    assert [s.name for s in train.STAGES] == ["classification", "joint", "mos"]
+
+
+def test_learning_rate_is_torchs_cosine():
+    optimiser = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=0.3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=10)
+    for step in range(10):
+        assert train.learning_rate(step, 10, 0.3) == pytest.approx(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        schedule.step()
+    assert train.learning_rate(10, 10, 0.3) == pytest.approx(0)
+
+
+def test_alpha_ramps_from_start_to_end():
+    assert [train.alpha(step, 5, 0.3, 0.7) for step in range(5)] == pytest.approx([0.3, 0.4, 0.5, 0.6, 0.7])
+    assert train.alpha(0, 1, 0.9, 0.9) == 0.9
+
+
+# -- backbone ---------------------------------------------------------------------------------------------
+
+def hub_with_base_weights(folder):
+    """A hub folder with a state dict of WAV2VEC2_BASE's shape, and the network it came from."""
+    import torchaudio
+    torch.manual_seed(0)
+    bundle = torchaudio.pipelines.WAV2VEC2_BASE
+    network = torchaudio.models.wav2vec2_model(**bundle._params)
+    (folder / "checkpoints").mkdir(parents=True)
+    torch.save(network.state_dict(), folder / "checkpoints" / bundle._path)
+    return network.eval()
+
+
+def test_wav2vec2_base_is_loaded_frozen_from_the_hub_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    network = hub_with_base_weights(tmp_path)
+    backbone = moemos.load_backbone("WAV2VEC2_BASE")
+    waveform = torch.randn(8000)
+    frames = backbone.extract(waveform)
+    assert (backbone.name, backbone.layers, backbone.width, tuple(frames.shape)) == ("WAV2VEC2_BASE", 12, 768, (12, 24, 768))
+    with torch.no_grad():
+        expected = torch.cat(network.extract_features(waveform[None])[0])
+    assert torch.equal(frames, expected)
+    assert torch.equal(backbone.extract(waveform), frames)  # no dropout
+    assert not any(p.requires_grad for p in backbone.network.parameters())
+
+
+def test_logmel_has_three_layers_and_refuses_what_is_no_waveform():
+    backbone = moemos.load_backbone("logmel")
+    assert tuple(backbone.extract(torch.randn(16000)).shape) == (3, 101, backbone.width)
+    for wrong in (torch.zeros(399), torch.zeros(2, 16000)):
+        with pytest.raises(moemos.InputError, match="25 ms"):
+            backbone.extract(wrong)
+
+
+def refuse_network(*args, **kwargs):
+    raise OSError("no network in tests")
+
+
+def test_without_weights_the_default_falls_back_and_a_named_bundle_does_not(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse_network)
+    assert train.default_backbone("cpu").name == "logmel"
+    assert "WARNING" in capsys.readouterr().err
+    with pytest.raises(moemos.WeightsUnavailable, match="no network in tests"):
+        moemos.load_backbone("WAV2VEC2_BASE")
+    with pytest.raises(moemos.InputError, match="choose one of logmel.*WAVLM_BASE"):
+        moemos.load_backbone("WAV2VEC3")
+
+
+def test_damaged_weights_are_an_error_and_not_a_fallback(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "wav2vec2_fairseq_base_ls960.pth").write_bytes(b"half a download")
+    with pytest.raises(moemos.InputError, match="damaged"):
+        train.default_backbone("cpu")
+
+
+def test_a_stalled_download_is_given_up(tmp_path, monkeypatch):
+    download = torch.hub.download_url_to_file
+    with socket.create_server(("127.0.0.1", 0)) as server:  # accepts, and never answers
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/weights"
+        monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+        monkeypatch.setattr(torch.hub, "download_url_to_file", lambda _, *rest, **options: download(url, *rest, **options))
+        monkeypatch.setattr(moemos, "STALL_SECONDS", 0.3)
+        with pytest.raises(moemos.WeightsUnavailable, match="timed out"):
+            moemos.load_backbone("WAV2VEC2_BASE")
+    assert socket.getdefaulttimeout() is None
+
+
+# -- audio, manifest, features ----------------------------------------------------------------------------
+
+def tone(rate, seconds=0.5):
+    return 0.5 * np.sin(2 * np.pi * 440 * np.arange(int(rate * seconds)) / rate)
+
+
+@pytest.mark.parametrize("encode", [lambda x: np.rint(128 + 127 * x).astype(np.uint8), lambda x: np.rint(32767 * x).astype(np.int16),
+                                    lambda x: np.rint((2 ** 31 - 1) * x).astype(np.int32), np.float32, np.float64])
+@pytest.mark.parametrize("rate", [8000, 16000, 44100, 48000])
+def test_read_wav_gives_the_same_tone_from_every_encoding_and_rate(tmp_path, encode, rate):
+    wavfile.write(tmp_path / "a.wav", rate, encode(tone(rate)))
+    wave = data.read_wav(tmp_path / "a.wav")
+    assert wave.dtype == torch.float32 and wave.shape == (8000,)
+    np.testing.assert_allclose(wave[500:-500], tone(16000)[500:-500], atol=0.012)
+
+
+def test_read_wav_averages_channels_and_keeps_the_level(tmp_path):
+    wavfile.write(tmp_path / "a.wav", 16000, np.stack([tone(16000), np.zeros(8000)], 1).astype(np.float32))
+    np.testing.assert_allclose(data.read_wav(tmp_path / "a.wav"), tone(16000) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize(("content", "why"), [(b"", "not a whole WAV"), (b"ID3 this is mp3", "not a whole WAV"), (None, "cannot be read"), ("cut", "not a whole WAV"),
+                                              (np.zeros(399, np.int16), "25 ms"), (np.full(8000, np.nan, np.float32), "NaN"), (np.zeros(8000, np.int64), "int64")])
+def test_read_wav_refuses_the_rest_naming_the_file(tmp_path, content, why):
+    path = tmp_path / "bad.wav"
+    if isinstance(content, np.ndarray):
+        wavfile.write(path, 16000, content)
+    elif content == "cut":
+        wavfile.write(path, 16000, tone(16000).astype(np.float32))
+        path.write_bytes(path.read_bytes()[:-1000])
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=why) as caught:
+        data.read_wav(path)
+    assert str(path) in str(caught.value)
+
+
+def manifest(folder, rows, header="wav,split,system,model,rater,score"):
+    wavfile.write(folder / "a.wav", 16000, tone(16000).astype(np.float32))
+    wavfile.write(folder / "b.wav", 16000, -tone(16000, 0.6).astype(np.float32))
+    (folder / "ratings.csv").write_text("\n".join([header, *rows]) + "\n")
+    return folder
+
+
+def test_manifest_is_read_with_and_without_mos_and_model(tmp_path):
+    clips = data.read_manifest(manifest(tmp_path, ["a.wav,train,s,0,4", "a.wav,train,s,1,5", "b.wav,test,s,,"], "wav,split,system,rater,score"))
+    assert [(c.wav, c.split, c.system, c.model, c.ratings) for c in clips] == [("a.wav", "train", "s", "s", {"0": 4, "1": 5}), ("b.wav", "test", "s", "s", {})]
+    assert clips[0].mos == 4.5 and math.isnan(clips[1].mos)
+
+
+@pytest.mark.parametrize(("rows", "why"), [
+    ([], "no rows"), (["a.wav,train,s,m,0"], "one value for each column"), (["a.wav,dev,s,m,0,4"], "train or test"), (["c.wav,train,s,m,0,4"], "is not there"),
+    (["a.wav,train,s,m,0,4", "a.wav,test,s,m,1,4"], "row 3: a.wav stood in another split"), (["a.wav,train,s,m,0,4"] * 2, "row 3: rater '0' has rated a.wav"),
+    (["a.wav,train,s,m,0,good"], "no number"), (["a.wav,train,s,m,0,6"], "off the scale"), (["a.wav,train,s,m,0,nan"], "off the scale")])
+def test_bad_manifest_rows_are_refused_by_number(tmp_path, rows, why):
+    with pytest.raises(moemos.InputError, match=why):
+        data.read_manifest(manifest(tmp_path, rows))
+
+
+class CountingBackbone:
+    name, identity, layers, width = "counting", "x", 2, 3
+
+    def __init__(self):
+        self.lengths = []
+
+    def extract(self, waveform):
+        self.lengths.append(len(waveform))
+        return waveform[:12].view(2, 2, 3)
+
+
+def test_each_clip_goes_through_the_backbone_once_alone_and_unpadded(tmp_path):
+    clips = data.read_manifest(manifest(tmp_path, ["a.wav,train,s,m,0,4", "b.wav,train,s,m,0,4"]))
+    backbone, cache = CountingBackbone(), tmp_path / "cache"
+    first = data.features(clips, backbone, cache)
+    assert backbone.lengths == [8000, 9600]
+    assert torch.equal(first[1], moemos.pool_statistics(data.read_wav(clips[1].path)[:12].view(2, 2, 3)))
+    assert torch.equal(data.features(clips[::-1], backbone, cache).flip(0), first)
+    assert len(backbone.lengths) == 2                                          # all from the cache
+
+    next(cache.iterdir()).write_bytes(b"damaged" * 20)                         # a damaged entry is made again
+    assert torch.equal(data.features(clips, backbone, cache), first) and len(backbone.lengths) == 3
+    wavfile.write(clips[0].path, 16000, tone(16000, 0.7).astype(np.float32))   # so is a file of another content
+    data.features(clips, backbone, cache)
+    assert backbone.lengths[3:] == [11200]
+    backbone.identity = "y"                                                    # and all of another backbone
+    data.features(clips, backbone, cache)
+    assert len(backbone.lengths) == 6
+    assert not list(cache.glob("*.partial"))
+
+
+# -- simulated corpus -------------------------------------------------------------------------------------
+
+def test_corpus_has_the_make_up_of_track_3(corpus):
+    clips = data.read_manifest(corpus)
+    rated = {split: [c for c in clips if c.split == split and c.ratings] for split in ("train", "test")}
+    assert {split: len(rows) for split, rows in rated.items()} == {"train": 400, "test": 400}
+    for split, raters in (("train", range(10)), ("test", range(10, 20))):
+        assert all(sorted(map(int, c.ratings)) == list(raters) for c in rated[split])
+        counts = {system: sum(c.system == system for c in rated[split]) for system in data.CONDITIONS}
+        assert counts == {system: 5 if system[:3] == "48k" else 30 for system in data.CONDITIONS}
+    sentences = {split: {c.wav[-6:-4] for c in rows} for split, rows in rated.items()}
+    assert len(sentences["train"]) == len(sentences["test"]) == 30 and not sentences["train"] & sentences["test"]
+    unrated = [c for c in clips if not c.ratings]
+    assert len(unrated) == 400 and len({c.model for c in unrated}) == 4 and {c.split for c in unrated} == {"train"}
+    assert len({c.model for c in clips if c.split == "train"}) == 12
+    assert all(score in (1, 2, 3, 4, 5) for c in clips for score in c.ratings.values())
+    audio = [wavfile.read(c.path) for c in clips]
+    assert all(rate == int(c.system[:2]) * 1000 for c, (rate, _) in zip(clips, audio) if c.ratings)
+    seconds = np.array([len(samples) / rate for rate, samples in audio])
+    assert seconds.min() >= 1.3 and seconds.max() <= 4.0 and 2.3 < seconds.mean() < 2.7
+    for c in rated["train"]:  # level and length say nothing of the score
+        assert np.abs(audio[clips.index(c)][1]).max() > 300
+    rms = [np.log(np.std(samples)) for c, (_, samples) in zip(clips, audio) if c.ratings]
+    assert abs(moemos.lcc(rms, [c.mos for c in clips if c.ratings])) < 0.15
+
+
+def test_corpus_is_the_same_bytes_for_a_seed_and_others_for_another(corpus, tmp_path):
+    data.simulate(tmp_path / "again", 101)
+    names = sorted(path.relative_to(corpus) for path in corpus.rglob("*.*"))
+    assert names == sorted(path.relative_to(tmp_path / "again") for path in (tmp_path / "again").rglob("*.*"))
+    assert all((corpus / name).read_bytes() == (tmp_path / "again" / name).read_bytes() for name in names)
+    with pytest.raises(moemos.InputError, match="not empty"):
+        data.simulate(corpus, 102)
+
+
+def test_simulated_listeners_are_calibrated_on_the_published_figures():
+    targets = [{name: mos[half] for name, mos in data.CONDITIONS.items()} for half in (0, 1)]
+    names = np.repeat(list(data.CONDITIONS), [data.CLIPS[name[:3]] for name in data.CONDITIONS])
+    errors, rows, reliability, halves, effects = [], [], [], [], []
+    for seed in range(200, 212):
+        rng = np.random.default_rng(seed)
+        severity = {name: rng.normal(size=data.CLIPS[name[:3]]) for name in data.CONDITIONS}
+        panels = [data.rate_clips(rng, target, severity) for target in targets]
+        errors += [panels[half][name].mean() - mos for half in (0, 1) for name, mos in targets[half].items()]
+        mean = {name: panels[0][name].mean() for name in data.CONDITIONS}
+        scores = np.concatenate([panels[1][name] for name in data.CONDITIONS])                 # (400, 10)
+        rows.append([v for level in moemos.metrics([mean[name] for name in names], scores.mean(1), names).values() for v in level.values()])
+        one, other = scores[:, ::2].mean(1), scores[:, 1::2].mean(1)
+        r = moemos.lcc(one, other)
+        reliability.append(2 * r / (1 + r))
+        halves.append(moemos.metrics(one, other, names)["system"]["SRCC"])
+        residual = scores - scores.mean(1, keepdims=True) - scores.mean(0) + scores.mean()
+        slopes = [np.polyfit(scores.mean(1), scores[:, rater], 1)[0] for rater in range(10)]
+        effects.append([scores.mean(0).std(ddof=1), residual.std() * math.sqrt(10 / 9), np.std(slopes, ddof=1)])
+    assert abs(np.mean(errors)) < 0.02 and np.std(errors) < 0.11
+    np.testing.assert_allclose(np.mean(rows, 0), (0.222, 0.856, 0.702, 0.520, 0.101, 0.945, 0.748, 0.575), atol=0.04)
+    assert np.mean(reliability) == pytest.approx(0.90, abs=0.025) and np.mean(halves) == pytest.approx(0.95, abs=0.025)
+    bias, residual, gain = np.mean(effects, 0)
+    assert 0.42 <= bias <= 0.70 and 0.68 <= residual <= 0.86 and 0.14 <= gain <= 0.24
+
+
+# -- training and evaluation ------------------------------------------------------------------------------
+
+def quick(corpus, tmp_path, **settings):
+    return train.Config(**({"data": str(corpus), "backbone": "logmel", "cache": str(tmp_path / "cache"), "out": str(tmp_path / "run"), "epochs": 2} | settings))
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """Eight systems of logmel-sized clips, quick to train on."""
+    folder, rng = tmp_path_factory.mktemp("small"), np.random.default_rng(0)
+    rows = []
+    for i in range(48):
+        wavfile.write(folder / f"{i}.wav", 16000, (0.1 * (1 + i % 4) * rng.normal(size=4000)).astype(np.float32))
+        split = "test" if i >= 32 else "train"
+        rows += [f"{i}.wav,{split},s{i % 4},m{i % 2},{r},{1 + i % 4}" for r in range(2)] if i % 8 < 6 or i >= 32 else [f"{i}.wav,{split},x,x,,"]
+    (folder / "ratings.csv").write_text("\n".join([",".join(data.HEADER), *rows]) + "\n")
+    return folder
+
+
+def test_same_seed_same_bytes_other_seed_other_bytes(small, tmp_path):
+    runs = {}
+    for name, seed in (("one", 1), ("two", 1), ("three", 2)):
+        train.train(quick(small, tmp_path, seed=seed, out=str(tmp_path / name)))
+        runs[name] = (tmp_path / name / "model.pt").read_bytes()
+    assert runs["one"] == runs["two"] != runs["three"]
+
+
+def test_run_holds_plain_values_a_full_log_and_both_evaluation_files(small, tmp_path):
+    train.train(quick(small, tmp_path))
+    checkpoint = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
+    assert checkpoint["classes"] == ["m0", "m1", "x"] and checkpoint["backbone"]["name"] == "logmel"
+    log = table(tmp_path / "run" / "log.csv")
+    assert [row["stage"] for row in log] == ["classification"] * 2 + ["joint"] * 2 + ["mos"] * 2
+    wanted = {"lr", "alpha", "total", "mos", "classification", "diversity", "sparsity", "grad_norm", "gate_entropy", "mean_gate_entropy", "val_mse"}
+    assert wanted | {f"gate_{e}" for e in range(1, 5)} <= set(log[0])
+    result = evaluate.evaluate(tmp_path / "run", "cpu")
+    saved = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert saved["utterance"]["MSE"] == result["utterance"]["MSE"]
+    rows = table(tmp_path / "run" / "predictions.csv")
+    assert list(rows[0]) == ["wav", "system", "model", "mos", "predicted"] and len(rows) == 16
+    again = moemos.metrics([float(r["predicted"]) for r in rows], [float(r["mos"]) for r in rows], [r["system"] for r in rows])
+    assert again["system"] == pytest.approx(result["system"])
+
+
+def test_first_stage_leaves_the_mos_head_alone(small, tmp_path):
+    model = train.train(quick(small, tmp_path), stages=train.STAGES[:1])
+    assert torch.equal(model.mos_head.bias, torch.tensor([3.0]))
+
+
+def test_without_auxiliary_task_the_classifier_is_not_trained(small, tmp_path):
+    train.train(quick(small, tmp_path, auxiliary="none", augmentation="no"))
+    log = table(tmp_path / "run" / "log.csv")
+    assert [row["stage"] for row in log] == ["joint"] * 2 + ["mos"] * 2
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(moemos, "sparsity_loss", lambda gates: gates.sum() * nan)
+    with pytest.raises(FloatingPointError, match="stage classification, epoch 1, step 1.*sparsity nan"):
+        train.train(quick(small, tmp_path))
+
+
+def test_a_run_of_another_backbone_is_refused(small, tmp_path):
+    train.train(quick(small, tmp_path))
+    checkpoint = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
+    checkpoint["backbone"]["identity"] = "other"
+    torch.save(checkpoint, tmp_path / "run" / "model.pt")
+    with pytest.raises(moemos.InputError, match="other weights"):
+        evaluate.evaluate(tmp_path / "run", "cpu")
+
+
+def test_predictions_do_not_depend_on_company():
+    model, _ = some_output()
+    features = torch.randn(5, 3, 10)
+    together = evaluate.predict(model, features)
+    assert all(torch.equal(evaluate.predict(model, features[i:i + 1]).mos, together.mos[i:i + 1]) for i in range(5))
+
+
+def test_bootstrap_interval_covers_as_theory_says():
+    rng = np.random.default_rng(0)
+    p = rng.normal(size=400)
+    t = p + rng.normal(size=400)
+    low, high = evaluate.bootstrap(p, t, np.arange(400) % 20)["utterance"]["MSE"]
+    assert high - low == pytest.approx(2 * 1.96 * math.sqrt(2 / 400), rel=0.2)  # the variance of chi squared is 2
+    assert low < moemos.mse(p, t) < high
+
+
+def test_half_against_half_is_perfect_where_raters_agree_and_none_without_shared_clips():
+    clips = [data.Clip(str(i), None, "test", f"s{i % 3}", "m", {str(r): float(1 + i % 5) for r in range(4)}) for i in range(15)]
+    assert evaluate.half_against_half(clips)["utterance"]["LCC"] == pytest.approx(1)
+    assert evaluate.half_against_half([dataclasses.replace(clip, ratings={"mean": 3.0}) for clip in clips]) is None
+
+
+@pytest.mark.parametrize(("command", "why"), [
+    (["train.py", "--data", "nowhere"], "nowhere"), (["train.py", "--experts", "0"], "--experts 0: must be at least 1"),
+    (["train.py", "--device", "cuda:99"], "cannot be used here"), (["evaluate.py", "nowhere"], "no run"), (["train.py", "--nonsense"], "unrecognized"),
+    (["train.py", "--data", "DATA", "--backbone", "wav2vec"], "no backbone 'wav2vec'")])
+def test_bad_options_get_one_sentence_and_status_2(small, tmp_path, command, why):
+    command = [str(small) if word == "DATA" else word for word in command]
+    done = subprocess.run([sys.executable, HERE / command[0], *command[1:]], check=False, cwd=tmp_path, capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 2 and why in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("seed", [101])
+def test_default_settings_come_near_the_condition_mean_row(corpus, tmp_path, seed):
+    train.train(quick(corpus, tmp_path, epochs=0))
+    result = evaluate.evaluate(tmp_path / "run", "cpu")
+    reference = result["reference"]["condition's mean training MOS"]
+    assert result["system"]["LCC"] > reference["system"]["LCC"] - 0.06   # one corpus; the README has five
+    assert result["system"]["SRCC"] > reference["system"]["SRCC"] - 0.16
+    assert result["utterance"]["LCC"] > reference["utterance"]["LCC"] - 0.10
+    assert np.mean(list(result["experts"].values()), 0).min() > 0.05      # no expert is dead
+    rows = table(tmp_path / "run" / "predictions.csv")
+    within = [moemos.lcc([float(r["predicted"]) for r in rows if r["system"] == system], [float(r["mos"]) for r in rows if r["system"] == system])
+              for system in data.CONDITIONS]
+    assert np.mean(within) > 0.1
+
+
+@pytest.mark.skipif(not REAL_CLIPS.is_dir(), reason="the real clips of p835_wb16k do not lie beside the checkout")
+def test_real_clips_with_human_scores(tmp_path):
+    train.train(quick(REAL_CLIPS, tmp_path, epochs=0))
+    assert evaluate.evaluate(tmp_path / "run", "cpu")["utterance"]["LCC"] > 0.90
