@@ -295,7 +295,7 @@ RECORDING = {"room": 0.4}
 METHODS = {
     "original": {},
     "nv": {"phase": 0.4, "hiss": 0.2, "whine": 1.0},
-    "tts": {"phase": 0.3, "hiss": 0.1, "whine": 0.5, "flat": 0.7, "smooth": 0.3},
+    "tts": {"phase": 0.3, "hiss": 0.1, "whine": 0.5, "flat": 0.8, "smooth": 0.2},
     "world": {"buzz": 0.8, "smooth": 3.0},
 }
 SUPER_RESOLUTION = {"image": 0.5}  # joins the traces of a method whose name ends in SR
@@ -328,12 +328,13 @@ def speak(rng):
 def talk(rng, studio):
     """Who reads it, and into which microphone. Track 3 drew on two sources; the one recorded at 48 kHz is a studio."""
     return {"pitch": 95 * 2 ** rng.uniform(0, 1.2), "tract": rng.uniform(0.9, 1.1), "tilt": rng.uniform(130, 250), "breath": rng.uniform(0.08, 0.12),
-            "jitter": rng.uniform(0.005, 0.015), "noise": rng.uniform(-56, -52) - 8 * studio}
+            "jitter": rng.uniform(0.005, 0.015), "noise": rng.uniform(-56, -52) - 10 * studio, "room": 0.4 if studio else 1.0}
 
 
 def synthesize(phones, talker, traces, rate, rng):
     """One clip as a method renders it, (T,) int16 at `rate` Hz. traces: name -> strength, 0 where absent."""
     trace = {name: 0.0 for name in ("room", "phase", "hiss", "whine", "flat", "smooth", "buzz", "image")} | traces
+    trace["room"] *= talker["room"]
     track = control_tracks(phones, min(trace["flat"], 0.9), trace["smooth"])           # {column: (F, 1)}
     natural = 1 - min(trace["buzz"], 1.0)
     hop = rate // FRAME_RATE
