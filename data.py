@@ -11,19 +11,22 @@ import csv
 import hashlib
 import inspect
 import io
+import math
 import os
 import shutil
 import sys
 import time
 import warnings
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.fft import irfft, next_fast_len, rfft
+from scipy.fft import irfft, rfft
 from scipy.io import wavfile
+from scipy.ndimage import gaussian_filter1d
 from scipy.optimize import brentq
 from scipy.signal import fftconvolve, resample_poly
 from scipy.special import ndtr
@@ -116,34 +119,36 @@ def read_wav(path):
 
     Channels are averaged, the level is untouched. Raises InputError, a ValueError, naming the file.
     """
+    return _decode(_read(path), path)
+
+
+def _read(path):
     try:
-        return _decode(Path(path).read_bytes())
+        return Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
 
 
-def _decode(content):
-    """The bytes of a WAV file -> (T,) float32 at 16 kHz."""
+def _decode(content, path):
+    """read_wav of a file's bytes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", wavfile.WavFileWarning)  # of chunks that hold no audio
         warnings.filterwarnings("error", ".*EOF.*", wavfile.WavFileWarning)
         try:
             rate, samples = wavfile.read(io.BytesIO(content))
         except Exception as error:  # noqa: BLE001 - scipy raises nearly anything for a malformed file
-            raise InputError(f"not a whole WAV file of PCM or float samples ({error})") from None
+            raise InputError(f"{path}: not a whole WAV file of PCM or float samples ({error})") from None
     if samples.dtype.name not in FULL_SCALE or not 1 <= rate <= 768000 or samples.size == 0:
-        raise InputError(f"{samples.dtype.name} samples of shape {samples.shape} at {rate} Hz; needed are 8, 16, 24 or "
+        raise InputError(f"{path}: {samples.dtype.name} samples of shape {samples.shape} at {rate} Hz; needed are 8, 16, 24 or "
                          "32-bit PCM or float, at least one sample, and a rate up to 768 kHz")
     scaled = (samples - 128.0 if samples.dtype == np.uint8 else samples) / FULL_SCALE[samples.dtype.name]
     mono = scaled if scaled.ndim == 1 else scaled.mean(axis=1)  # (T, channels) -> (T,)
     if not np.isfinite(mono).all():
-        raise InputError("holds NaN or infinite samples")
+        raise InputError(f"{path}: holds NaN or infinite samples")
     common = np.gcd(rate, moemos.SAMPLE_RATE)
     mono = resample_poly(mono, moemos.SAMPLE_RATE // common, rate // common)
     if len(mono) < moemos.MIN_SAMPLES:
-        raise InputError(f"{len(mono) / 16:.1f} ms long; the backbone needs 25 ms")
+        raise InputError(f"{path}: {len(mono) / 16:.1f} ms long; the backbone needs 25 ms")
     return torch.from_numpy(mono.astype(np.float32))
 
 
@@ -159,22 +164,22 @@ def features(clips, backbone, cache="cache"):
     code = "".join(inspect.getsource(function) for function in (_decode, moemos.pool_statistics))
     shape = (backbone.layers, 2 * backbone.width)
     result = torch.empty(len(clips), *shape)
-    progress = Progress(len(clips), f"{backbone.name} features")
+    seconds, start = 0.0, time.monotonic()
     for i, clip in enumerate(clips):
-        try:
-            content = clip.path.read_bytes()
-            entry = Path(cache) / hashlib.sha256(f"{backbone.identity}{code}".encode() + content).hexdigest()
-            statistics, samples = _read_entry(entry, shape), 0
-            if statistics is None:
-                waveform = _decode(content)
-                statistics, samples = moemos.pool_statistics(backbone.extract(waveform)).cpu(), len(waveform)
-                body = statistics.numpy().tobytes()
-                write_atomically(entry, body + hashlib.sha256(body).digest())
-        except (InputError, OSError) as error:
-            raise InputError(f"{clip.path}: {error}") from None
+        content = _read(clip.path)
+        entry = Path(cache) / hashlib.sha256(f"{backbone.identity}{code}".encode() + content).hexdigest()
+        statistics = _read_entry(entry, shape)
+        if statistics is None:
+            waveform = _decode(content, clip.path)
+            statistics = moemos.pool_statistics(backbone.extract(waveform)).cpu()
+            body = statistics.numpy().tobytes()
+            write_atomically(entry, body + hashlib.sha256(body).digest())
+            seconds += len(waveform) / moemos.SAMPLE_RATE
         result[i] = statistics
-        progress.update(samples / moemos.SAMPLE_RATE)
-    progress.close()
+        if sys.stderr.isatty():  # none of it in a pipe
+            spent = time.monotonic() - start
+            print(f"\r{backbone.name} features: {i + 1}/{len(clips)} clips, {seconds:.0f} s of audio at {seconds / spent:.0f} x real time, "
+                  f"{spent / (i + 1) * (len(clips) - i - 1):.0f} s left ", end="\n" * (i + 1 == len(clips)), file=sys.stderr)
     return result
 
 
@@ -199,24 +204,6 @@ def write_atomically(path, content):
     os.replace(partial, path)
 
 
-class Progress:
-    """One line on a terminal: clips, seconds of audio, speed, time left. Silent in a pipe."""
-
-    def __init__(self, clips, what):
-        self.clips, self.what, self.done, self.audio, self.start = clips, what, 0, 0.0, time.monotonic()
-
-    def update(self, audio):
-        self.done, self.audio = self.done + 1, self.audio + audio
-        if sys.stderr.isatty():
-            spent = time.monotonic() - self.start
-            print(f"\r{self.what}: {self.done}/{self.clips} clips, {self.audio:.0f} s of audio at {self.audio / spent:.0f} x "
-                  f"real time, {spent / self.done * (self.clips - self.done):.0f} s left ", end="", file=sys.stderr)
-
-    def close(self):
-        if sys.stderr.isatty():
-            print(file=sys.stderr)
-
-
 # ---------------------------------------------------------------------------------------------------------
 # A simulated Track 3: the make-up (published) and the listeners (calibrated on published figures)
 
@@ -227,10 +214,10 @@ CONDITIONS = {  # sampling rate and method: MOS in the training test, in the eva
     "48k_original": (3.920, 4.340), "48k_nv": (3.760, 4.260), "48k_tts": (3.540, 4.140), "48k_world": (2.160, 2.180),
     "48k_originalSR": (3.600, 4.220), "48k_nvSR": (3.820, 4.060), "48k_ttsSR": (3.640, 3.800), "48k_worldSR": (2.160, 2.140),
 }
-CLIPS = {"16k": 30, "24k": 30, "48k": 5}  # clips a condition, in training and in test alike (published)
-SENTENCES = 30                            # in training, and as many others in test (published)
-RATERS = 10                               # 0-9 rate the training clips, 10-19 the test clips (paper, IV)
-AUGMENTATION_CLIPS = 100                  # from each of the paper's four more synthesis models (III.D)
+CLIPS = {"16": 30, "24": 30, "48": 5}  # kHz: clips a condition, in training and in test alike (published)
+SENTENCES = 30                         # in training, and as many others in test (published)
+RATERS = 10                            # 0-9 rate the training clips, 10-19 the test clips (paper, IV)
+AUGMENTATION_CLIPS = 100               # from each of the paper's four more synthesis models (III.D)
 
 # Calibrated (see test_moemos.py) so that reliability and condition-mean row come out as published and an additive
 # model finds bias, gain and residual in the range measured in public naturalness tests.
@@ -240,27 +227,26 @@ GAIN_SD = 0.20      # of a rater's slope about the middle of the scale
 RESIDUAL_SD = 0.88  # of one rating
 
 
-def rate_clips(rng, target, severity):
-    """Ten raters score the clips of each condition.
-
-    target: condition -> its published MOS; severity: condition -> (clips,) standard normal, audible.
-    A rating is 3 + gain (quality - 3) + bias + residual, rounded and clipped to 1-5. The panel's bias is
-    centred and each condition's level solved for, so that the expected condition MOS is the published one.
-    Returns condition -> (clips, RATERS) integers.
-    """
+def draw_panel(rng):
+    """Bias and gain, (RATERS,) each, of raters whose mean is the published panel's: no bias, gain 1."""
     bias, gain = rng.normal(0, BIAS_SD, RATERS), rng.normal(1, GAIN_SD, RATERS)
-    bias, gain = bias - bias.mean(), gain - gain.mean() + 1
-    scores = {}
-    for condition, mos in target.items():
-        def opinion(level, quality=-CLIP_SD * severity[condition][:, None]):  # (clips, RATERS), before the residual
-            return 3 + gain * (level + quality - 3) + bias
+    return bias - bias.mean(), gain - gain.mean() + 1
 
-        def error(level, mos=mos, opinion=opinion):  # expected score: 1 + sum over k of P(rating > k)
-            return 1 + sum(ndtr((opinion(level) - k) / RESIDUAL_SD).mean() for k in (1.5, 2.5, 3.5, 4.5)) - mos
 
-        heard = opinion(brentq(error, -5, 11))
-        scores[condition] = np.rint(heard + rng.normal(0, RESIDUAL_SD, heard.shape)).clip(1, 5).astype(int)
-    return scores
+def rate_clips(rng, mos, severity, bias, gain):
+    """A panel rates the clips of one condition: severity (clips,), standard normal -> (clips, RATERS) integers 1-5.
+
+    A rating is 3 + gain (quality - 3) + bias + residual, rounded and clipped; the condition's mean quality is
+    solved for, so that its expected MOS is `mos`.
+    """
+    def opinions(mean):  # before the residual
+        return 3 + gain * (mean - 3 - CLIP_SD * severity[:, None]) + bias
+
+    def expected(mean):  # 1 + sum over k of P(rating > k)
+        return 1 + ndtr((opinions(mean)[..., None] - (1.5, 2.5, 3.5, 4.5)) / RESIDUAL_SD).sum(-1).mean()
+
+    heard = opinions(brentq(lambda mean: expected(mean) - mos, -5, 11))
+    return np.rint(heard + rng.normal(0, RESIDUAL_SD, heard.shape)).clip(1, 5).astype(int)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -268,27 +254,25 @@ def rate_clips(rng, target, severity):
 
 FRAME_RATE = 100  # control frames a second
 
-# name: F1 F2 F3 (Hz), voicing, centre (Hz) and level of frication, loudness (dB), duration (ms)
-VOWELS = {
-    "i": (280, 2250, 2900, 1, 3000, 0, 0, 100), "e": (530, 1850, 2500, 1, 3000, 0, 0, 100), "a": (730, 1090, 2450, 1, 3000, 0, 0, 110),
-    "o": (570, 840, 2400, 1, 3000, 0, 0, 105), "u": (310, 870, 2250, 1, 3000, 0, 0, 95), "ae": (680, 1720, 2400, 1, 3000, 0, 0, 115),
-    "I": (400, 1950, 2550, 1, 3000, 0, 0, 80), "U": (440, 1020, 2250, 1, 3000, 0, 0, 80), "er": (480, 1350, 1700, 1, 3000, 0, 0, 95),
-}
-CONSONANTS = {
-    "m": (280, 1000, 2200, 0.5, 3000, 0, -3, 70), "n": (280, 1600, 2500, 0.5, 3000, 0, -3, 65), "l": (360, 1200, 2700, 0.7, 3000, 0, -2, 65),
-    "s": (320, 1700, 2600, 0, 6500, 1.0, -4, 110), "sh": (320, 1800, 2500, 0, 3600, 1.0, -4, 110), "z": (320, 1700, 2600, 0.4, 6300, 0.5, -4, 80),
-    "f": (300, 1200, 2300, 0, 5000, 0.3, -5, 90), "t": (320, 1800, 2600, 0, 5000, 0.7, -8, 60), "k": (320, 1500, 2200, 0, 2500, 0.7, -8, 65),
-    "p": (320, 900, 2200, 0, 1200, 0.4, -9, 60),
-}
-PAUSE = (450, 1500, 2500, 0, 3000, 0, -60, 150)
-COLUMNS = ("F1", "F2", "F3", "voicing", "centre", "frication", "loudness", "duration", "pitch")
+VOWELS = (  # F1 F2 F3 (Hz), duration (ms)
+    (280, 2250, 2900, 100), (530, 1850, 2500, 100), (730, 1090, 2450, 110), (570, 840, 2400, 105), (310, 870, 2250, 95),
+    (680, 1720, 2400, 115), (400, 1950, 2550, 80), (440, 1020, 2250, 80), (480, 1350, 1700, 95),
+)
+CONSONANTS = (  # m n l s sh z f t k p; also voicing, centre (Hz) and level of frication, loudness (dB)
+    (280, 1000, 2200, 70, 0.5, 3000, 0, -3), (280, 1600, 2500, 65, 0.5, 3000, 0, -3), (360, 1200, 2700, 65, 0.7, 3000, 0, -2),
+    (320, 1700, 2600, 110, 0, 6500, 1, -4), (320, 1800, 2500, 110, 0, 3600, 1, -4), (320, 1700, 2600, 80, 0.4, 6300, 0.5, -4),
+    (300, 1200, 2300, 90, 0, 5000, 0.3, -5), (320, 1800, 2600, 60, 0, 5000, 0.7, -8), (320, 1500, 2200, 65, 0, 2500, 0.7, -8),
+    (320, 900, 2200, 60, 0, 1200, 0.4, -9),
+)
+PAUSE = (450, 1500, 2500, 90, 0, 3000, 0, -60)
 
 # What a method leaves behind, as the strength of each trace; a clip's severity scales all of its method's traces.
 #   room    the recording's own noise and reverberation: all that can be wrong with an original
 #   phase   a neural vocoder's phases wander, more towards high frequencies: roughness
 #   hiss    and its noise follows the spectrum of the speech
+#   whine   and its upsampling layers leave steady tones
 #   flat    a TTS voice levels pitch, loudness and timing
-#   smooth  a parametric vocoder's envelope is blurred in time, its formants widened: muffled
+#   smooth  a parametric vocoder's tracks are blurred in time, its formants widened: muffled
 #   buzz    and its voicing is strictly periodic, without breath or jitter
 #   image   super-resolution fills the band above its input's with a mirror of the band below
 RECORDING = {"room": 0.4}
@@ -299,98 +283,90 @@ METHODS = {
     "world": {"buzz": 0.8, "smooth": 3.0},
 }
 SUPER_RESOLUTION = {"image": 0.5}  # joins the traces of a method whose name ends in SR
+SR_BAND = 6000                     # Hz; its input was sampled at 12 kHz
 AUGMENTATION = {  # the paper's four models (III.D); their traces are ours: TTS with more or less of each
     "CosyVoice-300M": {"phase": 0.5, "hiss": 0.3, "flat": 0.3},
     "CosyVoice2-0.5B": {"phase": 0.2, "hiss": 0.1, "flat": 0.3},
     "FireRedTTS": {"phase": 0.3, "hiss": 0.4, "flat": 0.7, "smooth": 0.3},
     "F5-TTS": {"phase": 0.7, "hiss": 0.1, "flat": 0.1, "room": 0.2},
 }
-SR_BAND = 6000  # Hz; the super-resolution's input was sampled at 12 kHz
 
 
 def speak(rng):
-    """A sentence as it is to be read: {column of COLUMNS: (phones,)}."""
-    rows = []
+    """A sentence as it is to be read: {name of a control: (phones,)}."""
+    rows = [PAUSE]
     for _ in range(rng.integers(8, 17)):
-        for phones in (CONSONANTS, VOWELS):
-            rows.append(list(phones.values())[rng.integers(len(phones))])
+        vowel = VOWELS[rng.integers(len(VOWELS))]
+        rows += [CONSONANTS[rng.integers(len(CONSONANTS))], (*vowel, 1, 3000, 0, 0)]
         if rng.random() < 0.12:
             rows.append(PAUSE)
+    rows.append(PAUSE)
+    names = ("F1", "F2", "F3", "duration", "voicing", "centre", "frication", "loudness")
+    phones = dict(zip(names, np.array(rows, float).T))
     stress = rng.normal(size=len(rows))
-    phones = dict(zip(COLUMNS, np.array(rows).T))
     phones["duration"] *= np.exp(0.25 * stress)
-    phones["duration"] *= np.clip(phones["duration"].sum(), 1300, 3500) / phones["duration"].sum()
+    phones["duration"] *= phones["duration"].sum().clip(1400, 3800) / phones["duration"].sum()
     phones["loudness"] += 2 * stress
     phones["pitch"] = np.linspace(3, -4, len(rows)) + 1.5 * stress  # semitones about the talker's own
     return phones
 
 
 def talk(rng, studio):
-    """Who reads it, and into which microphone. Track 3 drew on two sources; the one recorded at 48 kHz is a studio."""
-    return {"pitch": 95 * 2 ** rng.uniform(0, 1.2), "tract": rng.uniform(0.9, 1.1), "tilt": rng.uniform(130, 250), "breath": rng.uniform(0.08, 0.12),
-            "jitter": rng.uniform(0.005, 0.015), "noise": rng.uniform(-56, -52) - 10 * studio, "room": 0.4 if studio else 1.0}
+    """Who reads it, and into which microphone: Track 3 has two sources, and the one at 48 kHz was recorded in a studio."""
+    return {"pitch": 95 * 2 ** rng.uniform(0, 1.2), "tract": rng.uniform(0.9, 1.1), "tilt": rng.uniform(130, 250),
+            "breath": rng.uniform(0.08, 0.12), "jitter": rng.uniform(0.005, 0.015),
+            "noise": rng.uniform(-56, -52), "room": 0.4 if studio else 1.0}
 
 
 def synthesize(phones, talker, traces, rate, rng):
     """One clip as a method renders it, (T,) int16 at `rate` Hz. traces: name -> strength, 0 where absent."""
-    trace = {name: 0.0 for name in ("room", "phase", "hiss", "whine", "flat", "smooth", "buzz", "image")} | traces
-    trace["room"] *= talker["room"]
-    track = control_tracks(phones, min(trace["flat"], 0.9), trace["smooth"])           # {column: (F, 1)}
-    natural = 1 - min(trace["buzz"], 1.0)
+    trace = defaultdict(float, traces)
+    room = trace["room"] * talker["room"]
+    natural = 1 - min(trace["buzz"], 1)
+    track = control_tracks(phones, min(trace["flat"], 0.9), min(trace["smooth"], 5))   # {name: (F, 1)}
     hop = rate // FRAME_RATE
-    hz = np.fft.rfftfreq(next_fast_len(4 * hop), 1 / rate)
+    hz = np.fft.rfftfreq(4 * hop, 1 / rate).astype(np.float32)                        # (bins,); single precision: half the time
 
-    jitter = natural * talker["jitter"] * rng.standard_normal(track["pitch"].shape)
-    pitch = talker["pitch"] * 2 ** (track["pitch"] / 12) * (1 + jitter)
-    pulses = spectra(pulse_train(np.repeat(pitch[1:, 0], hop), rate), hop, hz)         # (F, bins)
-    noise = spectra(rng.standard_normal((len(pitch) - 1) * hop), hop, hz)              # (F, bins)
-    breath = talker["breath"] * (np.sqrt(natural) * noise + np.sqrt(1 - natural) * pulses)
-    source = track["voicing"] * (glottal_tilt(hz, talker["tilt"], rate) * pulses + breath)
-    hiss = track["frication"] * np.exp(-0.5 * ((hz - track["centre"] / talker["tract"]) / (300 + 0.2 * track["centre"])) ** 2)
-    spectrum = vocal_tract(track, talker["tract"], 1 + trace["smooth"], hz, rate) * source + 0.3 * hiss * noise
+    pitch = talker["pitch"] * 2 ** (track["pitch"] / 12)
+    pitch *= 1 + natural * talker["jitter"] * rng.standard_normal(pitch.shape)
+    pulses = spectra(pulse_train(np.repeat(pitch[1:, 0], hop), rate), hop)             # (F, bins)
+    noise = spectra(rng.standard_normal((len(pitch) - 1) * hop), hop)                  # (F, bins)
+    breath = talker["breath"] * (natural ** 0.5 * noise + (1 - natural) ** 0.5 * pulses)
+    tilt = 1 / np.hypot(1, hz / talker["tilt"])                                        # -6 dB an octave: glottis and lips
+    voice = track["voicing"] * (8 * tilt * pulses + breath)
+    hiss = np.exp(-0.5 * ((hz - track["centre"] / talker["tract"]) / (300 + 0.2 * track["centre"])) ** 2)
+    spectrum = vocal_tract(track, talker["tract"], 1 + trace["smooth"], hz, rate) * voice + 0.3 * track["frication"] * hiss * noise
     spectrum *= 10 ** (track["loudness"] / 20)                                         # (F, bins)
 
-    if trace["phase"] or trace["hiss"]:
-        wander = np.minimum(hz / 4000, 1.5) * rng.standard_normal((2, *spectrum.shape))
+    if trace["phase"]:
+        wander = np.minimum(hz / 4000, 1.5) * rng.standard_normal((2, *spectrum.shape), np.float32)
         spectrum *= np.exp(1j * trace["phase"] * wander[0]) + trace["hiss"] * wander[1]
     if trace["image"]:
         edge = np.searchsorted(hz, SR_BAND)
         width = min(edge, len(hz) - edge)
-        spectrum[:, edge:] = 0
         spectrum[:, edge:edge + width] = 0.3 * trace["image"] * spectrum[:, edge - width:edge][:, ::-1]
+        spectrum[:, edge + width:] = 0
 
     speech = overlap_add(irfft(spectrum, axis=1), hop)                                 # (T,)
-    if trace["room"]:
-        decay = np.exp(-np.arange(0.25 * rate) / (0.04 * rate)) * rng.standard_normal(int(0.25 * rate))
-        speech = speech + fftconvolve(speech, 0.3 * trace["room"] * decay / np.linalg.norm(decay))[:len(speech)]
+    decay = np.exp(-np.arange(0.25 * rate) / (0.04 * rate)) * rng.standard_normal(rate // 4)
+    speech += fftconvolve(speech, 0.3 * room * decay / np.linalg.norm(decay))[:len(speech)]
     speech /= np.sqrt(np.mean(speech ** 2))
-    speech += 10 ** (talker["noise"] / 20 + trace["room"]) * np.sqrt(rate / 16000) * rng.standard_normal(len(speech))
-    if trace["whine"]:
-        tones = np.sin(2 * np.pi * np.outer((2000, 4000, 6000), np.arange(len(speech)) / rate)).sum(0)
-        speech += 10 ** (-50 / 20) * trace["whine"] * tones
+    speech += 10 ** (talker["noise"] / 20 + room) * np.sqrt(rate / 16000) * rng.standard_normal(len(speech))
+    tones = np.sin(2 * np.pi * np.outer((2000, 4000, 6000), np.arange(rate // 2000) / rate)).sum(0)  # one period
+    speech += 10 ** (-50 / 20) * trace["whine"] * np.resize(tones, len(speech))
     level = 10 ** (rng.uniform(-29, -23) / 20)  # dB below full scale; says nothing about the score
     return np.rint(32768 * level * speech).clip(-32768, 32767).astype(np.int16)
 
 
 def control_tracks(phones, flat, smooth):
-    """{column: (phones,)} -> {column: (F, 1)} at FRAME_RATE, 80 ms of silence at both ends."""
+    """{name: (phones,)} -> {name: (F, 1)} at FRAME_RATE."""
     duration, loudness = phones["duration"], phones["loudness"]
     even = duration ** (1 - flat) * duration.mean() ** flat
     frames = np.maximum(np.rint(even * duration.sum() / even.sum() * FRAME_RATE / 1000), 1).astype(int)
     level = np.where(loudness > -30, (1 - flat) * loudness - 4 * flat, loudness)  # pauses stay silent
     phones = phones | {"loudness": level, "pitch": (1 - flat) * phones["pitch"]}
-    blur = np.hanning(2 * round(3 + 6 * min(smooth, 5)) + 1)[1:-1]
-    margin = len(blur) // 2
-
-    def track(column):
-        values = np.repeat(phones[column], frames)
-        if column == "loudness":
-            values = np.concatenate([np.full(8, -60.0), values, np.full(8, -60.0)])
-        else:
-            values = np.pad(values, 8, mode="edge")
-        return np.convolve(np.pad(values, margin, mode="edge"), blur / blur.sum(), mode="valid")[:, None]
-
-    return {column: track(column) for column in COLUMNS if column != "duration"}
+    return {name: gaussian_filter1d(np.repeat(values, frames), 1.2 + 2.2 * smooth, mode="nearest")[:, None].astype(np.float32)
+            for name, values in phones.items()}
 
 
 def pulse_train(pitch, rate):
@@ -405,11 +381,10 @@ def pulse_train(pitch, rate):
     return train
 
 
-def spectra(signal, hop, hz):
-    """(T,) -> (F, bins): Hann windows of 2 hops, zero-padded so that the filters' ringing fits."""
-    padded = np.pad(signal, hop)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * hop)[::hop]
-    return rfft(windows * np.hanning(2 * hop + 1)[:-1], 2 * (len(hz) - 1), axis=1)
+def spectra(signal, hop):
+    """(T,) -> (F, bins): Hann windows of 2 hops, zero-padded to 4 so that the filters' ringing fits."""
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(signal, hop), 2 * hop)[::hop]
+    return rfft((windows * np.hanning(2 * hop + 1)[:-1]).astype(np.float32), 4 * hop, axis=1)
 
 
 def overlap_add(frames, hop):
@@ -420,30 +395,43 @@ def overlap_add(frames, hop):
     return signal[hop:len(frames) * hop]
 
 
-def glottal_tilt(hz, corner, rate):
-    """(bins,): -6 dB an octave above the corner, glottis and lips together."""
-    pole = np.exp(-2 * np.pi * corner / rate)
-    return 8 * (1 - pole) / (1 - pole * np.exp(-2j * np.pi * hz / rate))
-
-
 def vocal_tract(track, tract, widening, hz, rate):
     """(F, bins): three moving formants, and fixed ones 1 kHz apart up to the top of the band."""
-    def coefficients(centre, bandwidth):  # of the resonator (1 + a + b) / (1 + a z^-1 + b z^-2)
-        radius = np.exp(-np.pi * bandwidth / rate)
-        return -2 * radius * np.cos(2 * np.pi * centre / rate), radius ** 2
+    z = np.exp(-2j * np.pi * hz / rate).astype(np.complex64)
 
-    z = np.exp(-2j * np.pi * hz / rate)
-    fixed = np.ones_like(z)
-    for centre in np.arange(3500, tract * (rate / 2 - 300), 1000) / tract:
-        a, b = coefficients(centre, 0.06 * centre)
-        fixed *= (1 + a + b) / (1 + a * z + b * z ** 2)
-    gain, polynomial = 1.0, np.ones((len(track["F1"]), 1))
-    for column, bandwidth in (("F1", 70), ("F2", 100), ("F3", 160)):
-        a, b = coefficients(track[column] / tract, widening * bandwidth)
-        gain = gain * (1 + a + b)
-        polynomial = (np.pad(polynomial, ((0, 0), (0, 2))) + a * np.pad(polynomial, ((0, 0), (1, 1)))
-                      + b * np.pad(polynomial, ((0, 0), (2, 0))))                      # (F, 7) in the end
-    return gain * fixed / rfft(polynomial, 2 * (len(hz) - 1), axis=1)
+    def formant(centre, bandwidth):  # resonance with gain 1 at 0 Hz
+        radius = math.exp(-math.pi * bandwidth / rate)
+        a, b = -2 * radius * np.cos(2 * np.pi * centre / (tract * rate)), radius ** 2
+        return (1 + a * z + b * z ** 2) / (1 + a + b)
+
+    fixed = [formant(centre, 0.06 * centre) for centre in np.arange(3500, tract * (rate / 2 - 300), 1000)]
+    inverse = np.prod(fixed, axis=0).astype(np.complex64)
+    for name, bandwidth in (("F1", 70), ("F2", 100), ("F3", 160)):
+        inverse = inverse * formant(track[name], widening * bandwidth)
+    return 1 / inverse
+
+
+def plan_corpus(rng):
+    """Every clip of the corpus as a dict: its name and labels, its scores by rater, and what it is to sound like."""
+    plan = []
+    for half, split in enumerate(("train", "test")):
+        panel = draw_panel(rng)
+        for condition, mos in CONDITIONS.items():
+            khz, method = condition.split("k_")
+            traces = METHODS[method.removesuffix("SR")] | (SUPER_RESOLUTION if method.endswith("SR") else {})
+            severity = rng.normal(size=CLIPS[khz]).clip(-2.5, 2.5)
+            scores = rate_clips(rng, mos[half], severity, *panel)                            # (clips, RATERS)
+            sentences = half * SENTENCES + np.sort(rng.permutation(SENTENCES)[:CLIPS[khz]])
+            for sentence, strength, ratings in zip(sentences, severity, scores):
+                talker = sentence % 2 if khz == "48" else 2 + sentence                 # the studio had two
+                plan.append({"name": f"{condition}_s{sentence + 1:02d}", "split": split, "system": condition, "model": method,
+                             "scores": dict(enumerate(ratings, half * RATERS)), "sentence": sentence, "talker": talker,
+                             "rate": 1000 * int(khz), "traces": traces, "severity": strength})
+    for model, traces in AUGMENTATION.items():
+        for i in range(AUGMENTATION_CLIPS):
+            plan.append({"name": f"{model}_{i + 1:03d}", "split": "train", "system": model, "model": model, "scores": {"": ""},
+                         "sentence": i % SENTENCES, "talker": len(plan), "rate": 24000, "traces": traces, "severity": rng.normal()})
+    return plan
 
 
 def simulate(directory, seed):
@@ -452,45 +440,31 @@ def simulate(directory, seed):
     Raises InputError where the directory holds something. An interrupted run leaves no half corpus.
     """
     directory = Path(directory)
+    if seed < 0:
+        raise InputError(f"--seed {seed}: must be at least 0")
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise InputError(f"{directory} is there and not empty; delete it or name another")
     partial = directory.with_name(f"{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "wav").mkdir(parents=True)
+    plan = plan_corpus(np.random.default_rng([seed, 0]))
 
-    jobs, rows = [], []
-
-    def clip(name, sentence, talker, traces, severity, rate, split, system, model, scores):
-        jobs.append((partial / "wav" / f"{name}.wav", sentence, talker, traces, severity, rate, [seed, 2, len(jobs)]))
-        for rater, score in scores or [("", "")]:
-            rows.append((f"wav/{name}.wav", split, system, model, rater, score))
-
-    rng = np.random.default_rng([seed, 0])
-    for half, split in enumerate(("train", "test")):
-        severity = {condition: rng.normal(size=CLIPS[condition[:3]]).clip(-2.5, 2.5) for condition in CONDITIONS}
-        scores = rate_clips(rng, {condition: mos[half] for condition, mos in CONDITIONS.items()}, severity)
-        for condition in CONDITIONS:
-            khz, method = condition.split("k_")
-            traces = METHODS[method.removesuffix("SR")] | (SUPER_RESOLUTION if method.endswith("SR") else {})
-            sentences = half * SENTENCES + np.sort(rng.permutation(SENTENCES)[:len(severity[condition])])
-            for i, sentence in enumerate(sentences):
-                clip(f"{condition}_s{sentence + 1:02d}", sentence, -1 - sentence % 2 if khz == "48" else sentence, traces, severity[condition][i], 1000 * int(khz), split,
-                     condition, method, list(enumerate(scores[condition][i], half * RATERS)))
-    for model, traces in AUGMENTATION.items():
-        for i in range(AUGMENTATION_CLIPS):
-            sentence = i % SENTENCES
-            clip(f"{model}_{i + 1:03d}", sentence, len(jobs), traces, rng.normal(), 24000, "train", model, model, [])
-
-    def write(job):
-        path, sentence, talker, traces, severity, rate, seeds = job
-        phones, talker = speak(np.random.default_rng([seed, 1, sentence])), talk(np.random.default_rng([seed, 3, talker + 2]), rate == 48000)
-        traces = {name: strength * np.exp(0.6 * severity) for name, strength in (RECORDING | traces).items()}
-        wavfile.write(path, rate, synthesize(phones, talker, traces, rate, np.random.default_rng(seeds)))
+    def render(i):
+        clip = plan[i]
+        phones = speak(np.random.default_rng([seed, 1, clip["sentence"]]))
+        talker = talk(np.random.default_rng([seed, 2, clip["talker"]]), studio=clip["rate"] == 48000)
+        traces = {name: strength * math.exp(0.6 * clip["severity"]) for name, strength in (RECORDING | clip["traces"]).items()}
+        samples = synthesize(phones, talker, traces, clip["rate"], np.random.default_rng([seed, 3, i]))
+        wavfile.write(partial / "wav" / f"{clip['name']}.wav", clip["rate"], samples)
 
     with ThreadPoolExecutor() as pool:  # numpy and scipy let go of the interpreter lock
-        list(pool.map(write, jobs))
+        list(pool.map(render, range(len(plan))))
     with open(partial / "ratings.csv", "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([HEADER, *rows])
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(HEADER)
+        for clip in plan:
+            table.writerows([f"wav/{clip['name']}.wav", clip["split"], clip["system"], clip["model"], rater, score]
+                            for rater, score in clip["scores"].items())
     if directory.exists():
         directory.rmdir()
     os.replace(partial, directory)
@@ -501,7 +475,10 @@ def main():
     parser.add_argument("--out", default="corpus", metavar="DIR", help="a folder that is not there yet (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     arguments = parser.parse_args()
-    simulate(arguments.out, arguments.seed)
+    try:
+        simulate(arguments.out, arguments.seed)
+    except InputError as error:
+        parser.exit(2, f"data.py: {error}\n")
     print(f"wrote {arguments.out}: {len(read_manifest(arguments.out))} clips")
 
 

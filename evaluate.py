@@ -12,7 +12,6 @@ import argparse
 import csv
 import io
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -60,11 +59,9 @@ def bootstrap(predicted, true, system, seed=0):
     which a metric is undefined are left out, and an interval without any resample is [nan, nan].
     """
     rng = np.random.default_rng(seed)
-    levels = {"utterance": (predicted, true), "system": (moemos.system_means(predicted, system), moemos.system_means(true, system))}
     intervals = {}
-    for level, (p, t) in levels.items():
-        p, t = np.asarray(p, np.float64), np.asarray(t, np.float64)
-        draws = [rng.integers(len(p), size=len(p)) for _ in range(RESAMPLES)]
+    for level, (p, t) in moemos.levels(predicted, true, system).items():
+        draws = rng.integers(len(p), size=(RESAMPLES, len(p)))
         intervals[level] = {}
         for name, metric in moemos.METRICS.items():
             values = np.array([metric(p[rows], t[rows]) for rows in draws])
@@ -103,6 +100,14 @@ def reference_rows(training, test):
     }
 
 
+def lcc_within_systems(predicted, true, system):
+    """Mean of the LCCs inside each system, NaN where none is defined: does it hear more than which system it is?"""
+    predicted, true, system = np.asarray(predicted), np.asarray(true), np.asarray(system)
+    values = np.array([moemos.lcc(predicted[system == name], true[system == name]) for name in np.unique(system)])
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) else float("nan")
+
+
 def evaluate(run, device=""):
     """Evaluates a run on its corpus's test clips, prints and writes everything; returns the dict of metrics.json.
 
@@ -124,7 +129,8 @@ def evaluate(run, device=""):
     eight, intervals = moemos.metrics(predicted, true, system), bootstrap(predicted, true, system)
     known = [i for i, clip in enumerate(test) if clip.model in classes]  # a model that training had not has no class
     hits = [classes[output.logits[i].argmax()] == test[i].model for i in known]
-    result = {**eight, "interval_95": intervals, "reference": reference_rows(training, test),
+    result = {**eight, "interval_95": intervals, "lcc_within_systems": lcc_within_systems(predicted, true, system),
+              "reference": reference_rows(training, test),
               "accuracy": float(np.mean(hits)) if hits and config["auxiliary"] == "model" else None,
               "undefined": moemos.undefined(predicted, true),
               "experts": {model: output.gates[[i for i, clip in enumerate(test) if clip.model == model]].mean(0).tolist()
@@ -170,6 +176,7 @@ def show(run, result):
     print(line("this run", eight(result)))
     for side, label in enumerate(("  95 % interval from", "  to")):
         print(line(label, [result["interval_95"][level][name][side] for level in ("utterance", "system") for name in moemos.METRICS]))
+    print(f"mean LCC within a system: {result['lcc_within_systems']:.3f}")
     if result["undefined"]:
         print(f"LCC, SRCC and KTAU are undefined (nan): {result['undefined']}")
 
@@ -182,8 +189,7 @@ def main():
     try:
         evaluate(arguments.run, arguments.device)
     except InputError as error:
-        print(f"evaluate.py: {error}", file=sys.stderr)
-        sys.exit(2)
+        parser.exit(2, f"evaluate.py: {error}\n")
 
 
 if __name__ == "__main__":

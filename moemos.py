@@ -63,7 +63,7 @@ class LogMel(nn.Module):
 
     def extract_features(self, waveforms):
         """(1, T) -> (three tensors (1, F, D), None), as torchaudio's networks do; 100 frames a second."""
-        log = (self.mel(waveforms) + 1e-6).log()  # the floor lies below 16-bit rounding noise
+        log = (self.mel(waveforms) + 1e-8).log()  # about the rounding noise of 16 bits
         delta = torchaudio.functional.compute_deltas(log)
         layers = (log, delta, torchaudio.functional.compute_deltas(delta))
         return [layer.transpose(1, 2) for layer in layers], None
@@ -343,7 +343,13 @@ def system_means(values, system):
     return np.array([values[system == name].mean() for name in np.unique(system)])
 
 
+def levels(predicted, true, system):
+    """(n,) each -> {"utterance": (predicted, true), "system": (their means a system)}, what the metrics compare."""
+    return {"utterance": (np.asarray(predicted, np.float64), np.asarray(true, np.float64)),
+            "system": (system_means(predicted, system), system_means(true, system))}
+
+
 def metrics(predicted, true, system):
     """The eight numbers: {"utterance": {"MSE": ..., "LCC", "SRCC", "KTAU"}, "system": {the same}}."""
-    levels = {"utterance": (predicted, true), "system": (system_means(predicted, system), system_means(true, system))}
-    return {level: {name: metric(*pair) for name, metric in METRICS.items()} for level, pair in levels.items()}
+    return {level: {name: metric(*pair) for name, metric in METRICS.items()}
+            for level, pair in levels(predicted, true, system).items()}

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import json
 import math
 import os
@@ -390,6 +391,27 @@ def test_each_clip_goes_through_the_backbone_once_alone_and_unpadded(tmp_path):
     assert not list(cache.glob("*.partial"))
 
 
+def test_an_interrupted_extraction_continues_where_it_stopped(tmp_path):
+    clips = data.read_manifest(manifest(tmp_path, ["a.wav,train,s,m,0,4", "b.wav,train,s,m,0,4"]))
+    backbone = CountingBackbone()
+    backbone.extract = lambda waveform: CountingBackbone.extract(backbone, waveform) if len(waveform) == 8000 else 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        data.features(clips, backbone, tmp_path / "cache")
+    del backbone.extract
+    data.features(clips, backbone, tmp_path / "cache")
+    assert backbone.lengths == [8000, 9600]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_shown_on_a_terminal_and_not_in_a_pipe(tmp_path, monkeypatch, terminal):
+    clips = data.read_manifest(manifest(tmp_path, ["a.wav,train,s,m,0,4", "b.wav,train,s,m,0,4"]))
+    screen = io.StringIO()
+    screen.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", screen)
+    data.features(clips, CountingBackbone(), tmp_path / "cache")
+    assert ("2/2 clips, 1 s of audio" in screen.getvalue() and "0 s left" in screen.getvalue()) if terminal else not screen.getvalue()
+
+
 # -- simulated corpus -------------------------------------------------------------------------------------
 
 def test_corpus_has_the_make_up_of_track_3(corpus):
@@ -410,10 +432,21 @@ def test_corpus_has_the_make_up_of_track_3(corpus):
     assert all(rate == int(c.system[:2]) * 1000 for c, (rate, _) in zip(clips, audio) if c.ratings)
     seconds = np.array([len(samples) / rate for rate, samples in audio])
     assert seconds.min() >= 1.3 and seconds.max() <= 4.0 and 2.3 < seconds.mean() < 2.7
-    for c in rated["train"]:  # level and length say nothing of the score
-        assert np.abs(audio[clips.index(c)][1]).max() > 300
-    rms = [np.log(np.std(samples)) for c, (_, samples) in zip(clips, audio) if c.ratings]
-    assert abs(moemos.lcc(rms, [c.mos for c in clips if c.ratings])) < 0.15
+    is_rated, mos = np.array([bool(c.ratings) for c in clips]), np.array([c.mos for c in clips])
+    level = np.array([np.log(np.std(samples.astype(float))) for _, samples in audio])
+    assert np.exp(level).min() > 300  # no clip is silent
+    for telltale in (level, seconds):  # neither says anything of the score
+        assert abs(moemos.lcc(telltale[is_rated], mos[is_rated])) < 0.12
+
+
+def test_super_resolution_mirrors_the_band_below_six_kilohertz():
+    phones, talker = data.speak(np.random.default_rng(0)), data.talk(np.random.default_rng(1), studio=False) | {"noise": -120}
+    plain, mirrored = (np.log(np.abs(np.fft.rfft(data.synthesize(phones, talker, traces, 24000, np.random.default_rng(2)).astype(float))))
+                       for traces in ({}, {"image": 1.0}))
+    hz = np.linspace(0, 12000, len(plain))
+    bands = [np.array([x[(hz >= low) & (hz < low + 500)].mean() for low in range(0, 12000, 500)]) for x in (plain, mirrored)]
+    assert moemos.lcc(bands[1][12:], bands[1][11::-1]) > 0.95
+    assert moemos.lcc(bands[0][12:], bands[0][11::-1]) < 0.5
 
 
 def test_corpus_is_the_same_bytes_for_a_seed_and_others_for_another(corpus, tmp_path):
@@ -427,12 +460,15 @@ def test_corpus_is_the_same_bytes_for_a_seed_and_others_for_another(corpus, tmp_
 
 def test_simulated_listeners_are_calibrated_on_the_published_figures():
     targets = [{name: mos[half] for name, mos in data.CONDITIONS.items()} for half in (0, 1)]
-    names = np.repeat(list(data.CONDITIONS), [data.CLIPS[name[:3]] for name in data.CONDITIONS])
+    names = np.repeat(list(data.CONDITIONS), [data.CLIPS[name[:2]] for name in data.CONDITIONS])
     errors, rows, reliability, halves, effects = [], [], [], [], []
     for seed in range(200, 212):
         rng = np.random.default_rng(seed)
-        severity = {name: rng.normal(size=data.CLIPS[name[:3]]) for name in data.CONDITIONS}
-        panels = [data.rate_clips(rng, target, severity) for target in targets]
+        severity = {name: rng.normal(size=data.CLIPS[name[:2]]) for name in data.CONDITIONS}
+        panels = []
+        for target in targets:
+            raters = data.draw_panel(rng)
+            panels.append({name: data.rate_clips(rng, mos, severity[name], *raters) for name, mos in target.items()})
         errors += [panels[half][name].mean() - mos for half in (0, 1) for name, mos in targets[half].items()]
         mean = {name: panels[0][name].mean() for name in data.CONDITIONS}
         scores = np.concatenate([panels[1][name] for name in data.CONDITIONS])                 # (400, 10)
@@ -537,14 +573,28 @@ def test_bootstrap_interval_covers_as_theory_says():
     assert low < moemos.mse(p, t) < high
 
 
+def test_lcc_within_systems_is_the_mean_over_those_that_have_one():
+    predicted, mos, system = [1, 2, 3, 3, 2, 1, 5, 5], [1, 2, 3, 1, 2, 3, 1, 2], list("aaabbbcc")
+    assert evaluate.lcc_within_systems(predicted, mos, system) == pytest.approx(0.0)
+    assert evaluate.lcc_within_systems(predicted[:3], mos[:3], system[:3]) == pytest.approx(1.0)
+    assert math.isnan(evaluate.lcc_within_systems([1], [1], ["a"]))
+
+
 def test_half_against_half_is_perfect_where_raters_agree_and_none_without_shared_clips():
     clips = [data.Clip(str(i), None, "test", f"s{i % 3}", "m", {str(r): float(1 + i % 5) for r in range(4)}) for i in range(15)]
     assert evaluate.half_against_half(clips)["utterance"]["LCC"] == pytest.approx(1)
     assert evaluate.half_against_half([dataclasses.replace(clip, ratings={"mean": 3.0}) for clip in clips]) is None
 
 
+def test_a_mismatched_pair_of_torch_and_torchaudio_gets_one_sentence(tmp_path):
+    (tmp_path / "torchaudio.py").write_text("raise RuntimeError('Detected that PyTorch and TorchAudio were compiled with different CUDA versions.')")
+    done = subprocess.run([sys.executable, HERE / "train.py", "--help"], check=False, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": ""})
+    assert done.returncode and "as the pair that requirements.txt pins" in done.stderr and "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(("command", "why"), [
-    (["train.py", "--data", "nowhere"], "nowhere"), (["train.py", "--experts", "0"], "--experts 0: must be at least 1"),
+    (["data.py", "--out", "DATA"], "not empty"), (["data.py", "--seed", "-1"], "at least 0"), (["train.py", "--data", "nowhere"], "nowhere"), (["train.py", "--experts", "0"], "--experts 0: must be at least 1"),
     (["train.py", "--device", "cuda:99"], "cannot be used here"), (["evaluate.py", "nowhere"], "no run"), (["train.py", "--nonsense"], "unrecognized"),
     (["train.py", "--data", "DATA", "--backbone", "wav2vec"], "no backbone 'wav2vec'")])
 def test_bad_options_get_one_sentence_and_status_2(small, tmp_path, command, why):
@@ -553,8 +603,7 @@ def test_bad_options_get_one_sentence_and_status_2(small, tmp_path, command, why
     assert done.returncode == 2 and why in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("seed", [101])
-def test_default_settings_come_near_the_condition_mean_row(corpus, tmp_path, seed):
+def test_default_settings_come_near_the_condition_mean_row(corpus, tmp_path):
     train.train(quick(corpus, tmp_path, epochs=0))
     result = evaluate.evaluate(tmp_path / "run", "cpu")
     reference = result["reference"]["condition's mean training MOS"]
@@ -562,10 +611,7 @@ def test_default_settings_come_near_the_condition_mean_row(corpus, tmp_path, see
     assert result["system"]["SRCC"] > reference["system"]["SRCC"] - 0.16
     assert result["utterance"]["LCC"] > reference["utterance"]["LCC"] - 0.10
     assert np.mean(list(result["experts"].values()), 0).min() > 0.05      # no expert is dead
-    rows = table(tmp_path / "run" / "predictions.csv")
-    within = [moemos.lcc([float(r["predicted"]) for r in rows if r["system"] == system], [float(r["mos"]) for r in rows if r["system"] == system])
-              for system in data.CONDITIONS]
-    assert np.mean(within) > 0.1
+    assert result["lcc_within_systems"] > 0.15                           # it hears more than which condition it is
 
 
 @pytest.mark.skipif(not REAL_CLIPS.is_dir(), reason="the real clips of p835_wb16k do not lie beside the checkout")

@@ -234,10 +234,9 @@ def main():
     try:
         train(Config(**vars(parser.parse_args())))
     except FloatingPointError as error:
-        sys.exit(f"train.py: {error}")
+        parser.exit(1, f"train.py: {error}\n")
     except InputError as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        sys.exit(2)
+        parser.exit(2, f"train.py: {error}\n")
 
 
 if __name__ == "__main__":
