@@ -24,11 +24,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.fft import irfft, rfft
+from scipy.fft import irfft, next_fast_len, rfft
 from scipy.io import wavfile
 from scipy.ndimage import gaussian_filter1d
 from scipy.optimize import brentq
-from scipy.signal import fftconvolve, resample_poly
 from scipy.special import ndtr
 
 import moemos
@@ -145,6 +144,7 @@ def _decode(content, path):
     mono = scaled if scaled.ndim == 1 else scaled.mean(axis=1)  # (T, channels) -> (T,)
     if not np.isfinite(mono).all():
         raise InputError(f"{path}: holds NaN or infinite samples")
+    from scipy.signal import resample_poly  # here, as --help need not wait for it
     common = np.gcd(rate, moemos.SAMPLE_RATE)
     mono = resample_poly(mono, moemos.SAMPLE_RATE // common, rate // common)
     if len(mono) < moemos.MIN_SAMPLES:
@@ -349,7 +349,9 @@ def synthesize(phones, talker, traces, rate, rng):
 
     speech = overlap_add(irfft(spectrum, axis=1), hop)                                 # (T,)
     decay = np.exp(-np.arange(0.25 * rate) / (0.04 * rate)) * rng.standard_normal(rate // 4)
-    speech += fftconvolve(speech, 0.3 * room * decay / np.linalg.norm(decay))[:len(speech)]
+    length = next_fast_len(len(speech) + len(decay))
+    echo = irfft(rfft(speech, length) * rfft(decay / np.linalg.norm(decay), length))
+    speech += 0.3 * room * echo[:len(speech)]
     speech /= np.sqrt(np.mean(speech ** 2))
     speech += 10 ** (talker["noise"] / 20 + room) * np.sqrt(rate / 16000) * rng.standard_normal(len(speech))
     tones = np.sin(2 * np.pi * np.outer((2000, 4000, 6000), np.arange(rate // 2000) / rate)).sum(0)  # one period
