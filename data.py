@@ -7,20 +7,25 @@ the published figures. All of the simulation is ours. Letters of dimensions: see
 """
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import inspect
 import io
 import math
 import os
+import re
 import shutil
 import sys
 import time
+import uuid
 import warnings
 from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,80 +39,6 @@ import moemos
 from moemos import InputError
 
 # ---------------------------------------------------------------------------------------------------------
-# The manifest: ratings.csv, one row a rating
-
-HEADER = ["wav", "split", "system", "model", "rater", "score"]
-
-
-@dataclass
-class Clip:
-    """One clip. system: what system-level scores group by. model: what the auxiliary task classifies.
-    ratings: rater -> score, empty for a clip without MOS."""
-    wav: str
-    path: Path
-    split: str
-    system: str
-    model: str
-    ratings: dict = field(default_factory=dict)
-
-    @property
-    def mos(self):
-        """The plain mean of the clip's ratings, NaN without any."""
-        return sum(self.ratings.values()) / len(self.ratings) if self.ratings else float("nan")
-
-
-def read_manifest(path):
-    """ratings.csv, or the folder that holds it -> clips in order of first appearance.
-
-    Columns as in HEADER; wav is relative to the file; rater and score are empty for a clip without MOS;
-    the column model may be left out, then it is the system. Raises InputError naming file and row.
-    """
-    path = Path(path)
-    path = path / "ratings.csv" if path.is_dir() else path
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such manifest; `python data.py --out DIR` writes a simulated one")
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        header = rows.fieldnames or []
-        if sorted({*header, "model"}) != sorted(HEADER):
-            raise InputError(f"{path}: the first row must be {','.join(HEADER)} (model may be left out), not {','.join(header)}")
-        clips = {}
-        for row in rows:
-            try:
-                _add_rating(clips, row, path.parent)
-            except InputError as error:
-                raise InputError(f"{path}, row {rows.line_num}: {error}") from None
-    if not clips:
-        raise InputError(f"{path}: there are no rows below the header")
-    return list(clips.values())
-
-
-def _add_rating(clips, row, folder):
-    """Adds one row to clips, a dict wav -> Clip."""
-    if None in row or None in row.values() or not (row["wav"] and row["system"]):
-        raise InputError("a row needs one value for each column, and a wav and a system that are not empty")
-    if row["split"] not in ("train", "test"):
-        raise InputError(f"the split must be train or test, not {row['split']!r}")
-    new = Clip(row["wav"], folder / row["wav"], row["split"], row["system"], row.get("model") or row["system"])
-    clip = clips.setdefault(new.wav, new)
-    if clip is new and not clip.path.is_file():
-        raise InputError(f"{clip.path} is not there")
-    if (clip.split, clip.system, clip.model) != (new.split, new.system, new.model):
-        raise InputError(f"{clip.wav} stood in another split, system or model above")
-    if not row["score"] and not row["rater"]:
-        return
-    if row["rater"] in clip.ratings:
-        raise InputError(f"rater {row['rater']!r} has rated {clip.wav} above")
-    try:
-        score = float(row["score"])
-    except ValueError:
-        raise InputError(f"the score {row['score']!r} is no number") from None
-    if not 1 <= score <= 5:
-        raise InputError(f"the score {row['score']} is off the scale of 1 to 5")
-    clip.ratings[row["rater"]] = score
-
-
-# ---------------------------------------------------------------------------------------------------------
 # Audio
 
 FULL_SCALE = {"uint8": 128, "int16": 2 ** 15, "int32": 2 ** 31, "float32": 1, "float64": 1}  # 24 bits arrive in int32
@@ -119,6 +50,36 @@ def read_wav(path):
     Channels are averaged, the level is untouched. Raises InputError, a ValueError, naming the file.
     """
     return _decode(_read(path), path)
+
+
+def read_clip(path, max_seconds):
+    """read_wav of a clip to be scored: not longer than max_seconds, else InputError; a silent one is warned of."""
+    waveform = read_wav(path)
+    seconds = len(waveform) / moemos.SAMPLE_RATE
+    if seconds > max_seconds:
+        raise InputError(f"{path}: {seconds:.0f} s long, above --max-seconds {max_seconds:g}; the backbone's memory grows "
+                         "with the square of the length, so cut the clip or raise the limit")
+    if not waveform.any():
+        print(f"WARNING: {path} is all digital silence; its score says nothing", file=sys.stderr)
+    return waveform
+
+
+def find_wavs(paths):
+    """Files as they are given, folders as all WAV files below them, sorted. Raises InputError for a folder without any."""
+    found = []
+    for path in map(Path, paths):
+        wavs = sorted(p for p in path.rglob("*") if p.suffix.lower() == ".wav") if path.is_dir() else [path]
+        if not wavs:
+            raise InputError(f"{path}: there is no WAV file in this folder")
+        found += wavs
+    return found
+
+
+def check_writable(*folders):
+    """Raises InputError for a folder in which no file can be made."""
+    for folder in map(Path, folders):
+        write_atomically(folder / ".writable", b"")
+        (folder / ".writable").unlink(missing_ok=True)
 
 
 def _read(path):
@@ -150,6 +111,176 @@ def _decode(content, path):
     if len(mono) < moemos.MIN_SAMPLES:
         raise InputError(f"{path}: {len(mono) / 16:.1f} ms long; the backbone needs 25 ms")
     return torch.from_numpy(mono.astype(np.float32))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Tables of ratings: each layout's reader yields its rows as one kind of tuple, and one function makes clips of them
+
+HEADER = ("wav", "split", "system", "model", "rater", "score")
+
+
+@dataclass
+class Clip:
+    """One clip. system: what system-level scores group by. model: what the auxiliary task classifies.
+    ratings: rater -> score, empty for a clip without MOS."""
+    wav: str
+    path: Path
+    split: str
+    system: str
+    model: str
+    ratings: dict = field(default_factory=dict)
+
+    @property
+    def mos(self):
+        """The plain mean of the clip's ratings, NaN without any."""
+        return sum(self.ratings.values()) / len(self.ratings) if self.ratings else float("nan")
+
+
+def _table(path, columns, header):
+    """Yields (place, row as a dict) of a CSV file with these columns; a header may have them in any order, without model."""
+    try:
+        lines = io.StringIO(_read(path).decode("utf-8-sig"), newline="")
+        rows = csv.DictReader(lines, None if header else columns, strict=True)
+        if {*(rows.fieldnames or []), "model"} != {*columns, "model"}:
+            raise InputError(f"{path}: the first row must be {','.join(columns)}, not {','.join(rows.fieldnames or [])}")
+        for row in rows:
+            place = f"{path}, row {rows.line_num}"
+            if None in row or None in row.values():
+                raise InputError(f"{place}: a row needs one value for each of {','.join(rows.fieldnames)}")
+            yield place, row
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: is no CSV table in UTF-8 ({error}); save it as one") from None
+
+
+class Layout(NamedTuple):
+    name: str
+    known_by: str     # a file of it
+    tables: dict      # pattern of the tables below the corpus's folder -> split
+    columns: tuple    # of each table
+    header: bool      # whether its first row names them
+    wavs: str         # folder of the clips
+    fields: Callable  # row, table -> wav, system, model, rater, score; empty rater and score = a clip without MOS
+
+
+def _manifest(row, table):
+    return row["wav"], row["system"], row.get("model") or row["system"], row["rater"], row["score"]
+
+
+def _track3(row, table):
+    """audiomos-track3-<rate>_<method>_...: the system is rate and method; a rater's id is unique within a test only."""
+    match = re.match(r"audiomos-track3-((?:16|24|48)k_(sys\d+|(?:original|nv|tts|world)(?:SR)?))_", row["uttID"])
+    if not match:
+        raise InputError(f"{row['uttID']} is no name of a Track 3 clip (audiomos-track3-<rate>_<method>_...)")
+    rater = f"{table.stem}:{row['lisID']}" if "lisID" in row else ""
+    return row["uttID"].removesuffix(".wav") + ".wav", *match.groups(), rater, row.get("rating", "")
+
+
+def _bvcc(row, table):
+    system = row["wav"].split("-")[0]
+    rater = (row["listener"].split("_") + [""] * 3)[2] if "listener" in row else "mean"  # {}_30-39_ID_Female_Valid_1_No
+    return row["wav"], system, system, rater, row["score"]
+
+
+def _somos(row, table):
+    return row["utteranceId"].removesuffix(".wav") + ".wav", row["systemId"], row["systemId"], row["listenerId"], row["choice"]
+
+
+TRACK3, SOMOS = "AudioMOS 2025 Track 3, ", "training_files/split1/clean/"
+RATINGS = ("uttID", "lisID", "rating")
+LAYOUTS = (  # the first that is there is taken; val/ of Track 3, a second test of the training clips, is not used (paper, IV)
+    Layout("manifest", "ratings.csv", {"ratings.csv": ""}, HEADER, True, "", _manifest),
+    Layout(TRACK3 + "post-evaluation archive", "test/utt_mix_test.csv",
+           {"train/utt_*.csv": "train", "test/utt_mix_test.csv": "test"}, RATINGS, True, "wav", _track3),
+    Layout(TRACK3 + "phase archives", "utt_16k.csv", {"utt_*k.csv": "train"}, RATINGS, True, "wav", _track3),
+    Layout(TRACK3 + "phase archives", "sets/eval_list.txt", {"sets/eval_list.txt": "test"}, ("uttID",), False, "wav", _track3),
+    Layout("BVCC, single ratings", "sets/TRAINSET", {"sets/TRAINSET": "train", "sets/DEVSET": "dev", "sets/TESTSET": "test"},
+           ("system", "wav", "score", "ignored", "listener"), False, "wav", _bvcc),
+    Layout("BVCC, mean ratings", "sets/train_mos_list.txt",
+           {"sets/train_mos_list.txt": "train", "sets/val_mos_list.txt": "dev", "sets/test_mos_list.txt": "test"},
+           ("wav", "score"), False, "wav", _bvcc),
+    Layout("SOMOS, clean split", SOMOS + "TRAINSET", {SOMOS + "TRAINSET": "train", SOMOS + "VALIDSET": "dev", SOMOS + "TESTSET": "test"},
+           ("systemId", "utteranceId", "choice", "listenerId"), True, "audios", _somos),
+)
+FOLDERS = ("", "DATA", "track3_obf/DATA", "audiomos2025-track3-eval-phase/DATA", "post_eval_distro")  # below PATH
+
+
+def recognise(path):
+    """What lies at a path -> [(folder, Layout)], more than one where a corpus comes in parts. Raises InputError."""
+    path = Path(path)
+    if path.is_file():
+        return [(path.parent, LAYOUTS[0]._replace(tables={path.name: ""}))]
+    found = [(path / folder, layout) for layout in LAYOUTS for folder in FOLDERS if (path / folder / layout.known_by).is_file()]
+    if not found:
+        looked_for = ", ".join(f"{layout.known_by} ({layout.name})" for layout in LAYOUTS)
+        raise InputError(f"{path}: holds nothing that is known; looked for {looked_for}; `python data.py --out DIR` simulates a corpus")
+    return [(folder, layout) for folder, layout in found if layout.name == found[0][1].name]
+
+
+def read_manifest(path, scale=(1.0, 5.0)):
+    """A corpus in any of LAYOUTS, a ratings.csv or its folder first of all -> clips in order of first appearance.
+
+    A split is train, dev (read, but used for nothing) or test. Raises InputError naming file and row.
+    """
+    clips = {}
+    for folder, layout in recognise(path):
+        for pattern, split in layout.tables.items():
+            for table in sorted(folder.glob(pattern)):
+                for place, row in _table(table, layout.columns, layout.header):
+                    try:
+                        wav, system, model, rater, score = layout.fields(row, table)
+                        clip = Clip(wav, folder / layout.wavs / wav, split or row["split"], system, model)
+                        _add_rating(clips, clip, rater, score, scale)
+                    except InputError as error:
+                        raise InputError(f"{place}: {error}") from None
+    if not clips:
+        raise InputError(f"{path}: there are no rows below the header")
+    return list(clips.values())
+
+
+def _add_rating(clips, new, rater, score, scale):
+    """Adds one row, its clip and its rating, to clips, a dict wav -> Clip."""
+    if not new.wav or not new.system:
+        raise InputError("wav and system must not be empty")
+    if new.split not in ("train", "dev", "test"):
+        raise InputError(f"the split must be train or test, not {new.split!r}")
+    clip = clips.setdefault(new.wav, new)
+    if clip is new and not clip.path.is_file():
+        raise InputError(f"{clip.path} is not there")
+    if (clip.split, clip.system, clip.model) != (new.split, new.system, new.model):
+        raise InputError(f"{clip.wav} stood in another split, system or model above")
+    if not score and not rater:
+        return
+    if rater in clip.ratings:
+        raise InputError(f"rater {rater!r} has rated {clip.wav} above")
+    try:
+        value = float(score)
+    except ValueError:
+        raise InputError(f"the score {score!r} is no number") from None
+    if not scale[0] <= value <= scale[1]:
+        raise InputError(f"the score {score} is off the scale of {scale[0]:g} to {scale[1]:g} (--scale LOW HIGH sets another)")
+    clip.ratings[rater] = value
+
+
+def read_corpus(path, augment="", scale=(1.0, 5.0), max_seconds=60.0, say=True):
+    """read_manifest, with the clips of the folder `augment` (a subfolder a synthesis model, no MOS) joined to training.
+
+    Every clip is decoded once, so that a bad one is refused before any work, and one line says what was found.
+    """
+    clips = read_manifest(path, scale)
+    for wav in find_wavs([augment]) if augment else []:
+        model = wav.relative_to(augment).parts[0]
+        clips.append(Clip(str(wav), wav, "train", model, model))
+    seconds = [len(read_clip(clip.path, max_seconds)) / moemos.SAMPLE_RATE for clip in clips]
+    line = []
+    for split in ("train", "dev", "test"):
+        these = [(clip, length) for clip, length in zip(clips, seconds) if clip.split == split]
+        raters = [rater for clip, _ in these for rater in clip.ratings]
+        if these or split != "dev":
+            line.append(f"{split} {len(these)} clips, {len(raters)} ratings, {len({clip.system for clip, _ in these})} systems, "
+                        f"{len(set(raters))} raters, {sum(length for _, length in these):.0f} s")
+    if say:
+        print(f"{path}: {recognise(path)[0][1].name}; {'; '.join(line)}")
+    return clips
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -196,12 +327,19 @@ def _read_entry(entry, shape):
 
 
 def write_atomically(path, content):
-    """Writes bytes so that a reader, or an interrupted run's next start, sees the whole file or none."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    """Writes bytes so that a reader, another process or an interrupted run's next start sees the whole file or none.
+
+    Raises InputError where it cannot be written.
+    """
+    partial = Path(path).with_name(f"{Path(path).name}.{uuid.uuid4().hex}.partial")
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise InputError(f"{path}: cannot be written ({error.strerror}); make room or name another folder") from None
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -441,35 +579,41 @@ def simulate(directory, seed):
 
     Raises InputError where the directory holds something. An interrupted run leaves no half corpus.
     """
-    directory = Path(directory)
     if seed < 0:
         raise InputError(f"--seed {seed}: must be at least 0")
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise InputError(f"{directory} is there and not empty; delete it or name another")
+    directory = Path(directory)
     partial = directory.with_name(f"{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "wav").mkdir(parents=True)
-    plan = plan_corpus(np.random.default_rng([seed, 0]))
+    try:
+        if directory.exists() and any(directory.iterdir()):
+            raise InputError(f"{directory} is there and not empty; delete it or name another")
+        shutil.rmtree(partial, ignore_errors=True)
+        (partial / "wav").mkdir(parents=True)
+        render(partial, plan_corpus(np.random.default_rng([seed, 0])), seed)
+        if directory.exists():
+            directory.rmdir()
+        os.replace(partial, directory)
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be written ({error.strerror}); make room or name another folder") from None
 
-    def render(i):
+
+def render(directory, plan, seed):
+    """Writes the clips of a plan into the directory."""
+    def write(i):
         clip = plan[i]
         phones = speak(np.random.default_rng([seed, 1, clip["sentence"]]))
         talker = talk(np.random.default_rng([seed, 2, clip["talker"]]), studio=clip["rate"] == 48000)
         traces = {name: strength * math.exp(0.6 * clip["severity"]) for name, strength in (RECORDING | clip["traces"]).items()}
         samples = synthesize(phones, talker, traces, clip["rate"], np.random.default_rng([seed, 3, i]))
-        wavfile.write(partial / "wav" / f"{clip['name']}.wav", clip["rate"], samples)
+        wavfile.write(directory / "wav" / f"{clip['name']}.wav", clip["rate"], samples)
 
     with ThreadPoolExecutor() as pool:  # numpy and scipy let go of the interpreter lock
-        list(pool.map(render, range(len(plan))))
-    with open(partial / "ratings.csv", "w", newline="", encoding="utf-8") as file:
+        list(pool.map(write, range(len(plan))))
+    with open(directory / "ratings.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(HEADER)
         for clip in plan:
             table.writerows([f"wav/{clip['name']}.wav", clip["split"], clip["system"], clip["model"], rater, score]
                             for rater, score in clip["scores"].items())
-    if directory.exists():
-        directory.rmdir()
-    os.replace(partial, directory)
 
 
 def main():

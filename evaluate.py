@@ -2,6 +2,7 @@
 
     python evaluate.py                 of runs/default
     python evaluate.py runs/mine       of another run
+    python evaluate.py --wav a.wav b/  wav,mos lines of one's own clips
 
 Prints them with 95 % bootstrap intervals beside reference rows of the same clips, then the published rows of
 the real Track 3, the use of the experts and the classification accuracy. Writes RUN/metrics.json and
@@ -12,6 +13,7 @@ import argparse
 import csv
 import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ import torch
 
 import data
 import moemos
+import train
 from moemos import InputError
 
 PUBLISHED = {  # on the real evaluation set: 400 clips, 20 conditions; another corpus, so no comparison clip by clip
@@ -31,17 +34,25 @@ SPLITS = 20  # of the raters into halves
 
 
 def load_run(run, device):
-    """A folder that train.py wrote -> (model in eval mode, checkpoint dict, config.json dict). Raises InputError."""
+    """A folder that train.py wrote -> (model in eval mode, backbone, classes, Config). Raises InputError."""
+    run = Path(run)
     try:
-        config = json.loads((Path(run) / "config.json").read_text())
-        checkpoint = torch.load(Path(run) / "model.pt", map_location=device, weights_only=True)
-        backbone, settings = checkpoint["backbone"], checkpoint["config"]
-        model = moemos.MoEMOS(backbone["layers"], backbone["width"], len(checkpoint["classes"]), settings["experts"], settings["hidden"])
+        settings = json.loads((run / "config.json").read_text())
+        config = train.Config(**settings | {"scale": tuple(settings["scale"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{run}/config.json is missing, damaged or of another version ({error}); `python train.py --out {run}` writes it") from error
+    try:
+        checkpoint = torch.load(run / "model.pt", map_location=device, weights_only=True)  # tensors and plain values only
+        wanted, classes = checkpoint["backbone"], checkpoint["classes"]
+        model = moemos.MoEMOS(wanted["layers"], wanted["width"], len(classes), config.experts, config.hidden, scale=config.scale)
         model.load_state_dict(checkpoint["weights"])
     except Exception as error:
-        raise InputError(f"{run} is no run of train.py, or is damaged ({str(error).splitlines()[0]}); "
-                         f"`python train.py --out {run}` makes it") from error
-    return model.to(device).eval(), checkpoint, config
+        raise InputError(f"{run}/model.pt is missing, damaged or of another run ({str(error).splitlines()[0]}); "
+                         f"`python train.py --out {run}` writes it") from error
+    backbone = moemos.load_backbone(wanted["name"], device, config.precision)
+    if backbone.identity != wanted["identity"]:
+        raise InputError(f"{run} was trained on a {wanted['name']} with other weights than the one here; train it again")
+    return model.to(device).eval(), backbone, classes, config
 
 
 @torch.no_grad()
@@ -91,6 +102,8 @@ def half_against_half(clips, seed=0):
 def reference_rows(training, test):
     """Predictors of the test clips that hear nothing: label -> the eight numbers, or None where not to be had."""
     true, system = [clip.mos for clip in test], [clip.system for clip in test]
+    if not training:
+        return {"half of the raters, by the others": half_against_half(test)}
     overall = float(np.mean([clip.mos for clip in training]))
     by_system = {name: np.mean([clip.mos for clip in training if clip.system == name]) for name in {clip.system for clip in training}}
     return {
@@ -108,48 +121,73 @@ def lcc_within_systems(predicted, true, system):
     return float(values.mean()) if len(values) else float("nan")
 
 
-def evaluate(run, device=""):
-    """Evaluates a run on its corpus's test clips, prints and writes everything; returns the dict of metrics.json.
+def evaluate(run, device="", corpus=""):
+    """Evaluates a run on the test clips of its corpus, or of another; prints and writes everything, returns the dict of metrics.json.
 
-    Raises InputError for whatever cannot be used, a backbone other than the run's among it.
+    Clips without ratings are predicted and written to answer.txt, in the challenge's form; with no others that is
+    all, and None is returned. Raises InputError for whatever cannot be used, a backbone other than the run's among it.
     """
-    device = moemos.device(device)
-    model, checkpoint, config = load_run(run, device)
-    wanted, classes = checkpoint["backbone"], checkpoint["classes"]
-    clips = [clip for clip in data.read_manifest(config["data"]) if clip.ratings]
+    model, backbone, classes, config = load_run(run, moemos.device(device))
+    corpus = str(corpus or config.data)
+    clips = data.read_corpus(corpus, scale=config.scale, max_seconds=config.max_seconds)
     training, test = ([clip for clip in clips if clip.split == split] for split in ("train", "test"))
     if not test:
-        raise InputError(f"{config['data']} has no test clips with ratings")
-    backbone = moemos.load_backbone(wanted["name"], device)
-    if backbone.identity != wanted["identity"]:
-        raise InputError(f"{run} was trained on a {wanted['name']} with other weights than the one here; train it again")
+        raise InputError(f"{corpus} has no test clips")
+    test.sort(key=lambda clip: not clip.ratings)  # rated ones first, else in their order
+    output = predict(model, data.features(test, backbone, config.cache))
+    write(run, test, output.mos.tolist())
+    test = [clip for clip in test if clip.ratings]
+    if not test:
+        return None
 
-    output = predict(model, data.features(test, backbone, config["cache"]))
-    predicted, true, system = output.mos.tolist(), [clip.mos for clip in test], [clip.system for clip in test]
+    training = [clip for clip in training if clip.ratings]
+    predicted, true, system = output.mos[:len(test)].tolist(), [clip.mos for clip in test], [clip.system for clip in test]
     eight, intervals = moemos.metrics(predicted, true, system), bootstrap(predicted, true, system)
-    known = [i for i, clip in enumerate(test) if clip.model in classes]  # a model that training had not has no class
-    hits = [classes[output.logits[i].argmax()] == test[i].model for i in known]
+    hits = [classes[logits.argmax()] == clip.model for logits, clip in zip(output.logits, test) if clip.model in classes]
     result = {**eight, "interval_95": intervals, "lcc_within_systems": lcc_within_systems(predicted, true, system),
               "reference": reference_rows(training, test),
-              "accuracy": float(np.mean(hits)) if hits and config["auxiliary"] == "model" else None,
-              "undefined": moemos.undefined(predicted, true),
+              "accuracy": float(np.mean(hits)) if hits and config.auxiliary == "model" else None,
+              "undefined": {level: moemos.undefined(*pair) for level, pair in moemos.levels(predicted, true, system).items()},
               "experts": {model: output.gates[[i for i, clip in enumerate(test) if clip.model == model]].mean(0).tolist()
                           for model in sorted({clip.model for clip in test})},
-              "backbone": wanted, "data": config["data"], "clips": len(test), "systems": len(set(system)), "seed": config["seed"]}
-    write(Path(run), result, test, predicted)
+              "backbone": {"name": backbone.name, "identity": backbone.identity, "precision": backbone.precision},
+              "data": corpus, "clips": len(test), "systems": len(set(system)), "seed": config.seed}
+    plain = json.loads(json.dumps(result), parse_constant=lambda _: None)  # undefined numbers are null
+    data.write_atomically(Path(run) / "metrics.json", (json.dumps(plain, indent=2) + "\n").encode())
     show(run, result)
     return result
 
 
-def write(run, result, test, predicted):
-    """metrics.json, in which undefined numbers are null, and predictions.csv."""
-    text = io.StringIO()
+def write(run, test, predicted):
+    """predictions.csv of the rated clips and answer.txt of the others."""
+    text, answer = io.StringIO(), ""
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["wav", "system", "model", "mos", "predicted"])
-    table.writerows((clip.wav, clip.system, clip.model, clip.mos, value) for clip, value in zip(test, predicted))
-    data.write_atomically(run / "predictions.csv", text.getvalue().encode())
-    plain = json.loads(json.dumps(result), parse_constant=lambda _: None)
-    data.write_atomically(run / "metrics.json", (json.dumps(plain, indent=2) + "\n").encode())
+    for clip, value in zip(test, predicted):
+        if clip.ratings:
+            table.writerow([clip.wav, clip.system, clip.model, clip.mos, value])
+        else:
+            answer += f"{Path(clip.wav).stem},{value}\n"
+    data.write_atomically(Path(run) / "predictions.csv", text.getvalue().encode())
+    if answer:
+        data.write_atomically(Path(run) / "answer.txt", answer.encode())
+        print(f"{answer.count(chr(10))} test clips without ratings: predicted in {run}/answer.txt, not scored")
+
+
+def score(run, paths, device=""):
+    """Yields (path, MOS) of every WAV file among paths, files or folders: `dict(score("runs/default", ["a.wav"]))`.
+
+    A clip's number is the same alone, in any company and on every call. A file that cannot be used is reported on standard error
+    and left out. Raises InputError for a run that cannot be used or a folder without a WAV file.
+    """
+    model, backbone, _, config = load_run(run, moemos.device(device))
+    for path in data.find_wavs(paths):
+        try:
+            statistics = moemos.pool_statistics(backbone.extract(data.read_clip(path, config.max_seconds)))
+        except InputError as error:
+            print(f"skipped: {error}", file=sys.stderr)
+        else:
+            yield path, predict(model, statistics[None]).mos.item()
 
 
 def show(run, result):
@@ -177,19 +215,31 @@ def show(run, result):
     for side, label in enumerate(("  95 % interval from", "  to")):
         print(line(label, [result["interval_95"][level][name][side] for level in ("utterance", "system") for name in moemos.METRICS]))
     print(f"mean LCC within a system: {result['lcc_within_systems']:.3f}")
-    if result["undefined"]:
-        print(f"LCC, SRCC and KTAU are undefined (nan): {result['undefined']}")
+    for level, why in result["undefined"].items():
+        if why:
+            print(f"LCC, SRCC and KTAU are undefined (nan) at {level} level: {why}")
 
 
 def main():
     parser = argparse.ArgumentParser(description="Evaluates a run of train.py: the eight numbers, with intervals and references.")
     parser.add_argument("run", nargs="?", default="runs/default", help="folder of the run (default: %(default)s)")
+    parser.add_argument("--data", default="", help="another corpus than the run's, in any form that train.py reads")
+    parser.add_argument("--wav", nargs="+", metavar="PATH", help="score these files, and all in these folders: wav,mos lines in CSV")
     parser.add_argument("--device", default="", help="cpu, cuda, ...; not given: the accelerator if there is one")
     arguments = parser.parse_args()
     try:
-        evaluate(arguments.run, arguments.device)
+        if not arguments.wav:
+            evaluate(arguments.run, arguments.device, arguments.data)
+            return
+        files, scored = data.find_wavs(arguments.wav), 0
+        table = csv.writer(sys.stdout, lineterminator="\n")
+        table.writerow(["wav", "mos"])
+        for path, mos in score(arguments.run, files, arguments.device):
+            table.writerow([path, f"{mos:.4f}"])
+            scored += 1
     except InputError as error:
         parser.exit(2, f"evaluate.py: {error}\n")
+    sys.exit(scored < len(files))
 
 
 if __name__ == "__main__":

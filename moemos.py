@@ -72,13 +72,13 @@ class LogMel(nn.Module):
 class Backbone:
     """A frozen network, not an nn.Module: no parent's .train() or .parameters() can reach into it.
 
-    name, layers (L), width (D); identity: hex digest of its weights (and of LogMel's code).
+    name, layers (L), width (D); identity: hex digest of its weights, precision (and LogMel's code).
     """
 
-    def __init__(self, name, network, device="cpu"):
-        self.name, self.device = name, device
+    def __init__(self, name, network, device="cpu", precision="float32"):
+        self.name, self.device, self.precision = name, torch.device(device), precision
         self.network = network.eval().requires_grad_(False).to(device)
-        digest = hashlib.sha256(inspect.getsource(LogMel).encode() if name == "logmel" else b"")
+        digest = hashlib.sha256(precision.encode() + (inspect.getsource(LogMel).encode() if name == "logmel" else b""))
         for key, tensor in network.state_dict().items():
             digest.update(key.encode() + tensor.cpu().numpy().tobytes())
         self.identity = digest.hexdigest()
@@ -90,8 +90,9 @@ class Backbone:
         normalisation make the features of a padded or batched clip depend on its neighbours."""
         if waveform.dim() != 1 or len(waveform) < MIN_SAMPLES:
             raise InputError(f"a waveform must be (T,) with T >= {MIN_SAMPLES} (25 ms), not {tuple(waveform.shape)}")
-        layers, _ = self.network.extract_features(waveform[None].to(self.device))
-        return torch.cat(layers)  # L x (1, F, D) -> (L, F, D)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            layers, _ = self.network.extract_features(waveform[None].to(self.device))
+        return torch.cat(layers).float()  # L x (1, F, D) -> (L, F, D)
 
 
 def bundles():
@@ -101,14 +102,16 @@ def bundles():
             if isinstance(bundle, pipelines.Wav2Vec2Bundle) and not isinstance(bundle, pipelines.Wav2Vec2ASRBundle)}
 
 
-def load_backbone(name, device="cpu"):
+def load_backbone(name, device="cpu", precision="float32"):
     """A torchaudio bundle by name, or "logmel". Weights come from torch.hub's folder or are downloaded into it.
 
-    Raises InputError for a name that does not exist or a damaged file of weights, WeightsUnavailable
-    where they can be neither found nor downloaded.
+    precision bfloat16: matrix products in 16 bits, for processors that have them. Raises InputError for a name
+    that does not exist or a damaged file of weights, WeightsUnavailable where they can be neither found nor downloaded.
     """
+    if precision == "bfloat16" and torch.device(device).type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        raise InputError("--precision bfloat16: this processor does not have it; use float32")
     if name == "logmel":
-        return Backbone(name, LogMel(), device)
+        return Backbone(name, LogMel(), device, precision)
     if name not in bundles():
         raise InputError(f"there is no backbone {name!r}; choose one of logmel, {', '.join(bundles())}")
     timeout = socket.getdefaulttimeout()
@@ -123,7 +126,7 @@ def load_backbone(name, device="cpu"):
                          f"({str(error).splitlines()[0]}); delete the file to have it downloaded again") from error
     finally:
         socket.setdefaulttimeout(timeout)
-    return Backbone(name, network, device)
+    return Backbone(name, network, device, precision)
 
 
 def pool_statistics(frames):
@@ -149,10 +152,14 @@ class FeatureFusion(nn.Module):
         self.register_buffer("scale", torch.ones(layers, 2 * width))
 
     def set_statistics(self, features):
-        """features: (clips, L, 2D) of the training clips."""
-        normal = F.layer_norm(features, features.shape[-1:])
-        self.center.copy_(normal.mean(0))
-        self.scale.copy_(normal.std(0, correction=0).clamp_min(1e-3))
+        """features: (clips, L, 2D) of the training clips; in parts, so that no second copy of them is made."""
+        total, squares = 0.0, 0.0
+        for part in features.split(256):
+            normal = F.layer_norm(part, part.shape[-1:]).double()
+            total, squares = total + normal.sum(0), squares + normal.square().sum(0)
+        mean = total / len(features)
+        self.center.copy_(mean)
+        self.scale.copy_((squares / len(features) - mean.square()).clamp_min(1e-6).sqrt())
 
     def weights(self):
         """(L,), positive, sums to one."""
@@ -168,7 +175,7 @@ class FeatureFusion(nn.Module):
 # Mixture of experts and the two heads (section III.B)
 
 class Output(NamedTuple):
-    mos: torch.Tensor      # (B,) on the 1-5 scale, never clamped
+    mos: torch.Tensor      # (B,) on the scale of the ratings, never clamped
     logits: torch.Tensor   # (B, C) of the synthesis model
     gates: torch.Tensor    # (B, E) rows sum to one
     experts: torch.Tensor  # (B, E, H) what each expert says
@@ -201,23 +208,23 @@ class MixtureOfExperts(nn.Module):
 class MoEMOS(nn.Module):
     """Statistics of a frozen backbone -> MOS and synthesis model; all that is trained.
 
-    layers, width: the backbone's L and D. classes: C. middle: of the rating scale, where the MOS head
-    starts (ours: from 0 a learning rate of 1e-4 would spend a stage on climbing).
+    layers, width: the backbone's L and D. classes: C. scale: lowest and highest rating; the MOS head speaks in
+    quarters of it from its middle (ours: 1 on the 1-5 scale; from 0 a learning rate of 1e-4 would spend a stage on climbing).
     """
 
-    def __init__(self, layers, width, classes, experts=4, hidden=64, dropout=0.2, middle=3.0):
+    def __init__(self, layers, width, classes, experts=4, hidden=64, dropout=0.5, scale=(1.0, 5.0)):
         super().__init__()
         self.fusion = FeatureFusion(layers, width)
         self.dropout = nn.Dropout(dropout)
         self.moe = MixtureOfExperts(2 * width, experts, hidden, dropout)
         self.mos_head = nn.Linear(hidden, 1)
         self.class_head = nn.Linear(hidden, classes)
-        nn.init.constant_(self.mos_head.bias, middle)
+        self.middle, self.unit = (scale[0] + scale[1]) / 2, (scale[1] - scale[0]) / 4
 
     def forward(self, features):                           # (B, L, 2D)
         x = self.dropout(self.fusion(features))            # (B, 2D)
         z, gates, experts = self.moe(x)                    # (B, H), (B, E), (B, E, H)
-        mos = self.mos_head(z).squeeze(1)                  # (B,)
+        mos = self.middle + self.unit * self.mos_head(z).squeeze(1)  # (B,)
         return Output(mos, self.class_head(z), gates, experts)
 
 
@@ -254,16 +261,16 @@ def sparsity_loss(gates):
     return (gates.sum(1) / gates.norm(dim=1)).mean()
 
 
-def losses(output, mos, model, alpha, beta, lambda_1=0.15, lambda_2=0.15, smooth_l1_beta=1.0):
+def losses(output, mos, model, alpha, beta, lambda_1=0.02, lambda_2=0.02, smooth_l1_beta=1.0, unit=1.0):
     """Every term and their weighted "total", as a dict of scalars.
 
     mos (B,) float, NaN = the clip has none; model (B,) int, -1 = the clip has none.
-    The lambdas' defaults are those of SpeechMoE's authors; alpha and beta come from the stage.
+    alpha and beta come from the stage. unit: a quarter of the scale, so that a loss on any scale is that of 1-5.
     """
     if not mos.shape == model.shape == output.mos.shape:  # (B, 1) against (B,) would broadcast to (B, B)
         raise ValueError(f"mos {tuple(mos.shape)} and model {tuple(model.shape)} must both be {tuple(output.mos.shape)}")
     terms = {
-        "mos": mos_loss(output.mos, mos, smooth_l1_beta),
+        "mos": mos_loss(output.mos / unit, mos / unit, smooth_l1_beta),
         "classification": classification_loss(output.logits, model),
         "diversity": diversity_loss(output.gates),
         "sparsity": sparsity_loss(output.gates),

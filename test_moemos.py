@@ -6,13 +6,17 @@ import io
 import json
 import math
 import os
+import random
 import socket
+import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.signal
 import scipy.stats
 import torch
 from scipy.io import wavfile
@@ -24,12 +28,22 @@ import train
 
 pytestmark = pytest.mark.filterwarnings("error")
 HERE = Path(__file__).resolve().parent
-REAL_CLIPS = HERE.parent / "shared" / "data" / "p835_wb16k"
+REAL_CLIPS, FORMATS = (HERE.parent / "shared" / "data" / name for name in ("p835_wb16k", "audio_formats"))
 nan = float("nan")
 
 
 def table(path):
     return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def call(monkeypatch, module, *words):
+    """Exit status of a script's main() with these words on its command line."""
+    monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, words)])
+    try:
+        module.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
 
 
 def some_output(clips=6, classes=3, experts=4, seed=0):
@@ -322,8 +336,16 @@ def test_read_wav_averages_channels_and_keeps_the_level(tmp_path):
     np.testing.assert_allclose(data.read_wav(tmp_path / "a.wav"), tone(16000) / 2, atol=1e-6)
 
 
-@pytest.mark.parametrize(("content", "why"), [(b"", "not a whole WAV"), (b"ID3 this is mp3", "not a whole WAV"), (None, "cannot be read"), ("cut", "not a whole WAV"),
-                                              (np.zeros(399, np.int16), "25 ms"), (np.full(8000, np.nan, np.float32), "NaN"), (np.zeros(8000, np.int64), "int64")])
+def header(channels, rate):
+    """A WAV file of 4000 16-bit zeros that says it has these channels and this rate."""
+    return struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 8036, b"WAVE", b"fmt ", 16, 1, channels, rate, 2 * channels * rate, 2 * channels, 16, b"data", 8000) + bytes(8000)
+
+
+@pytest.mark.parametrize(("content", "why"), [
+    (None, "cannot be read"), (b"", "not a whole WAV"), (b"ID3\x04 an mp3", "not a whole WAV"), (b"fLaC\0\0\0\x22", "not a whole WAV"), (b"some text", "not a whole WAV"),
+    ("cut", "not a whole WAV"), (header(1, 16000)[:44], "not a whole WAV|at least one sample"), (np.zeros(0, np.int16), "at least one sample"),
+    (header(0, 16000), "not a whole WAV"), (header(1, 0), "a rate up to"), (np.zeros(399, np.int16), "25 ms"), (np.full(8000, np.nan, np.float32), "NaN"),
+    (np.full(8000, np.inf), "NaN or infinite"), (np.zeros(8000, np.int64), "int64")])
 def test_read_wav_refuses_the_rest_naming_the_file(tmp_path, content, why):
     path = tmp_path / "bad.wav"
     if isinstance(content, np.ndarray):
@@ -352,7 +374,7 @@ def test_manifest_is_read_with_and_without_mos_and_model(tmp_path):
 
 
 @pytest.mark.parametrize(("rows", "why"), [
-    ([], "no rows"), (["a.wav,train,s,m,0"], "one value for each column"), (["a.wav,dev,s,m,0,4"], "train or test"), (["c.wav,train,s,m,0,4"], "is not there"),
+    ([], "no rows"), (["a.wav,train,s,m,0"], "one value for each of"), (["a.wav,valid,s,m,0,4"], "train or test"), (["c.wav,train,s,m,0,4"], "is not there"),
     (["a.wav,train,s,m,0,4", "a.wav,test,s,m,1,4"], "row 3: a.wav stood in another split"), (["a.wav,train,s,m,0,4"] * 2, "row 3: rater '0' has rated a.wav"),
     (["a.wav,train,s,m,0,good"], "no number"), (["a.wav,train,s,m,0,6"], "off the scale"), (["a.wav,train,s,m,0,nan"], "off the scale")])
 def test_bad_manifest_rows_are_refused_by_number(tmp_path, rows, why):
@@ -410,6 +432,88 @@ def test_progress_is_shown_on_a_terminal_and_not_in_a_pipe(tmp_path, monkeypatch
     monkeypatch.setattr(sys, "stderr", screen)
     data.features(clips, CountingBackbone(), tmp_path / "cache")
     assert ("2/2 clips, 1 s of audio" in screen.getvalue() and "0 s left" in screen.getvalue()) if terminal else not screen.getvalue()
+
+
+@pytest.mark.parametrize("text", [
+    "\ufeffwav,split,system,model,rater,score\r\n\"a,b é.wav\",train,s,m,0,4\r\n", "score,wav,split,system,rater,model\n4,\"a,b é.wav\",train,s,0,m\n",
+    "wav,split,system,model,rater,score\n\n\"FOLDER/a,b é.wav\",train,s,m,0,4\n"])
+def test_tables_with_bom_crlf_quotes_other_letters_other_order_and_absolute_paths_are_read(tmp_path, text):
+    wavfile.write(tmp_path / "a,b é.wav", 16000, tone(16000).astype(np.float32))
+    (tmp_path / "ratings.csv").write_bytes(text.replace("FOLDER", str(tmp_path)).encode())
+    (clip,) = data.read_manifest(tmp_path)
+    assert (clip.path, clip.split, clip.system, clip.model, clip.ratings) == (tmp_path / "a,b é.wav", "train", "s", "m", {"0": 4.0})
+
+
+@pytest.mark.parametrize(("content", "why"), [
+    (b"", "first row must be wav,split"), (b"wav,score\na.wav,4\n", "first row must be"), (b"a.wav,train,s,m,0,4\n", "first row must be"),
+    (b"wav,split,system,model,rater,score\n", "no rows"), (b"\xff\xfe\x00", "no CSV table in UTF-8"), (b'wav,split,system,model,rater,score\n"a.wav,train', "no CSV table")])
+def test_what_is_no_table_of_ratings_is_refused_naming_the_file(tmp_path, content, why):
+    (tmp_path / "ratings.csv").write_bytes(content)
+    with pytest.raises(moemos.InputError, match=why) as caught:
+        data.read_manifest(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_silence_is_warned_of_and_a_long_clip_refused(tmp_path, capsys):
+    wavfile.write(tmp_path / "a.wav", 16000, np.zeros(16000, np.int16))
+    assert len(data.read_clip(tmp_path / "a.wav", 1.0)) == 16000
+    assert f"{tmp_path / 'a.wav'} is all digital silence" in capsys.readouterr().err
+    with pytest.raises(moemos.InputError, match="1 s long, above --max-seconds 0.9"):
+        data.read_clip(tmp_path / "a.wav", 0.9)
+
+
+def test_a_full_disk_gets_one_sentence_and_spoils_nothing(tmp_path, monkeypatch):
+    data.write_atomically(tmp_path / "a", b"good")
+
+    def no_room(path, content):
+        with open(path, "wb") as file:
+            file.write(content[:2])
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(Path, "write_bytes", no_room)
+    with pytest.raises(moemos.InputError, match=r"a: cannot be written \(No space left"):
+        data.write_atomically(tmp_path / "a", b"new")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"good")]
+
+
+def decode_by_hand(content):
+    """A WAV file, by its chunks and one sample at a time -> (rate, (T, channels))."""
+    order, at, name = ">" if content[:4] == b"RIFX" else "<", 12, b""
+    while name != b"data":
+        name, size = struct.unpack_from(f"{order}4sI", content, at)
+        at += 8
+        if name == b"fmt ":
+            kind, channels, rate, _, block = struct.unpack_from(f"{order}HHIIH", content, at)
+            kind = struct.unpack_from(f"{order}H", content, at + 24)[0] if kind == 0xFFFE else kind
+        at += (size + size % 2) * (name != b"data")
+    width = block // channels
+    size = min(size, len(content) - at) // block * block  # RF64 says 2^32 - 1
+    if kind == 3:
+        values = np.frombuffer(content, f"{order}f{width}", size // width, at).astype(float)
+    else:
+        endian = "big" if order == ">" else "little"
+        values = np.array([int.from_bytes(content[i:i + width], endian, signed=width > 1) for i in range(at, at + size, width)], float)
+        values = (values - 128) / 128 if width == 1 else values / 2 ** (8 * width - 1)
+    return rate, values.reshape(-1, channels)
+
+
+@pytest.mark.skipif(not FORMATS.is_dir(), reason="the encodings of audio_formats do not lie beside the checkout")
+def test_every_encoding_is_read_as_an_independent_decoding_has_it_or_truly_refused(monkeypatch):
+    refused = {"early-eof-no-data": "Unexpected end of file", "early-eof.": "Reached EOF prematurely", "incomplete-chunk": "Incomplete chunk",
+               "ulaw": "MULAW", "inconsistent": "header is invalid", "36bit": "int64", "45bit": "int64", "53bit": "int64", "64bit.": "int64"}
+    for row in table(FORMATS / "formats.csv"):
+        path = FORMATS / "wav" / row["wav"]
+        why = next((reason for part, reason in refused.items() if part in path.name), None) or "25 ms" * (float(row["seconds"]) < 0.025)
+        if why:
+            with pytest.raises(moemos.InputError, match=why) as caught:
+                data.read_wav(path)
+            assert str(path) in str(caught.value)
+        if why in ("", "25 ms"):
+            rate, samples = decode_by_hand(path.read_bytes())
+            assert (rate, samples.shape[1]) == (int(row["rate"]), int(row["channels"])) and abs(len(samples) / rate - float(row["seconds"])) < 1e-4
+            expected = scipy.signal.resample_poly(samples.mean(1), 16000 // math.gcd(rate, 16000), rate // math.gcd(rate, 16000))
+            with monkeypatch.context() as patch:
+                patch.setattr(moemos, "MIN_SAMPLES", 1)  # most of these files are shorter
+                np.testing.assert_allclose(data.read_wav(path), expected, atol=1e-6)
 
 
 # -- simulated corpus -------------------------------------------------------------------------------------
@@ -487,6 +591,140 @@ def test_simulated_listeners_are_calibrated_on_the_published_figures():
     assert 0.42 <= bias <= 0.70 and 0.68 <= residual <= 0.86 and 0.14 <= gain <= 0.24
 
 
+# -- real data sets ---------------------------------------------------------------------------------------
+
+def lay_out(folder, files, wavs):
+    """Text files and short clips, under their paths."""
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    for i, name in enumerate(wavs):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        wavfile.write(folder / name, 16000, (0.1 * np.random.default_rng(i).normal(size=4000)).astype(np.float32))
+    return folder
+
+
+OBF, EVAL, POST = "track3_obf/DATA", "audiomos2025-track3-eval-phase/DATA", "post_eval_distro"
+SOMOS = "training_files/split1/clean"
+LAYOUTS = {
+    "AudioMOS 2025 Track 3, post-evaluation archive": (
+        {f"{POST}/train/utt_16k.csv": "uttID,lisID,rating\naudiomos-track3-16k_nv_1_2_3.wav,01,4\naudiomos-track3-16k_nv_1_2_3.wav,02,5\n",
+         f"{POST}/train/utt_24k.csv": "uttID,lisID,rating\naudiomos-track3-24k_originalSR_1089_134686_000015_000002.wav,01,3\n",
+         f"{POST}/val/utt_mix_val.csv": "uttID,lisID,rating\naudiomos-track3-16k_nv_1_2_3.wav,01,1\n",
+         f"{POST}/test/utt_mix_test.csv": "uttID,lisID,rating\naudiomos-track3-48k_worldSR_7.wav,11,2\n"},
+        [f"{POST}/wav/audiomos-track3-{name}.wav" for name in ("16k_nv_1_2_3", "24k_originalSR_1089_134686_000015_000002", "48k_worldSR_7")],
+        [("train", "16k_nv", "nv", {"utt_16k:01": 4, "utt_16k:02": 5}), ("train", "24k_originalSR", "originalSR", {"utt_24k:01": 3}),
+         ("test", "48k_worldSR", "worldSR", {"utt_mix_test:11": 2})]),
+    "AudioMOS 2025 Track 3, phase archives": (
+        {f"{OBF}/utt_16k.csv": "uttID,lisID,rating\naudiomos-track3-16k_sys1_utt31.wav,01,4\n",
+         f"{OBF}/utt_24k.csv": "uttID,lisID,rating\naudiomos-track3-24k_sys2_utt31.wav,01,3\n",
+         f"{EVAL}/sets/eval_list.txt": "audiomos-track3-16k_sys1_utt51\naudiomos-track3-48k_sys2_utt52\n"},
+        [f"{OBF}/wav/audiomos-track3-16k_sys1_utt31.wav", f"{OBF}/wav/audiomos-track3-24k_sys2_utt31.wav",
+         f"{EVAL}/wav/audiomos-track3-16k_sys1_utt51.wav", f"{EVAL}/wav/audiomos-track3-48k_sys2_utt52.wav"],
+        [("train", "16k_sys1", "sys1", {"utt_16k:01": 4}), ("train", "24k_sys2", "sys2", {"utt_24k:01": 3}),
+         ("test", "16k_sys1", "sys1", {}), ("test", "48k_sys2", "sys2", {})]),
+    "BVCC, single ratings": (
+        {"DATA/sets/TRAINSET": "sys64e2f,sys64e2f-utt9c183cd.wav,4,VDP1ovyrBzg8_1,{}_30-39_bZPQE7w4Zl3g_Female_Valid_1_No\n"
+                               "sys64e2f,sys64e2f-utt9c183cd.wav,2,x,{}_30-39_other_Male_Valid_1_No\n",
+         "DATA/sets/DEVSET": "sysdev00,sysdev00-utt1.wav,3,x,{}_30-39_third_Male_Valid_1_No\n",
+         "DATA/sets/TESTSET": "sysnew00,sysnew00-utt2.wav,5,x,{}_30-39_third_Male_Valid_1_No\n"},
+        [f"DATA/wav/{name}.wav" for name in ("sys64e2f-utt9c183cd", "sysdev00-utt1", "sysnew00-utt2")],
+        [("train", "sys64e2f", "sys64e2f", {"bZPQE7w4Zl3g": 4, "other": 2}), ("dev", "sysdev00", "sysdev00", {"third": 3}),
+         ("test", "sysnew00", "sysnew00", {"third": 5})]),
+    "BVCC, mean ratings": (
+        {"DATA/sets/train_mos_list.txt": "sys64e2f-utt1.wav,3.125\n", "DATA/sets/val_mos_list.txt": "", "DATA/sets/test_mos_list.txt": "sys64e2f-utt2.wav,2.5\n"},
+        ["DATA/wav/sys64e2f-utt1.wav", "DATA/wav/sys64e2f-utt2.wav"],
+        [("train", "sys64e2f", "sys64e2f", {"mean": 3.125}), ("test", "sys64e2f", "sys64e2f", {"mean": 2.5})]),
+    "SOMOS, clean split": (
+        {f"{SOMOS}/TRAINSET": "systemId,utteranceId,choice,listenerId\n015,novel_2007_0098_015.wav,4,KEXM49572020611127\n",
+         f"{SOMOS}/VALIDSET": "systemId,utteranceId,choice,listenerId\n", f"{SOMOS}/TESTSET": "systemId,utteranceId,choice,listenerId\n016,x_016.wav,3,L2\n"},
+        ["audios/novel_2007_0098_015.wav", "audios/x_016.wav"],
+        [("train", "015", "015", {"KEXM49572020611127": 4}), ("test", "016", "016", {"L2": 3})]),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_each_layout_is_recognised_read_and_summed_up_in_one_line(tmp_path, capsys, name):
+    files, wavs, expected = LAYOUTS[name]
+    folder = lay_out(tmp_path, files, wavs)
+    clips = data.read_corpus(folder)
+    assert [(c.split, c.system, c.model, c.ratings) for c in clips] == expected
+    assert {c.path for c in clips} == {folder / wav for wav in wavs}
+    line = capsys.readouterr().out
+    train_ratings = sum(len(ratings) for split, _, _, ratings in expected if split == "train")
+    assert line.startswith(f"{folder}: {name}; train ") and f"{train_ratings} ratings" in line and line.count("\n") == 1
+    assert data.read_corpus(next(folder.rglob("wav*")).parent if "Track 3" not in name and "SOMOS" not in name else folder)  # DATA itself too
+
+
+def test_clips_without_ratings_are_predicted_in_the_challenges_form_and_not_scored(tmp_path, capsys):
+    files, wavs, _ = LAYOUTS["AudioMOS 2025 Track 3, phase archives"]
+    train.train(quick(lay_out(tmp_path / "data", files, wavs), tmp_path))
+    assert evaluate.evaluate(tmp_path / "run", "cpu") is None
+    lines = [line.split(",") for line in (tmp_path / "run" / "answer.txt").read_text().splitlines()]
+    assert [line[0] for line in lines] == ["audiomos-track3-16k_sys1_utt51", "audiomos-track3-48k_sys2_utt52"]
+    assert all(math.isfinite(float(line[1])) for line in lines) and "2 test clips without ratings" in capsys.readouterr().out
+
+
+def test_systems_that_training_never_saw_have_no_class_and_make_no_nan(small, tmp_path):
+    train.train(quick(small, tmp_path))
+    other = lay_out(tmp_path / "other", {"ratings.csv": ",".join(data.HEADER) + "\n" + "".join(f"{i}.wav,test,new{i % 3},m{i},r,{1 + i % 4}\n" for i in range(6))},
+                    [f"{i}.wav" for i in range(6)])
+    result = evaluate.evaluate(tmp_path / "run", "cpu", other)
+    assert np.isfinite([value for level in ("utterance", "system") for value in result[level].values()]).all()
+    assert result["accuracy"] == 0.0 and list(result["reference"]) == ["half of the raters, by the others"]  # m0, m1 are known, and missed
+
+
+def test_augment_adds_a_folder_of_clips_without_mos_a_subfolder_a_model(small, tmp_path):
+    more = lay_out(tmp_path / "more", {}, ["tts1/a.wav", "tts1/deep/b.WAV", "tts2/c.wav"])
+    clips = data.read_corpus(small, more)[-3:]
+    assert [(c.split, c.model, c.ratings) for c in clips] == [("train", "tts1", {}), ("train", "tts1", {}), ("train", "tts2", {})]
+    train.train(quick(small, tmp_path, augment=str(more)))
+    assert torch.load(tmp_path / "run" / "model.pt")["classes"] == ["m0", "m1", "tts1", "tts2", "x"]
+
+
+def test_another_scale_gives_the_same_predictions_on_that_scale(small, tmp_path):
+    mushra = tmp_path / "mushra"
+    mushra.mkdir()
+    rows = [line.split(",") for line in (small / "ratings.csv").read_text().splitlines()]
+    rows = [[str(small / row[0]), *row[1:5], str(25 * (float(row[5]) - 1)) if row[5] else ""] for row in rows[1:]]  # 1-5 -> 0-100
+    (mushra / "ratings.csv").write_text("\n".join(map(",".join, [data.HEADER, *rows])))
+    predicted = []
+    for folder, scale in ((small, (1.0, 5.0)), (mushra, (0.0, 100.0))):
+        train.train(quick(folder, tmp_path, scale=scale, epochs=8))
+        result = evaluate.evaluate(tmp_path / "run", "cpu")
+        predicted.append([float(row["predicted"]) for row in table(tmp_path / "run" / "predictions.csv")])
+    np.testing.assert_allclose(25 * (np.array(predicted[0]) - 1), predicted[1], atol=0.5)
+    assert result["utterance"]["MSE"] > 5  # in units of the scale
+    with pytest.raises(moemos.InputError, match="off the scale of 1 to 5"):
+        data.read_manifest(mushra)
+
+
+# -- scoring one's own clips ------------------------------------------------------------------------------
+
+def test_a_clip_has_one_score_alone_in_company_and_on_every_call(small, tmp_path, monkeypatch, capsys):
+    train.train(quick(small, tmp_path))
+    evaluate.evaluate(tmp_path / "run", "cpu")
+    expected = {row["wav"]: float(row["predicted"]) for row in table(tmp_path / "run" / "predictions.csv")}
+    company = dict(evaluate.score(tmp_path / "run", [small]))
+    assert {path.name: mos for path, mos in company.items() if path.name in expected} == expected and len(company) == 48
+    assert list(evaluate.score(tmp_path / "run", [small / "40.wav"])) == [(small / "40.wav", company[small / "40.wav"])]
+    capsys.readouterr()
+    assert call(monkeypatch, evaluate, tmp_path / "run", "--wav", small / "40.wav", small / "41.wav") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["wav,mos", *(f"{small / name},{expected[name]:.4f}" for name in ("40.wav", "41.wav"))]
+
+
+def test_a_bad_file_is_reported_and_skipped_the_others_are_scored_and_the_status_is_1(small, tmp_path, monkeypatch, capsys):
+    train.train(quick(small, tmp_path))
+    (tmp_path / "bad.wav").write_bytes(b"")
+    capsys.readouterr()
+    assert call(monkeypatch, evaluate, tmp_path / "run", "--wav", tmp_path / "bad.wav", small / "40.wav", tmp_path / "gone.wav") == 1
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 2 and f"skipped: {tmp_path / 'bad.wav'}: not a whole WAV" in err and "gone.wav: cannot be read" in err
+    (tmp_path / "empty").mkdir()
+    assert call(monkeypatch, evaluate, tmp_path / "run", "--wav", tmp_path / "empty") == 2
+
+
 # -- training and evaluation ------------------------------------------------------------------------------
 
 def quick(corpus, tmp_path, **settings):
@@ -533,7 +771,10 @@ def test_run_holds_plain_values_a_full_log_and_both_evaluation_files(small, tmp_
 
 def test_first_stage_leaves_the_mos_head_alone(small, tmp_path):
     model = train.train(quick(small, tmp_path), stages=train.STAGES[:1])
-    assert torch.equal(model.mos_head.bias, torch.tensor([3.0]))
+    torch.manual_seed(0)
+    untrained = moemos.MoEMOS(3, 80, 3)
+    assert torch.equal(model.mos_head.weight, untrained.mos_head.weight)  # neither gradient nor weight decay
+    assert not torch.equal(model.class_head.weight, untrained.class_head.weight)
 
 
 def test_without_auxiliary_task_the_classifier_is_not_trained(small, tmp_path):
@@ -548,13 +789,48 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(small, tmp_path,
         train.train(quick(small, tmp_path))
 
 
-def test_a_run_of_another_backbone_is_refused(small, tmp_path):
-    train.train(quick(small, tmp_path))
-    checkpoint = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
-    checkpoint["backbone"]["identity"] = "other"
-    torch.save(checkpoint, tmp_path / "run" / "model.pt")
-    with pytest.raises(moemos.InputError, match="other weights"):
+class Surprise:
+    """Unpickled, it would write a file."""
+    def __reduce__(self):
+        return Path.write_text, (Path("surprise"), "")
+
+
+@pytest.mark.parametrize(("harm", "why"), [
+    (lambda run: (run / "model.pt").unlink(), "model.pt is missing"), (lambda run: (run / "model.pt").write_bytes((run / "model.pt").read_bytes()[:5000]), "damaged"),
+    (lambda run: (run / "model.pt").write_bytes(b"text"), "damaged"), (lambda run: torch.save(Surprise(), run / "model.pt"), "damaged"),
+    (lambda run: edit(run, lambda c: c["backbone"].update(identity="other")), "other weights"), (lambda run: edit(run, lambda c: c["classes"].append("y")), "of another run"),
+    (lambda run: (run / "config.json").write_text("{"), "config.json is missing, damaged or of another version"),
+    (lambda run: (run / "config.json").write_text((run / "config.json").read_text().replace('"seed"', '"sed"')), "of another version"),
+    (lambda run: (run / "config.json").write_text((run / "config.json").read_text().replace('"experts": 4', '"experts": 3')), "of another run")])
+def test_a_run_that_is_not_whole_or_not_for_this_backbone_is_refused(small, tmp_path, monkeypatch, harm, why):
+    train.train(quick(small, tmp_path, epochs=1))
+    harm(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(moemos.InputError, match=why):
         evaluate.evaluate(tmp_path / "run", "cpu")
+    assert not (tmp_path / "surprise").exists()
+
+
+def edit(run, change):
+    checkpoint = torch.load(run / "model.pt", weights_only=True)
+    change(checkpoint)
+    torch.save(checkpoint, run / "model.pt")
+
+
+def test_no_training_clips_no_test_clips_and_one_system_are_said(tmp_path, capsys):
+    text = ",".join(data.HEADER) + "\n"
+    only_test = lay_out(tmp_path / "t", {"ratings.csv": text + "0.wav,test,s,m,r,3\n"}, ["0.wav"])
+    with pytest.raises(moemos.InputError, match="fewer than two training clips"):
+        train.train(quick(only_test, tmp_path))
+    rows = "".join(f"{i}.wav,{'test' if i > 9 else 'train'},s,m{i % 2},r,{1 + i % 4}\n" for i in range(14))
+    one_system = lay_out(tmp_path / "s", {"ratings.csv": text + rows}, [f"{i}.wav" for i in range(14)])
+    train.train(quick(one_system, tmp_path))
+    result = evaluate.evaluate(tmp_path / "run", "cpu")
+    assert "undefined (nan) at system level: 1 values, two are needed" in capsys.readouterr().out
+    assert math.isnan(result["system"]["LCC"]) and json.loads((tmp_path / "run" / "metrics.json").read_text())["system"]["LCC"] is None
+    only_train = lay_out(tmp_path / "n", {"ratings.csv": text + rows.replace("test", "train")}, [f"{i}.wav" for i in range(14)])
+    with pytest.raises(moemos.InputError, match="no test clips"):
+        evaluate.evaluate(tmp_path / "run", "cpu", only_train)
 
 
 def test_predictions_do_not_depend_on_company():
@@ -593,14 +869,20 @@ def test_a_mismatched_pair_of_torch_and_torchaudio_gets_one_sentence(tmp_path):
     assert done.returncode and "as the pair that requirements.txt pins" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(("command", "why"), [
-    (["data.py", "--out", "DATA"], "not empty"), (["data.py", "--seed", "-1"], "at least 0"), (["train.py", "--data", "nowhere"], "nowhere"), (["train.py", "--experts", "0"], "--experts 0: must be at least 1"),
-    (["train.py", "--device", "cuda:99"], "cannot be used here"), (["evaluate.py", "nowhere"], "no run"), (["train.py", "--nonsense"], "unrecognized"),
-    (["train.py", "--data", "DATA", "--backbone", "wav2vec"], "no backbone 'wav2vec'")])
-def test_bad_options_get_one_sentence_and_status_2(small, tmp_path, command, why):
-    command = [str(small) if word == "DATA" else word for word in command]
-    done = subprocess.run([sys.executable, HERE / command[0], *command[1:]], check=False, cwd=tmp_path, capture_output=True, text=True, env=os.environ)
-    assert done.returncode == 2 and why in done.stderr and "Traceback" not in done.stderr
+@pytest.mark.parametrize(("module", "words", "why"), [
+    (data, ["--out", "SMALL"], "not empty"), (data, ["--seed", "-1"], "at least 0"), (data, ["--out", "SMALL/ratings.csv"], "cannot be written"),
+    (train, ["--data", "nowhere"], "looked for ratings.csv (manifest), test/utt_mix_test.csv"), (train, ["--experts", "0"], "--experts 0: must be at least 1"),
+    (train, ["--epochs", "-1"], "--epochs -1: must be at least 0"), (train, ["--dropout", "nan"], "--dropout nan"), (train, ["--nonsense"], "unrecognized"),
+    (train, ["--scale", "5", "1"], "--scale 5.0 1.0"), (train, ["--device", "cuda:99"], "cannot be used here"),
+    (train, ["--data", "SMALL", "--backbone", "wav2vec"], "there is no backbone 'wav2vec'; choose one of logmel, HUBERT_BASE"),
+    (train, ["--data", "SMALL", "--backbone", "logmel", "--out", "SMALL/ratings.csv"], "cannot be written"),
+    (train, ["--data", "SMALL", "--augment", "EMPTY"], "no WAV file"), (train, ["--data", "SMALL", "--max-seconds", "0.1"], "above --max-seconds 0.1"),
+    (evaluate, ["nowhere"], "nowhere/config.json is missing"), (evaluate, ["--device", "cuda:99"], "cannot be used here")])
+def test_bad_options_get_one_sentence_and_status_2(small, tmp_path, monkeypatch, capsys, module, words, why):
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, module, *(word.replace("SMALL", str(small)).replace("EMPTY", str(tmp_path)) for word in words)) == 2
+    assert why in capsys.readouterr().err
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]  # nothing was begun
 
 
 def test_default_settings_come_near_the_condition_mean_row(corpus, tmp_path):
@@ -612,6 +894,61 @@ def test_default_settings_come_near_the_condition_mean_row(corpus, tmp_path):
     assert result["utterance"]["LCC"] > reference["utterance"]["LCC"] - 0.10
     assert np.mean(list(result["experts"].values()), 0).min() > 0.05      # no expert is dead
     assert result["lcc_within_systems"] > 0.15                           # it hears more than which condition it is
+
+
+def start(folder, *words, torchrun=False):
+    """train.py in a process of its own, in that folder."""
+    program = ["-m", "torch.distributed.run", "--nproc-per-node", "2", HERE / "train.py"] if torchrun else [HERE / "train.py"]
+    return subprocess.Popen([sys.executable, *program, *map(str, words)], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                            env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def test_killed_at_any_moment_the_next_start_continues_to_the_bytes_of_an_undisturbed_run(small, tmp_path):
+    train.train(quick(small, tmp_path, out=str(tmp_path / "reference"), cache=str(tmp_path / "other")))
+    words = ("--data", small, "--backbone", "logmel", "--epochs", 2, "--cache", tmp_path / "cache", "--out", tmp_path / "run")
+    begun = time.monotonic()
+    assert start(tmp_path, *words[:-1], tmp_path / "whole", "--cache", tmp_path / "whole" / "cache").wait() == 0
+    whole, rng = time.monotonic() - begun, random.Random(0)
+    for i in range(10):
+        process = start(tmp_path, *words)
+        time.sleep(whole * rng.uniform(0.6, 1.0))  # before that it only imports
+        process.kill()
+        process.wait()
+        if (tmp_path / "run" / "model.pt").exists():  # never half a file
+            torch.load(tmp_path / "run" / "model.pt", weights_only=True)
+            (tmp_path / "run" / "model.pt").unlink()
+    assert start(tmp_path, *words).wait() == 0
+    reference = Path(tmp_path / "reference" / "model.pt").read_bytes()
+    assert (tmp_path / "run" / "model.pt").read_bytes() == (tmp_path / "whole" / "model.pt").read_bytes() == reference
+
+
+def test_two_processes_on_one_cache_do_not_harm_each_other(small, tmp_path):
+    both = [start(tmp_path, "--data", small, "--backbone", "logmel", "--epochs", 2, "--out", tmp_path / name) for name in "ab"]
+    assert [process.wait() for process in both] == [0, 0]
+    assert (tmp_path / "a" / "model.pt").read_bytes() == (tmp_path / "b" / "model.pt").read_bytes()
+
+
+@pytest.mark.parametrize("clips", ["small", "real"])
+def test_torchrun_with_two_ranks_gives_the_bytes_of_a_single_process(small, tmp_path, clips):
+    folder = {"small": small, "real": REAL_CLIPS}[clips]
+    if not folder.is_dir():
+        pytest.skip("the real clips of p835_wb16k do not lie beside the checkout")
+    train.train(quick(folder, tmp_path))
+    words = ("--data", folder, "--backbone", "logmel", "--epochs", 2, "--cache", tmp_path / "shared", "--out", tmp_path / "two")
+    assert start(tmp_path, *words, torchrun=True).wait() == 0
+    assert (tmp_path / "two" / "model.pt").read_bytes() == (tmp_path / "run" / "model.pt").read_bytes()
+    assert sorted(path.name for path in (tmp_path / "shared").iterdir()) == sorted(path.name for path in (tmp_path / "cache").iterdir())
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor has no bfloat16")
+def test_bfloat16_is_another_backbone_that_says_nearly_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    hub_with_base_weights(tmp_path)
+    full, half = (moemos.load_backbone("WAV2VEC2_BASE", precision=precision) for precision in ("float32", "bfloat16"))
+    assert full.identity != half.identity  # so neither's features are taken for the other's
+    waveform = torch.randn(8000)
+    one, other = full.extract(waveform), half.extract(waveform)
+    assert other.dtype == torch.float32 and 0 < (one - other).norm() / one.norm() < 0.05
 
 
 @pytest.mark.skipif(not REAL_CLIPS.is_dir(), reason="the real clips of p835_wb16k do not lie beside the checkout")

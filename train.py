@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import math
+import os
 import sys
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -46,9 +47,13 @@ def option(default, help, choices=None, least=None):
 
 @dataclass(frozen=True)
 class Config:
-    """Every setting; each is an option of the command line under the same name."""
-    data: str = option("corpus", "folder with ratings.csv; the default one is simulated where it is missing")
+    """Every setting; each is an option of the command line, with - for _."""
+    data: str = option("corpus", "ratings.csv or the folder of a corpus; the default one is simulated where it is missing")
+    augment: str = option("", "folder of more clips without MOS, a subfolder a synthesis model (III.D)")
+    scale: tuple = option((1.0, 5.0), "lowest and highest rating")
+    max_seconds: float = option(60.0, "longer clips are refused: the backbone's memory grows with the square of the length", least=0)
     backbone: str = option("", "a torchaudio bundle or logmel; not given: WAV2VEC2_BASE if it can be had, else logmel")
+    precision: str = option("float32", "of the backbone", choices=("float32", "bfloat16"))
     out: str = option("runs/default", "folder of the run")
     cache: str = option("cache", "folder of the features")
     device: str = option("", "cpu, cuda, ...; not given: the accelerator if there is one")
@@ -66,12 +71,18 @@ class Config:
     epochs: int = option(0, "of each stage, for quick trials; 0: those of STAGES", least=0)
 
 
+def flag(name):
+    return "--" + name.replace("_", "-")
+
+
 def check(config):
     """Raises InputError for a setting that cannot work."""
+    if not -math.inf < config.scale[0] < config.scale[1] < math.inf:
+        raise InputError(f"--scale {config.scale[0]} {config.scale[1]}: must be two numbers, the lower first")
     for setting in fields(Config):
         value, least, choices = getattr(config, setting.name), setting.metadata["least"], setting.metadata["choices"]
         if (least is not None and not least <= value < math.inf) or (choices and value not in choices):
-            raise InputError(f"--{setting.name} {value}: must be {'one of ' + ', '.join(choices) if choices else f'at least {least}'}")
+            raise InputError(f"{flag(setting.name)} {value}: must be {'one of ' + ', '.join(choices) if choices else f'at least {least}'}")
 
 
 def learning_rate(step, steps, peak):
@@ -118,7 +129,7 @@ def run_stage(model, stage, config, clips, validation, log):
 
             output = model(clips.features[rows])
             terms = moemos.losses(output, clips.mos[rows], clips.model[rows], alpha=a, beta=b, lambda_1=config.lambda_1,
-                                  lambda_2=config.lambda_2, smooth_l1_beta=config.smooth_l1_beta)
+                                  lambda_2=config.lambda_2, smooth_l1_beta=config.smooth_l1_beta, unit=model.unit)
             if not terms["total"].isfinite():
                 raise FloatingPointError(f"the loss is not finite in stage {stage.name}, epoch {epoch + 1}, step {i + 1}: "
                                          + ", ".join(f"{name} {term.item():.4g}" for name, term in terms.items()))
@@ -140,50 +151,77 @@ def run_stage(model, stage, config, clips, validation, log):
 @torch.no_grad()
 def validate(model, clips):
     model.eval()
-    output = model(clips.features)
-    rated = ~clips.mos.isnan()
-    predicted, mos = output.mos[rated].cpu(), clips.mos[rated].cpu()
-    return {"val_mse": moemos.mse(predicted, mos), "val_lcc": moemos.lcc(predicted, mos), "val_srcc": moemos.srcc(predicted, mos),
-            "val_accuracy": (output.logits.argmax(1) == clips.model).float().mean().item()}
+    outputs = [model(part) for part in clips.features.split(256)]
+    predicted, mos = torch.cat([output.mos for output in outputs]).cpu(), clips.mos.cpu()
+    hits = torch.cat([output.logits.argmax(1) for output in outputs]) == clips.model
+    rated = ~mos.isnan()
+    return {"val_mse": moemos.mse(predicted[rated], mos[rated]), "val_lcc": moemos.lcc(predicted[rated], mos[rated]),
+            "val_srcc": moemos.srcc(predicted[rated], mos[rated]), "val_accuracy": hits.float().mean().item()}
 
 
-def default_backbone(device):
+def default_backbone(device, precision="float32"):
     """The paper's bundle, or with a warning that cannot be missed the stand-in, where no --backbone is given."""
     try:
-        return moemos.load_backbone(moemos.PAPER_BACKBONE, device)
+        return moemos.load_backbone(moemos.PAPER_BACKBONE, device, precision)
     except moemos.WeightsUnavailable as error:
         line = "!" * 100
         print(f"{line}\nWARNING: {error}.\nUsing logmel, a stand-in that hears spectra only: "
               f"the results are NOT those of the paper's method.\n{line}", file=sys.stderr)
-        return moemos.load_backbone("logmel", device)
+        return moemos.load_backbone("logmel", device, precision)
+
+
+def processes():
+    """(rank, number) of this process among those of torchrun, (0, 1) without it."""
+    if "RANK" not in os.environ:
+        return 0, 1
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo")
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def wait(ranks):
+    """Until every process is here."""
+    if ranks > 1:
+        torch.distributed.barrier()
 
 
 def train(config, stages=STAGES):
     """Trains as config says and writes model.pt, config.json and log.csv into config.out; returns the model.
 
+    Under torchrun each process extracts its share of the features, and rank 0 alone goes on; the others return None.
     Raises InputError for whatever cannot be used, before any work that it would spoil.
     """
     check(config)
     device = moemos.device(config.device)
-    if config.data == Config.data and not Path(config.data).exists():
+    rank, ranks = processes()
+    if rank == 0 and config.data == Config.data and not Path(config.data).exists():
         print(f"{config.data}/ is missing: simulating it (python data.py --out {config.data})")
         data.simulate(config.data, 0)
-    clips = [clip for clip in data.read_manifest(config.data)
-             if clip.split == "train" and (clip.ratings or config.augmentation == "yes")]
+    wait(ranks)
+    clips = data.read_corpus(config.data, config.augment, config.scale, config.max_seconds, say=rank == 0)
+    clips = [clip for clip in clips if clip.split == "train" and (clip.ratings or config.augmentation == "yes")]
     if sum(bool(clip.ratings) for clip in clips) < 2:
         raise InputError(f"{config.data}: fewer than two training clips with ratings")
-    backbone = moemos.load_backbone(config.backbone, device) if config.backbone else default_backbone(device)
+    data.check_writable(config.out, config.cache)
+    backbone = (moemos.load_backbone(config.backbone, device, config.precision) if config.backbone
+                else default_backbone(device, config.precision))
     config = replace(config, backbone=backbone.name)
+
+    order = torch.randperm(len(clips), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    clips = [clips[i] for i in order]  # before extraction: what follows are views, no copies
+    data.features(clips[rank::ranks], backbone, config.cache)
+    wait(ranks)
+    if rank > 0:
+        return None
     features = data.features(clips, backbone, config.cache)
 
-    torch.manual_seed(config.seed)
     classes = sorted({clip.model for clip in clips})
     everything = Clips(features.to(device), torch.tensor([clip.mos for clip in clips], device=device),
                        torch.tensor([classes.index(clip.model) for clip in clips], device=device))
-    order = torch.randperm(len(clips)).to(device)
     held_out = max(len(clips) // 10, 1)
-    validation, training = (Clips(*(tensor[rows] for tensor in everything)) for rows in (order[:held_out], order[held_out:]))
-    model = moemos.MoEMOS(backbone.layers, backbone.width, len(classes), config.experts, config.hidden, config.dropout).to(device)
+    validation, training = Clips(*(tensor[:held_out] for tensor in everything)), Clips(*(tensor[held_out:] for tensor in everything))
+    torch.manual_seed(config.seed)
+    model = moemos.MoEMOS(backbone.layers, backbone.width, len(classes), config.experts, config.hidden, config.dropout, config.scale).to(device)
     model.fusion.set_statistics(training.features)
     model.class_head.requires_grad_(config.auxiliary == "model")
 
@@ -228,8 +266,8 @@ def write_run(config, model, classes, backbone, rows):
 def main():
     parser = argparse.ArgumentParser(description="Trains the speech quality predictor of arXiv 2507.06116.")
     for setting in fields(Config):
-        parser.add_argument(f"--{setting.name}", type=setting.type, default=setting.default, choices=setting.metadata["choices"],
-                            metavar=None if setting.metadata["choices"] else setting.type.__name__.upper(),
+        kind = {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")} if setting.type is tuple else {"type": setting.type}
+        parser.add_argument(flag(setting.name), **kind, default=setting.default, choices=setting.metadata["choices"],
                             help=f"{setting.metadata['help']} (default: {setting.default!r})")
     try:
         train(Config(**vars(parser.parse_args())))
