@@ -269,6 +269,8 @@ def read_corpus(path, augment="", scale=(1.0, 5.0), max_seconds=60.0, say=True):
     clips = read_manifest(path, scale)
     for wav in find_wavs([augment]) if augment else []:
         model = wav.relative_to(augment).parts[0]
+        if model == wav.name:
+            raise InputError(f"{wav}: must lie in a subfolder of {augment} that bears its synthesis model's name")
         clips.append(Clip(str(wav), wav, "train", model, model))
     seconds = [len(read_clip(clip.path, max_seconds)) / moemos.SAMPLE_RATE for clip in clips]
     line = []
