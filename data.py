@@ -27,6 +27,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import moemos  # first: it says what is wrong where torch and torchaudio are no pair
+
+# isort: split
 import numpy as np
 import torch
 from scipy.fft import irfft, next_fast_len, rfft
@@ -35,7 +38,6 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.optimize import brentq
 from scipy.special import ndtr
 
-import moemos
 from moemos import InputError
 
 # ---------------------------------------------------------------------------------------------------------
@@ -44,12 +46,42 @@ from moemos import InputError
 FULL_SCALE = {"uint8": 128, "int16": 2 ** 15, "int32": 2 ** 31, "float32": 1, "float64": 1}  # 24 bits arrive in int32
 
 
-def read_wav(path):
+def _read(path):
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def read_wav(path, content=None):
     """A WAV file of 8, 16, 24 or 32-bit PCM or float, any rate and channels -> (T,) float32 at 16 kHz.
 
-    Channels are averaged, the level is untouched. Raises InputError, a ValueError, naming the file.
+    Channels are averaged, the level is untouched. content: the file's bytes, where they have been read.
+    Raises InputError, a ValueError, naming the file.
     """
-    return _decode(_read(path), path)
+    content = content or _read(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", wavfile.WavFileWarning)  # of chunks that hold no audio
+        warnings.filterwarnings("error", ".*EOF.*", wavfile.WavFileWarning)
+        try:
+            rate, samples = wavfile.read(io.BytesIO(content))
+        except Exception as error:  # noqa: BLE001 - scipy raises nearly anything for a malformed file
+            raise InputError(f"{path}: not a whole WAV file of PCM or float samples ({error})") from None
+    if samples.dtype.name not in FULL_SCALE or not 1 <= rate <= 768000 or samples.size == 0:
+        raise InputError(f"{path}: {samples.dtype.name} samples of shape {samples.shape} at {rate} Hz; needed are 8, 16, 24 or "
+                         "32-bit PCM or float, at least one sample, and a rate up to 768 kHz")
+    scaled = (samples - 128.0 if samples.dtype == np.uint8 else samples) / FULL_SCALE[samples.dtype.name]
+    mono = scaled if scaled.ndim == 1 else scaled.mean(axis=1)  # (T, channels) -> (T,)
+    from scipy.signal import resample_poly  # here, as --help need not wait for it
+    common = np.gcd(rate, moemos.SAMPLE_RATE)
+    mono = resample_poly(mono, moemos.SAMPLE_RATE // common, rate // common)
+    if len(mono) < moemos.MIN_SAMPLES:
+        raise InputError(f"{path}: {len(mono) / 16:.1f} ms long; the backbone needs 25 ms")
+    with np.errstate(over="ignore"):
+        mono = mono.astype(np.float32)
+    if not np.isfinite(mono).all():
+        raise InputError(f"{path}: holds NaN, infinite or huge samples")
+    return torch.from_numpy(mono)
 
 
 def read_clip(path, max_seconds):
@@ -82,37 +114,6 @@ def check_writable(*folders):
         (folder / ".writable").unlink(missing_ok=True)
 
 
-def _read(path):
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _decode(content, path):
-    """read_wav of a file's bytes."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", wavfile.WavFileWarning)  # of chunks that hold no audio
-        warnings.filterwarnings("error", ".*EOF.*", wavfile.WavFileWarning)
-        try:
-            rate, samples = wavfile.read(io.BytesIO(content))
-        except Exception as error:  # noqa: BLE001 - scipy raises nearly anything for a malformed file
-            raise InputError(f"{path}: not a whole WAV file of PCM or float samples ({error})") from None
-    if samples.dtype.name not in FULL_SCALE or not 1 <= rate <= 768000 or samples.size == 0:
-        raise InputError(f"{path}: {samples.dtype.name} samples of shape {samples.shape} at {rate} Hz; needed are 8, 16, 24 or "
-                         "32-bit PCM or float, at least one sample, and a rate up to 768 kHz")
-    scaled = (samples - 128.0 if samples.dtype == np.uint8 else samples) / FULL_SCALE[samples.dtype.name]
-    mono = scaled if scaled.ndim == 1 else scaled.mean(axis=1)  # (T, channels) -> (T,)
-    if not np.isfinite(mono).all():
-        raise InputError(f"{path}: holds NaN or infinite samples")
-    from scipy.signal import resample_poly  # here, as --help need not wait for it
-    common = np.gcd(rate, moemos.SAMPLE_RATE)
-    mono = resample_poly(mono, moemos.SAMPLE_RATE // common, rate // common)
-    if len(mono) < moemos.MIN_SAMPLES:
-        raise InputError(f"{path}: {len(mono) / 16:.1f} ms long; the backbone needs 25 ms")
-    return torch.from_numpy(mono.astype(np.float32))
-
-
 # ---------------------------------------------------------------------------------------------------------
 # Tables of ratings: each layout's reader yields its rows as one kind of tuple, and one function makes clips of them
 
@@ -141,12 +142,13 @@ def _table(path, columns, header):
     try:
         lines = io.StringIO(_read(path).decode("utf-8-sig"), newline="")
         rows = csv.DictReader(lines, None if header else columns, strict=True)
-        if {*(rows.fieldnames or []), "model"} != {*columns, "model"}:
-            raise InputError(f"{path}: the first row must be {','.join(columns)}, not {','.join(rows.fieldnames or [])}")
+        names = rows.fieldnames or []
+        if {*names, "model"} != {*columns, "model"} or len({*names}) < len(names):
+            raise InputError(f"{path}: the first row must be {','.join(columns)}, not {','.join(names)}")
         for row in rows:
             place = f"{path}, row {rows.line_num}"
             if None in row or None in row.values():
-                raise InputError(f"{place}: a row needs one value for each of {','.join(rows.fieldnames)}")
+                raise InputError(f"{place}: a row needs one value for each of {','.join(names)}")
             yield place, row
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: is no CSV table in UTF-8 ({error}); save it as one") from None
@@ -228,6 +230,7 @@ def read_manifest(path, scale=(1.0, 5.0)):
                 for place, row in _table(table, layout.columns, layout.header):
                     try:
                         wav, system, model, rater, score = layout.fields(row, table)
+                        wav = os.path.normpath(wav)  # ./a.wav is a.wav
                         clip = Clip(wav, folder / layout.wavs / wav, split or row["split"], system, model)
                         _add_rating(clips, clip, rater, score, scale)
                     except InputError as error:
@@ -239,17 +242,19 @@ def read_manifest(path, scale=(1.0, 5.0)):
 
 def _add_rating(clips, new, rater, score, scale):
     """Adds one row, its clip and its rating, to clips, a dict wav -> Clip."""
-    if not new.wav or not new.system:
+    if new.wav == "." or not new.system:
         raise InputError("wav and system must not be empty")
     if new.split not in ("train", "dev", "test"):
         raise InputError(f"the split must be train or test, not {new.split!r}")
     clip = clips.setdefault(new.wav, new)
-    if clip is new and not clip.path.is_file():
+    if clip is new and not os.path.isfile(clip.path):
         raise InputError(f"{clip.path} is not there")
     if (clip.split, clip.system, clip.model) != (new.split, new.system, new.model):
         raise InputError(f"{clip.wav} stood in another split, system or model above")
     if not score and not rater:
         return
+    if not score or not rater:
+        raise InputError("a rating needs a rater and a score; a clip without MOS has neither")
     if rater in clip.ratings:
         raise InputError(f"rater {rater!r} has rated {clip.wav} above")
     try:
@@ -288,13 +293,13 @@ def read_corpus(path, augment="", scale=(1.0, 5.0), max_seconds=60.0, say=True):
 # ---------------------------------------------------------------------------------------------------------
 # Features: each clip goes through the frozen backbone once, alone and unpadded; its statistics are kept
 
-def features(clips, backbone, cache="cache"):
+def extract_features(clips, backbone, cache="cache"):
     """Clips -> (clips, L, 2D) float32, from the folder `cache` where they are there.
 
     An entry's name is a digest of the file's content, the backbone's weights and the code between them,
     so nothing stale is ever used. Raises InputError for a file that read_wav refuses.
     """
-    code = "".join(inspect.getsource(function) for function in (_decode, moemos.pool_statistics))
+    code = "".join(map(inspect.getsource, (read_wav, moemos.Backbone.extract, moemos.pool_statistics)))
     shape = (backbone.layers, 2 * backbone.width)
     result = torch.empty(len(clips), *shape)
     seconds, start = 0.0, time.monotonic()
@@ -303,7 +308,7 @@ def features(clips, backbone, cache="cache"):
         entry = Path(cache) / hashlib.sha256(f"{backbone.identity}{code}".encode() + content).hexdigest()
         statistics = _read_entry(entry, shape)
         if statistics is None:
-            waveform = _decode(content, clip.path)
+            waveform = read_wav(clip.path, content)
             statistics = moemos.pool_statistics(backbone.extract(waveform)).cpu()
             body = statistics.numpy().tobytes()
             write_atomically(entry, body + hashlib.sha256(body).digest())
@@ -320,12 +325,19 @@ def _read_entry(entry, shape):
     """A cache entry is its float32 numbers and their SHA-256; None where it is missing or damaged."""
     try:
         content = entry.read_bytes()
-    except FileNotFoundError:
+    except OSError:
         return None
     body, digest = content[:-32], content[-32:]
-    if hashlib.sha256(body).digest() != digest:
+    if hashlib.sha256(body).digest() != digest or len(body) != 4 * math.prod(shape):
         return None
     return torch.frombuffer(bytearray(body), dtype=torch.float32).view(shape)
+
+
+def write_csv(path, rows):
+    """write_atomically of a table."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_atomically(path, text.getvalue().encode())
 
 
 def write_atomically(path, content):
@@ -452,7 +464,8 @@ def speak(rng):
 
 
 def talk(rng, studio):
-    """Who reads it, and into which microphone: Track 3 has two sources, and the one at 48 kHz was recorded in a studio."""
+    """Who reads it (pitch in Hz, tract: length over the mean's, tilt: corner of the glottis in Hz), and into which microphone
+    (noise in dB re the speech, room: share of the reverberation). Track 3 has two sources; the one at 48 kHz is a studio."""
     return {"pitch": 95 * 2 ** rng.uniform(0, 1.2), "tract": rng.uniform(0.9, 1.1), "tilt": rng.uniform(130, 250),
             "breath": rng.uniform(0.08, 0.12), "jitter": rng.uniform(0.005, 0.015),
             "noise": rng.uniform(-56, -52), "room": 0.4 if studio else 1.0}
@@ -565,7 +578,7 @@ def plan_corpus(rng):
             scores = rate_clips(rng, mos[half], severity, *panel)                            # (clips, RATERS)
             sentences = half * SENTENCES + np.sort(rng.permutation(SENTENCES)[:CLIPS[khz]])
             for sentence, strength, ratings in zip(sentences, severity, scores):
-                talker = sentence % 2 if khz == "48" else 2 + sentence                 # the studio had two
+                talker = sentence % 2 if khz == "48" else 2 + sentence                 # HiFi-CAPTAIN, the source at 48 kHz, has two
                 plan.append({"name": f"{condition}_s{sentence + 1:02d}", "split": split, "system": condition, "model": method,
                              "scores": dict(enumerate(ratings, half * RATERS)), "sentence": sentence, "talker": talker,
                              "rate": 1000 * int(khz), "traces": traces, "severity": strength})
@@ -579,15 +592,15 @@ def plan_corpus(rng):
 def simulate(directory, seed):
     """Writes a simulated Track 3, WAV files and ratings.csv, deterministic to the byte for a seed.
 
-    Raises InputError where the directory holds something. An interrupted run leaves no half corpus.
+    Raises InputError where the directory holds something. An interrupted run leaves a folder .partial, which the next one replaces.
     """
     if seed < 0:
         raise InputError(f"--seed {seed}: must be at least 0")
-    directory = Path(directory)
+    directory = Path(directory).resolve()
     partial = directory.with_name(f"{directory.name}.partial")
     try:
-        if directory.exists() and any(directory.iterdir()):
-            raise InputError(f"{directory} is there and not empty; delete it or name another")
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise InputError(f"{directory} is there and no empty folder; delete it or name another")
         shutil.rmtree(partial, ignore_errors=True)
         (partial / "wav").mkdir(parents=True)
         render(partial, plan_corpus(np.random.default_rng([seed, 0])), seed)
@@ -610,16 +623,12 @@ def render(directory, plan, seed):
 
     with ThreadPoolExecutor() as pool:  # numpy and scipy let go of the interpreter lock
         list(pool.map(write, range(len(plan))))
-    with open(directory / "ratings.csv", "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(HEADER)
-        for clip in plan:
-            table.writerows([f"wav/{clip['name']}.wav", clip["split"], clip["system"], clip["model"], rater, score]
-                            for rater, score in clip["scores"].items())
+    write_csv(directory / "ratings.csv", [HEADER, *((f"wav/{clip['name']}.wav", clip["split"], clip["system"], clip["model"], rater, score)
+                                                    for clip in plan for rater, score in clip["scores"].items())])
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Writes a simulated AudioMOS 2025 Track 3: WAV files and ratings.csv.")
+    parser = argparse.ArgumentParser(allow_abbrev=False, description="Writes a simulated AudioMOS 2025 Track 3: WAV files and ratings.csv.")
     parser.add_argument("--out", default="corpus", metavar="DIR", help="a folder that is not there yet (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     arguments = parser.parse_args()

@@ -11,16 +11,18 @@ RUN/predictions.csv. The intervals, the reference rows and all seeds are ours. L
 
 import argparse
 import csv
-import io
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
 
+import moemos  # first: it says what is wrong where torch and torchaudio are no pair
+
+# isort: split
 import numpy as np
 import torch
 
 import data
-import moemos
 import train
 from moemos import InputError
 
@@ -37,21 +39,27 @@ def load_run(run, device):
     """A folder that train.py wrote -> (model in eval mode, backbone, classes, Config). Raises InputError."""
     run = Path(run)
     try:
-        settings = json.loads((run / "config.json").read_text())
+        settings = json.loads((run / "config.json").read_bytes())
+        if settings.keys() != {setting.name for setting in fields(train.Config)}:
+            raise ValueError("its settings are not those of this train.py")
         config = train.Config(**settings | {"scale": tuple(settings["scale"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{run}/config.json is missing, damaged or of another version ({error}); `python train.py --out {run}` writes it") from error
+        train.check(config)
+    except Exception as error:
+        raise InputError(f"{run}/config.json is missing, damaged or of another version ({moemos.first_line(error)}); "
+                         f"`python train.py --out {run}` writes it") from error
     try:
         checkpoint = torch.load(run / "model.pt", map_location=device, weights_only=True)  # tensors and plain values only
-        wanted, classes = checkpoint["backbone"], checkpoint["classes"]
-        model = moemos.MoEMOS(wanted["layers"], wanted["width"], len(classes), config.experts, config.hidden, scale=config.scale)
+        classes, (name, identity, layers, width) = checkpoint["classes"], checkpoint["backbone"].values()
+        model = moemos.MoEMOS(layers, width, len(classes), config.experts, config.hidden, scale=config.scale)
         model.load_state_dict(checkpoint["weights"])
+        if not all(tensor.isfinite().all() for tensor in checkpoint["weights"].values()):
+            raise ValueError("a weight is not finite")
     except Exception as error:
-        raise InputError(f"{run}/model.pt is missing, damaged or of another run ({str(error).splitlines()[0]}); "
+        raise InputError(f"{run}/model.pt is missing, damaged or of another run ({moemos.first_line(error)}); "
                          f"`python train.py --out {run}` writes it") from error
-    backbone = moemos.load_backbone(wanted["name"], device, config.precision)
-    if backbone.identity != wanted["identity"]:
-        raise InputError(f"{run} was trained on a {wanted['name']} with other weights than the one here; train it again")
+    backbone = moemos.load_backbone(name, device, config.precision)
+    if backbone.identity != identity:
+        raise InputError(f"{run} was trained on a {name} with other weights than the one here; train it again")
     return model.to(device).eval(), backbone, classes, config
 
 
@@ -75,9 +83,8 @@ def bootstrap(predicted, true, system, seed=0):
         draws = rng.integers(len(p), size=(RESAMPLES, len(p)))
         intervals[level] = {}
         for name, metric in moemos.METRICS.items():
-            values = np.array([metric(p[rows], t[rows]) for rows in draws])
-            values = values[np.isfinite(values)]
-            intervals[level][name] = np.quantile(values, (0.025, 0.975)).tolist() if len(values) else [float("nan")] * 2
+            values = [metric(p[rows], t[rows]) for rows in draws]
+            intervals[level][name] = np.nanquantile(values, (0.025, 0.975)).tolist() if np.isfinite(values).any() else [float("nan")] * 2
     return intervals
 
 
@@ -116,9 +123,8 @@ def reference_rows(training, test):
 def lcc_within_systems(predicted, true, system):
     """Mean of the LCCs inside each system, NaN where none is defined: does it hear more than which system it is?"""
     predicted, true, system = np.asarray(predicted), np.asarray(true), np.asarray(system)
-    values = np.array([moemos.lcc(predicted[system == name], true[system == name]) for name in np.unique(system)])
-    values = values[np.isfinite(values)]
-    return float(values.mean()) if len(values) else float("nan")
+    values = [moemos.lcc(predicted[system == name], true[system == name]) for name in np.unique(system)]
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
 def evaluate(run, device="", corpus=""):
@@ -127,14 +133,14 @@ def evaluate(run, device="", corpus=""):
     Clips without ratings are predicted and written to answer.txt, in the challenge's form; with no others that is
     all, and None is returned. Raises InputError for whatever cannot be used, a backbone other than the run's among it.
     """
-    model, backbone, classes, config = load_run(run, moemos.device(device))
+    model, backbone, classes, config = load_run(run, moemos.pick_device(device))
     corpus = str(corpus or config.data)
     clips = data.read_corpus(corpus, scale=config.scale, max_seconds=config.max_seconds)
     training, test = ([clip for clip in clips if clip.split == split] for split in ("train", "test"))
     if not test:
         raise InputError(f"{corpus} has no test clips")
     test.sort(key=lambda clip: not clip.ratings)  # rated ones first, else in their order
-    output = predict(model, data.features(test, backbone, config.cache))
+    output = predict(model, data.extract_features(test, backbone, config.cache))
     write(run, test, output.mos.tolist())
     test = [clip for clip in test if clip.ratings]
     if not test:
@@ -160,18 +166,12 @@ def evaluate(run, device="", corpus=""):
 
 def write(run, test, predicted):
     """predictions.csv of the rated clips and answer.txt of the others."""
-    text, answer = io.StringIO(), ""
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["wav", "system", "model", "mos", "predicted"])
-    for clip, value in zip(test, predicted):
-        if clip.ratings:
-            table.writerow([clip.wav, clip.system, clip.model, clip.mos, value])
-        else:
-            answer += f"{Path(clip.wav).stem},{value}\n"
-    data.write_atomically(Path(run) / "predictions.csv", text.getvalue().encode())
+    rows = [(clip.wav, clip.system, clip.model, clip.mos, value) for clip, value in zip(test, predicted) if clip.ratings]
+    data.write_csv(Path(run) / "predictions.csv", [("wav", "system", "model", "mos", "predicted"), *rows])
+    answer = [(Path(clip.wav).stem, value) for clip, value in zip(test, predicted) if not clip.ratings]
     if answer:
-        data.write_atomically(Path(run) / "answer.txt", answer.encode())
-        print(f"{answer.count(chr(10))} test clips without ratings: predicted in {run}/answer.txt, not scored")
+        data.write_csv(Path(run) / "answer.txt", answer)
+        print(f"{len(answer)} test clips without ratings: predicted in {run}/answer.txt, not scored")
 
 
 def score(run, paths, device=""):
@@ -180,7 +180,7 @@ def score(run, paths, device=""):
     A clip's number is the same alone, in any company and on every call. A file that cannot be used is reported on standard error
     and left out. Raises InputError for a run that cannot be used or a folder without a WAV file.
     """
-    model, backbone, _, config = load_run(run, moemos.device(device))
+    model, backbone, _, config = load_run(run, moemos.pick_device(device))
     for path in data.find_wavs(paths):
         try:
             statistics = moemos.pool_statistics(backbone.extract(data.read_clip(path, config.max_seconds)))
@@ -192,7 +192,7 @@ def score(run, paths, device=""):
 
 def show(run, result):
     def line(label, numbers):
-        return f"{label:34}" + ("".join(f"{number:8.3f}" for number in numbers) if numbers else "     not to be had: no two raters share clips")
+        return f"{label:34}" + ("".join(f"{number:8.3f}" for number in numbers) if numbers else "   no two raters share clips")
 
     def eight(numbers):
         return numbers and [numbers[level][name] for level in ("utterance", "system") for name in moemos.METRICS]
@@ -202,10 +202,10 @@ def show(run, result):
         print(f"  {model:24}" + "".join(f"{100 * gate:6.1f}" for gate in gates))
     if result["accuracy"] is not None:
         print(f"classification accuracy {result['accuracy']:.3f}")
-    heading = " " * 34 + "---------- utterance ---------- ----------- system -----------\n" + " " * 34 + f"{'MSE':>8}{'LCC':>8}{'SRCC':>8}{'KTAU':>8}" * 2
+    heading = f"{'':34}---------- utterance ---------- ----------- system -----------\n{'':34}" + "     MSE     LCC    SRCC    KTAU" * 2
     print(f"\nthe real Track 3, published: other clips, not to be compared with the rows below\n{heading}")
     for label, levels in PUBLISHED.items():
-        print(line(label, (*levels["utterance"], *levels["system"])))
+        print(line(label, levels["utterance"] + levels["system"]))
     name = result["backbone"]["name"]
     print(f"\n{run} on {result['data']}: {result['clips']} test clips, {result['systems']} systems, backbone {name}"
           + (" - a STAND-IN, not the paper's wav2vec2" if name == "logmel" else "") + f"\n{heading}")
@@ -213,7 +213,7 @@ def show(run, result):
         print(line(label, eight(numbers)))
     print(line("this run", eight(result)))
     for side, label in enumerate(("  95 % interval from", "  to")):
-        print(line(label, [result["interval_95"][level][name][side] for level in ("utterance", "system") for name in moemos.METRICS]))
+        print(line(label, [interval[side] for interval in eight(result["interval_95"])]))
     print(f"mean LCC within a system: {result['lcc_within_systems']:.3f}")
     for level, why in result["undefined"].items():
         if why:
@@ -221,7 +221,7 @@ def show(run, result):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Evaluates a run of train.py: the eight numbers, with intervals and references.")
+    parser = argparse.ArgumentParser(allow_abbrev=False, description="Evaluates a run of train.py: the eight numbers, with intervals and references.")
     parser.add_argument("run", nargs="?", default="runs/default", help="folder of the run (default: %(default)s)")
     parser.add_argument("--data", default="", help="another corpus than the run's, in any form that train.py reads")
     parser.add_argument("--wav", nargs="+", metavar="PATH", help="score these files, and all in these folders: wav,mos lines in CSV")

@@ -11,6 +11,7 @@ Letters, here and in the other modules:
 import hashlib
 import inspect
 import socket
+import sys
 from typing import NamedTuple
 
 try:
@@ -18,7 +19,7 @@ try:
     import torchaudio
 except (ImportError, OSError, RuntimeError) as error:  # the traceback of a mismatched pair speaks of CUDA and helps nobody
     raise SystemExit("torch and torchaudio must be installed as the pair that requirements.txt pins: "
-                     f"pip install -r requirements.txt ({type(error).__name__}: {str(error).splitlines()[0]})")
+                     f"pip install -r requirements.txt ({type(error).__name__}: {str(error).partition(chr(10))[0]})")
 
 import numpy as np
 import torch.nn.functional as F
@@ -39,13 +40,18 @@ class WeightsUnavailable(InputError):
     """The weights of a bundle are neither on this machine nor to be downloaded."""
 
 
-def device(name=""):
+def first_line(error):
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def pick_device(name=""):
     """The device of that name, tried; without a name the accelerator if there is one, else the CPU. Raises InputError."""
     name = name or torch.accelerator.current_accelerator(check_available=True) or "cpu"
     try:
-        return torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {name} cannot be used here ({str(error).splitlines()[0]})") from None
+        torch.ones(1, device=name).item()
+        return torch.device(name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"--device {name} cannot be used here ({first_line(error)})") from None
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -117,13 +123,13 @@ def load_backbone(name, device="cpu", precision="float32"):
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(STALL_SECONDS)  # torch.hub sets none
     try:
-        network = bundles()[name].get_model(dl_kwargs={"progress": False})
+        network = bundles()[name].get_model(dl_kwargs={"progress": sys.stderr.isatty()})
     except OSError as error:
         raise WeightsUnavailable(f"the weights of {name} are not in {torch.hub.get_dir()}/checkpoints and could not be "
                                  f"downloaded ({error}); put them there or use --backbone logmel") from error
     except Exception as error:
         raise InputError(f"the weights of {name} in {torch.hub.get_dir()}/checkpoints are damaged or of another network "
-                         f"({str(error).splitlines()[0]}); delete the file to have it downloaded again") from error
+                         f"({first_line(error)}); delete the file to have it downloaded again") from error
     finally:
         socket.setdefaulttimeout(timeout)
     return Backbone(name, network, device, precision)
@@ -308,8 +314,7 @@ def lcc(predicted, true):
 
 def srcc(predicted, true):
     """Spearman: Pearson of the ranks, ties share their mean rank; NaN where undefined() says why."""
-    p, t = _pair(predicted, true)
-    return float("nan") if undefined(p, t) else lcc(rankdata(p), rankdata(t))
+    return float("nan") if undefined(predicted, true) else lcc(rankdata(predicted), rankdata(true))
 
 
 def ktau(predicted, true):

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import math
@@ -258,6 +259,19 @@ def hub_with_base_weights(folder):
     return network.eval()
 
 
+def test_a_backbone_is_frozen_and_in_eval_whatever_it_is_given():
+    network = moemos.LogMel()
+    network.extract_features = lambda waveforms, inner=network.extract_features: ([torch.nn.functional.dropout(layer, 0.5, network.training)
+                                                                                  for layer in inner(waveforms)[0]], None)
+    network.weight = torch.nn.Parameter(torch.ones(1))
+    backbone = moemos.Backbone("x", network.train())
+    waveform = torch.randn(8000)
+    assert torch.equal(backbone.extract(waveform), backbone.extract(waveform)) and not network.weight.requires_grad
+    other = moemos.LogMel()
+    other.weight = torch.nn.Parameter(torch.zeros(1))
+    assert moemos.Backbone("x", other).identity != backbone.identity  # other weights, another backbone
+
+
 def test_wav2vec2_base_is_loaded_frozen_from_the_hub_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     network = hub_with_base_weights(tmp_path)
@@ -345,7 +359,7 @@ def header(channels, rate):
     (None, "cannot be read"), (b"", "not a whole WAV"), (b"ID3\x04 an mp3", "not a whole WAV"), (b"fLaC\0\0\0\x22", "not a whole WAV"), (b"some text", "not a whole WAV"),
     ("cut", "not a whole WAV"), (header(1, 16000)[:44], "not a whole WAV|at least one sample"), (np.zeros(0, np.int16), "at least one sample"),
     (header(0, 16000), "not a whole WAV"), (header(1, 0), "a rate up to"), (np.zeros(399, np.int16), "25 ms"), (np.full(8000, np.nan, np.float32), "NaN"),
-    (np.full(8000, np.inf), "NaN or infinite"), (np.zeros(8000, np.int64), "int64")])
+    (np.full(8000, 1e300), "huge"), (np.full(8000, np.inf), "NaN, infinite or huge"), (np.zeros(8000, np.int64), "int64")])
 def test_read_wav_refuses_the_rest_naming_the_file(tmp_path, content, why):
     path = tmp_path / "bad.wav"
     if isinstance(content, np.ndarray):
@@ -396,20 +410,24 @@ class CountingBackbone:
 def test_each_clip_goes_through_the_backbone_once_alone_and_unpadded(tmp_path):
     clips = data.read_manifest(manifest(tmp_path, ["a.wav,train,s,m,0,4", "b.wav,train,s,m,0,4"]))
     backbone, cache = CountingBackbone(), tmp_path / "cache"
-    first = data.features(clips, backbone, cache)
+    first = data.extract_features(clips, backbone, cache)
     assert backbone.lengths == [8000, 9600]
     assert torch.equal(first[1], moemos.pool_statistics(data.read_wav(clips[1].path)[:12].view(2, 2, 3)))
-    assert torch.equal(data.features(clips[::-1], backbone, cache).flip(0), first)
+    assert torch.equal(data.extract_features(clips[::-1], backbone, cache).flip(0), first)
     assert len(backbone.lengths) == 2                                          # all from the cache
 
     next(cache.iterdir()).write_bytes(b"damaged" * 20)                         # a damaged entry is made again
-    assert torch.equal(data.features(clips, backbone, cache), first) and len(backbone.lengths) == 3
+    assert torch.equal(data.extract_features(clips, backbone, cache), first) and len(backbone.lengths) == 3
     wavfile.write(clips[0].path, 16000, tone(16000, 0.7).astype(np.float32))   # so is a file of another content
-    data.features(clips, backbone, cache)
+    data.extract_features(clips, backbone, cache)
     assert backbone.lengths[3:] == [11200]
     backbone.identity = "y"                                                    # and all of another backbone
-    data.features(clips, backbone, cache)
+    data.extract_features(clips, backbone, cache)
     assert len(backbone.lengths) == 6
+    for entry in cache.iterdir():                                              # or of another shape
+        entry.write_bytes(hashlib.sha256(b"").digest())
+    data.extract_features(clips, backbone, cache)
+    assert len(backbone.lengths) == 8
     assert not list(cache.glob("*.partial"))
 
 
@@ -418,9 +436,9 @@ def test_an_interrupted_extraction_continues_where_it_stopped(tmp_path):
     backbone = CountingBackbone()
     backbone.extract = lambda waveform: CountingBackbone.extract(backbone, waveform) if len(waveform) == 8000 else 1 / 0
     with pytest.raises(ZeroDivisionError):
-        data.features(clips, backbone, tmp_path / "cache")
+        data.extract_features(clips, backbone, tmp_path / "cache")
     del backbone.extract
-    data.features(clips, backbone, tmp_path / "cache")
+    data.extract_features(clips, backbone, tmp_path / "cache")
     assert backbone.lengths == [8000, 9600]
 
 
@@ -430,7 +448,7 @@ def test_progress_is_shown_on_a_terminal_and_not_in_a_pipe(tmp_path, monkeypatch
     screen = io.StringIO()
     screen.isatty = lambda: terminal
     monkeypatch.setattr(sys, "stderr", screen)
-    data.features(clips, CountingBackbone(), tmp_path / "cache")
+    data.extract_features(clips, CountingBackbone(), tmp_path / "cache")
     assert ("2/2 clips, 1 s of audio" in screen.getvalue() and "0 s left" in screen.getvalue()) if terminal else not screen.getvalue()
 
 
@@ -561,7 +579,7 @@ def test_corpus_is_the_same_bytes_for_a_seed_and_others_for_another(corpus, tmp_
     files = {name: {path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name).rglob("*.*")} for name in ("one", "two", "three")}
     assert files["one"] == files["two"] and len(files["one"]) == 2 * (30 + 5 + 5) + 4 * 3 + 1
     assert not any(files["one"][name] == content for name, content in files["three"].items() if name in files["one"])
-    with pytest.raises(moemos.InputError, match="not empty"):
+    with pytest.raises(moemos.InputError, match="no empty folder"):
         data.simulate(corpus, 102)
 
 
@@ -620,11 +638,11 @@ LAYOUTS = {
          ("test", "48k_worldSR", "worldSR", {"utt_mix_test:11": 2})]),
     "AudioMOS 2025 Track 3, phase archives": (
         {f"{OBF}/utt_16k.csv": "uttID,lisID,rating\naudiomos-track3-16k_sys1_utt31.wav,01,4\n",
-         f"{OBF}/utt_24k.csv": "uttID,lisID,rating\naudiomos-track3-24k_sys2_utt31.wav,01,3\n",
+         f"{OBF}/utt_24k.csv": "uttID,lisID,rating\naudiomos-track3-24k_sys2_utt31.wav,01,3\naudiomos-track3-24k_sys3_utt31.wav,01,2\n",
          f"{EVAL}/sets/eval_list.txt": "audiomos-track3-16k_sys1_utt51\naudiomos-track3-48k_sys2_utt52\n"},
-        [f"{OBF}/wav/audiomos-track3-16k_sys1_utt31.wav", f"{OBF}/wav/audiomos-track3-24k_sys2_utt31.wav",
+        [f"{OBF}/wav/audiomos-track3-16k_sys1_utt31.wav", f"{OBF}/wav/audiomos-track3-24k_sys2_utt31.wav", f"{OBF}/wav/audiomos-track3-24k_sys3_utt31.wav",
          f"{EVAL}/wav/audiomos-track3-16k_sys1_utt51.wav", f"{EVAL}/wav/audiomos-track3-48k_sys2_utt52.wav"],
-        [("train", "16k_sys1", "sys1", {"utt_16k:01": 4}), ("train", "24k_sys2", "sys2", {"utt_24k:01": 3}),
+        [("train", "16k_sys1", "sys1", {"utt_16k:01": 4}), ("train", "24k_sys2", "sys2", {"utt_24k:01": 3}), ("train", "24k_sys3", "sys3", {"utt_24k:01": 2}),
          ("test", "16k_sys1", "sys1", {}), ("test", "48k_sys2", "sys2", {})]),
     "BVCC, single ratings": (
         {"DATA/sets/TRAINSET": "sys64e2f,sys64e2f-utt9c183cd.wav,4,VDP1ovyrBzg8_1,{}_30-39_bZPQE7w4Zl3g_Female_Valid_1_No\n"
@@ -772,6 +790,72 @@ def test_run_holds_plain_values_a_full_log_and_both_evaluation_files(small, tmp_
     assert again["system"] == pytest.approx(result["system"])
 
 
+def test_a_stage_is_the_plain_loop_of_adamw_cosine_alpha_and_clipping(monkeypatch):
+    assert train.CLIP_NORM == 1.0
+    monkeypatch.setattr(train, "CLIP_NORM", 0.4)
+    config = train.Config(batch_size=5, dropout=0.0, weight_decay=0.1, lambda_1=0.3, lambda_2=0.7, smooth_l1_beta=0.5)
+    stage = train.Stage("joint", 2, 0.05, 0.3, 0.7)
+    torch.manual_seed(0)
+    clips = train.Clips(3 * torch.randn(10, 3, 10), torch.tensor([1.0, 5, 2, 4, nan] * 2), torch.arange(10) % 3)
+    model, loop = (moemos.MoEMOS(3, 5, 3, experts=4, hidden=7, dropout=0.0) for _ in range(2))
+    loop.load_state_dict(model.state_dict())
+    rows = []
+    torch.manual_seed(1)
+    train.run_stage(model, stage, config, clips, clips, rows.append)
+
+    torch.manual_seed(1)
+    parameters = list(loop.parameters())
+    first, second, norms = [torch.zeros_like(p) for p in parameters], [torch.zeros_like(p) for p in parameters], []
+    for step in range(4):
+        if step % 2 == 0:
+            order = torch.randperm(10)
+        batch = order[:5] if step % 2 == 0 else order[5:]
+        a, lr = 0.3 + 0.4 * step / 3, 0.025 * (1 + math.cos(math.pi * step / 4))
+        output = loop(clips.features[batch])
+        total = (a * moemos.mos_loss(output.mos, clips.mos[batch], 0.5) + (1 - a) * moemos.classification_loss(output.logits, clips.model[batch])
+                 + 0.3 * moemos.diversity_loss(output.gates) + 0.7 * moemos.sparsity_loss(output.gates))
+        gradients = torch.autograd.grad(total, parameters)
+        norms.append(math.sqrt(sum(g.square().sum().item() for g in gradients)))
+        for p, g, m, v in zip(parameters, gradients, first, second):
+            g = g * min(1.0, 0.4 / norms[-1])
+            m.mul_(0.9).add_(0.1 * g)
+            v.mul_(0.999).add_(0.001 * g * g)
+            p.data -= lr * 0.1 * p.data + lr * (m / (1 - 0.9 ** (step + 1))) / ((v / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
+    assert min(norms) < 0.4 < max(norms)
+    for ours, theirs in zip(model.parameters(), parameters):
+        torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-3)
+    assert [row["grad_norm"] for row in rows] == pytest.approx([np.mean(norms[:2]), np.mean(norms[2:])], rel=1e-3)
+    assert [row["alpha"] for row in rows] == pytest.approx([0.3 + 0.4 / 3, 0.7]) and [row["epoch"] for row in rows] == [1, 2]
+
+
+@pytest.mark.parametrize("augmentation", ["yes", "no"])
+def test_training_and_validation_share_no_clip_and_hold_no_test_clip(small, tmp_path, monkeypatch, augmentation):
+    seen = []
+
+    def watch(model, stage, config, training, validation, log):
+        seen.append((model, training, validation))
+        log({"stage": stage.name, "epoch": 1} | dict.fromkeys([*train.SCREEN, *(f"gate_{e}" for e in range(1, 5))], 1))
+    monkeypatch.setattr(train, "run_stage", watch)
+    model = train.train(quick(small, tmp_path, augmentation=augmentation))
+    ((_, training, validation), *_) = seen
+    clips = [clip for clip in data.read_manifest(small) if clip.split == "train" and (clip.ratings or augmentation == "yes")]
+    expected = data.extract_features(clips, moemos.load_backbone("logmel"), tmp_path / "cache")
+    assert (len(validation.mos), len(training.mos)) == (len(clips) // 10, len(clips) - len(clips) // 10)
+    used = torch.cat([validation.features, training.features])
+    assert {x.numpy().tobytes() for x in used} == {x.numpy().tobytes() for x in expected}
+    assert int(training.mos.isnan().sum() + validation.mos.isnan().sum()) == (8 if augmentation == "yes" else 0)
+    torch.testing.assert_close(model.fusion(training.features).mean(0), torch.zeros(160), atol=1e-4, rtol=0)
+    assert model.dropout.p == model.moe.dropout.p == 0.5
+
+
+def test_validation_is_without_dropout():
+    model, _ = some_output()
+    clips = train.Clips(torch.randn(6, 3, 10), torch.arange(6.0), torch.zeros(6, dtype=torch.long))
+    model.train()
+    assert train.validate(model, clips) == train.validate(model.train(), clips)
+    assert train.validate(model, clips)["val_mse"] == pytest.approx(moemos.mse(model(clips.features).mos.detach(), clips.mos))
+
+
 def test_first_stage_leaves_the_mos_head_alone(small, tmp_path):
     model = train.train(quick(small, tmp_path), stages=train.STAGES[:1])
     torch.manual_seed(0)
@@ -781,9 +865,17 @@ def test_first_stage_leaves_the_mos_head_alone(small, tmp_path):
 
 
 def test_without_auxiliary_task_the_classifier_is_not_trained(small, tmp_path):
-    train.train(quick(small, tmp_path, auxiliary="none", augmentation="no"))
+    model = train.train(quick(small, tmp_path, auxiliary="none", augmentation="no"))
+    torch.manual_seed(0)
+    untrained = moemos.MoEMOS(3, 80, 2)
+    assert torch.equal(model.class_head.weight, untrained.class_head.weight) and not torch.equal(model.mos_head.weight, untrained.mos_head.weight)
     log = table(tmp_path / "run" / "log.csv")
     assert [row["stage"] for row in log] == ["joint"] * 2 + ["mos"] * 2
+
+
+def test_a_gradient_that_overflows_stops_the_run_too(small, tmp_path):
+    with pytest.raises(FloatingPointError, match="stage classification, epoch 1, step 1.*grad_norm inf"):
+        train.train(quick(small, tmp_path, lambda_1=1e30))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(small, tmp_path, monkeypatch):
@@ -800,7 +892,9 @@ class Surprise:
 
 @pytest.mark.parametrize(("harm", "why"), [
     (lambda run: (run / "model.pt").unlink(), "model.pt is missing"), (lambda run: (run / "model.pt").write_bytes((run / "model.pt").read_bytes()[:5000]), "damaged"),
-    (lambda run: (run / "model.pt").write_bytes(b"text"), "damaged"), (lambda run: torch.save(Surprise(), run / "model.pt"), "damaged"),
+    (lambda run: (run / "model.pt").write_bytes(b"text"), "damaged"), (lambda run: (run / "model.pt").write_bytes(b""), "damaged"),
+    (lambda run: edit(run, lambda c: c["weights"]["mos_head.bias"].fill_(nan)), "a weight is not finite"),
+    (lambda run: edit(run, lambda c: c.pop("backbone")), "damaged"), (lambda run: (run / "config.json").write_text("[]"), "of another version"), (lambda run: torch.save(Surprise(), run / "model.pt"), "damaged"),
     (lambda run: edit(run, lambda c: c["backbone"].update(identity="other")), "other weights"), (lambda run: edit(run, lambda c: c["classes"].append("y")), "of another run"),
     (lambda run: (run / "config.json").write_text("{"), "config.json is missing, damaged or of another version"),
     (lambda run: (run / "config.json").write_text((run / "config.json").read_text().replace('"seed"', '"sed"')), "of another version"),
@@ -843,6 +937,29 @@ def test_predictions_do_not_depend_on_company():
     assert all(torch.equal(evaluate.predict(model, features[i:i + 1]).mos, together.mos[i:i + 1]) for i in range(5))
 
 
+def test_the_report_says_what_the_model_says_of_the_test_clips(small, tmp_path, capsys):
+    model = train.train(quick(small, tmp_path, epochs=8)).eval()
+    capsys.readouterr()
+    result = evaluate.evaluate(tmp_path / "run", "cpu")
+    first, printed = (tmp_path / "run" / "metrics.json").read_bytes(), capsys.readouterr().out
+    test = [clip for clip in data.read_manifest(small) if clip.split == "test"]
+    output = model(data.extract_features(test, moemos.load_backbone("logmel"), tmp_path / "cache"))
+    hits = output.logits.argmax(1) == torch.tensor([["m0", "m1", "x"].index(clip.model) for clip in test])
+    assert result["accuracy"] == pytest.approx(hits.float().mean().item())
+    for name in ("m0", "m1"):
+        assert result["experts"][name] == pytest.approx(output.gates[[clip.model == name for clip in test]].mean(0).tolist(), abs=1e-6)
+    means = {name: np.mean([clip.mos for clip in data.read_manifest(small) if clip.split == "train" and clip.system == name]) for name in ("s0", "s1", "s2", "s3")}
+    row = result["reference"]["condition's mean training MOS"]["utterance"]
+    assert row["MSE"] == pytest.approx(np.mean([(means[clip.system] - clip.mos) ** 2 for clip in test]))
+    assert "a STAND-IN, not the paper's wav2vec2" in printed
+    assert "   0.277   0.811   0.716   0.529   0.056   0.978   0.913   0.758\n" in printed   # the paper
+    assert "   0.273   0.821   0.695   0.508   0.119   0.941   0.749   0.547\n" in printed   # B03
+    low, high = result["interval_95"]["utterance"]["MSE"]
+    assert f"interval from{low:21.3f}"[-8:] in printed and low < result["utterance"]["MSE"] < high
+    evaluate.evaluate(tmp_path / "run", "cpu")
+    assert (tmp_path / "run" / "metrics.json").read_bytes() == first
+
+
 def test_bootstrap_interval_covers_as_theory_says():
     rng = np.random.default_rng(0)
     p = rng.normal(size=400)
@@ -865,17 +982,20 @@ def test_half_against_half_is_perfect_where_raters_agree_and_none_without_shared
     assert evaluate.half_against_half([dataclasses.replace(clip, ratings={"mean": 3.0}) for clip in clips]) is None
 
 
-def test_a_mismatched_pair_of_torch_and_torchaudio_gets_one_sentence(tmp_path):
-    (tmp_path / "torchaudio.py").write_text("raise RuntimeError('Detected that PyTorch and TorchAudio were compiled with different CUDA versions.')")
-    done = subprocess.run([sys.executable, HERE / "train.py", "--help"], check=False, capture_output=True, text=True,
+@pytest.mark.parametrize(("script", "module", "error"), [
+    ("train.py", "torchaudio", "RuntimeError('Detected that PyTorch and TorchAudio were compiled with different CUDA versions.')"),
+    ("evaluate.py", "torch", "OSError('libc10_cuda.so: cannot open shared object file')"), ("data.py", "torchaudio", "ImportError()")])
+def test_a_mismatched_pair_of_torch_and_torchaudio_gets_one_sentence(tmp_path, script, module, error):
+    (tmp_path / f"{module}.py").write_text(f"raise {error}")
+    done = subprocess.run([sys.executable, HERE / script, "--help"], check=False, capture_output=True, text=True,
                           env=os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": ""})
     assert done.returncode and "as the pair that requirements.txt pins" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(("module", "words", "why"), [
-    (data, ["--out", "SMALL"], "not empty"), (data, ["--seed", "-1"], "at least 0"), (data, ["--out", "SMALL/ratings.csv"], "cannot be written"),
+    (data, ["--out", "SMALL"], "no empty folder"), (data, ["--seed", "-1"], "at least 0"), (data, ["--out", "SMALL/ratings.csv"], "no empty folder"), (data, ["--out", "SMALL/ratings.csv/x"], "cannot be written"),
     (train, ["--data", "nowhere"], "looked for ratings.csv (manifest), test/utt_mix_test.csv"), (train, ["--experts", "0"], "--experts 0: must be at least 1"),
-    (train, ["--epochs", "-1"], "--epochs -1: must be at least 0"), (train, ["--dropout", "nan"], "--dropout nan"), (train, ["--nonsense"], "unrecognized"),
+    (train, ["--epochs", "-1"], "--epochs -1: must be at least 0"), (train, ["--dropout", "nan"], "--dropout nan"), (train, ["--dropout", "1"], "below 1"), (train, ["--out", ""], "must not be empty"), (train, ["--exp", "2"], "unrecognized"), (train, ["--nonsense"], "unrecognized"),
     (train, ["--scale", "5", "1"], "--scale 5.0 1.0"), (train, ["--device", "cuda:99"], "cannot be used here"),
     (train, ["--data", "SMALL", "--backbone", "wav2vec"], "there is no backbone 'wav2vec'; choose one of logmel, HUBERT_BASE"),
     (train, ["--data", "SMALL", "--backbone", "logmel", "--out", "SMALL/ratings.csv"], "cannot be written"),

@@ -8,7 +8,6 @@ Letters of dimensions: see moemos.py. A constant is the paper's where its sectio
 """
 
 import argparse
-import csv
 import io
 import json
 import math
@@ -18,10 +17,12 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import moemos  # first: it says what is wrong where torch and torchaudio are no pair
+
+# isort: split
 import torch
 
 import data
-import moemos
 from moemos import InputError
 
 
@@ -35,19 +36,20 @@ class Stage(NamedTuple):
 
 STAGES = (  # III.E
     Stage("classification", 60, 1e-4, 0.0, 0.0),  # lr: paper
-    Stage("joint", 60, 3e-3, 0.3, 0.7),           # alpha: paper; lr ours: by validation, as is all that is ours here
+    Stage("joint", 60, 3e-3, 0.3, 0.7),           # alpha: paper; lr ours: validated, as Config says, and so are the epochs
     Stage("mos", 20, 1e-5, 0.9, 0.9),             # lr, alpha: paper
 )
 CLIP_NORM = 1.0  # III.E, gradient clipping
 
 
-def option(default, help, choices=None, least=None):
-    return field(default=default, metadata={"help": help, "choices": choices, "least": least})
+def option(default, help, choices=None, least=None, below=math.inf):
+    return field(default=default, metadata={"help": help, "choices": choices, "least": least, "below": below})
 
 
 @dataclass(frozen=True)
 class Config:
-    """Every setting; each is an option of the command line, with - for _."""
+    """Every setting besides STAGES; each is an option of the command line, with - for _. "validated": the best, or no
+    worse than the best, in cross-validation over the sentences of training clips."""
     data: str = option("corpus", "ratings.csv or the folder of a corpus; the default one is simulated where it is missing")
     augment: str = option("", "folder of more clips without MOS, a subfolder a synthesis model (III.D)")
     scale: tuple = option((1.0, 5.0), "lowest and highest rating")
@@ -57,17 +59,17 @@ class Config:
     out: str = option("runs/default", "folder of the run")
     cache: str = option("cache", "folder of the features")
     device: str = option("", "cpu, cuda, ...; not given: the accelerator if there is one")
-    seed: int = option(0, "of everything that is random in training", least=0)
-    experts: int = option(4, "N of III.B; ours: the paper gives none", least=1)
-    hidden: int = option(64, "width H of an expert; ours", least=1)
-    dropout: float = option(0.5, "on the fused features and inside the experts; ours", least=0)
+    seed: int = option(0, "of everything that is random in training", least=0, below=2 ** 63)
+    experts: int = option(4, "N of III.B; ours: validated", least=1)
+    hidden: int = option(64, "width H of an expert; ours: validated", least=1)
+    dropout: float = option(0.5, "on the fused features and inside the experts; ours: validated", least=0, below=1)
     auxiliary: str = option("model", "the second task: the synthesis model (III.C), or none", choices=("model", "none"))
     augmentation: str = option("yes", "train on clips without MOS too (III.D)", choices=("yes", "no"))
-    batch_size: int = option(32, "ours", least=1)
+    batch_size: int = option(32, "ours: the usual", least=1)
     weight_decay: float = option(0.01, "of AdamW; ours: its default", least=0)
-    lambda_1: float = option(0.02, "weight of diversity (III.B); ours", least=0)
-    lambda_2: float = option(0.02, "weight of sparsity (III.B); ours", least=0)
-    smooth_l1_beta: float = option(1.0, "where smooth L1 turns linear, in MOS; ours: its default", least=0)
+    lambda_1: float = option(0.02, "weight of diversity (III.B); ours: validated, 0.15 was slightly worse", least=0)
+    lambda_2: float = option(0.02, "weight of sparsity (III.B); ours: validated, 0.15 was slightly worse", least=0)
+    smooth_l1_beta: float = option(1.0, "where smooth L1 turns linear, in quarters of the scale; ours: its default", least=0)
     epochs: int = option(0, "of each stage, for quick trials; 0: those of STAGES", least=0)
 
 
@@ -80,9 +82,12 @@ def check(config):
     if not -math.inf < config.scale[0] < config.scale[1] < math.inf:
         raise InputError(f"--scale {config.scale[0]} {config.scale[1]}: must be two numbers, the lower first")
     for setting in fields(Config):
-        value, least, choices = getattr(config, setting.name), setting.metadata["least"], setting.metadata["choices"]
-        if (least is not None and not least <= value < math.inf) or (choices and value not in choices):
-            raise InputError(f"{flag(setting.name)} {value}: must be {'one of ' + ', '.join(choices) if choices else f'at least {least}'}")
+        value, (_, choices, least, below) = getattr(config, setting.name), setting.metadata.values()
+        if (least is not None and not least <= value < below) or (choices and value not in choices):
+            wanted = f"one of {', '.join(choices)}" if choices else f"at least {least} and below {below}"
+            raise InputError(f"{flag(setting.name)} {value}: must be {wanted}")
+    if not (config.data and config.out and config.cache):
+        raise InputError("--data, --out and --cache must not be empty")
 
 
 def learning_rate(step, steps, peak):
@@ -110,7 +115,7 @@ SCREEN = {  # column of log.csv: heading, width and format on the screen
 
 
 def run_stage(model, stage, config, clips, validation, log):
-    """Trains model on clips for one stage, and hands log() a dict after each epoch.
+    """Trains model on clips for one stage, and hands log() a dict after each epoch: terms are means over its batches.
 
     Raises FloatingPointError, saying where, for a loss that is not finite.
     """
@@ -130,12 +135,12 @@ def run_stage(model, stage, config, clips, validation, log):
             output = model(clips.features[rows])
             terms = moemos.losses(output, clips.mos[rows], clips.model[rows], alpha=a, beta=b, lambda_1=config.lambda_1,
                                   lambda_2=config.lambda_2, smooth_l1_beta=config.smooth_l1_beta, unit=model.unit)
-            if not terms["total"].isfinite():
-                raise FloatingPointError(f"the loss is not finite in stage {stage.name}, epoch {epoch + 1}, step {i + 1}: "
-                                         + ", ".join(f"{name} {term.item():.4g}" for name, term in terms.items()))
-            optimiser.zero_grad()
+            model.zero_grad()
             terms["total"].backward()
             terms["grad_norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)  # the one before clipping
+            if not (terms["total"] + terms["grad_norm"]).isfinite():
+                raise FloatingPointError(f"the loss or its gradient is not finite in stage {stage.name}, epoch {epoch + 1}, step {i + 1}: "
+                                         + ", ".join(f"{name} {term.item():.4g}" for name, term in terms.items()))
             optimiser.step()
 
             for name, term in terms.items():
@@ -192,7 +197,7 @@ def train(config, stages=STAGES):
     Raises InputError for whatever cannot be used, before any work that it would spoil.
     """
     check(config)
-    device = moemos.device(config.device)
+    device = moemos.pick_device(config.device)
     rank, ranks = processes()
     if rank == 0 and config.data == Config.data and not Path(config.data).exists():
         print(f"{config.data}/ is missing: simulating it (python data.py --out {config.data})")
@@ -200,25 +205,25 @@ def train(config, stages=STAGES):
     wait(ranks)
     clips = data.read_corpus(config.data, config.augment, config.scale, config.max_seconds, say=rank == 0)
     clips = [clip for clip in clips if clip.split == "train" and (clip.ratings or config.augmentation == "yes")]
-    if sum(bool(clip.ratings) for clip in clips) < 2:
-        raise InputError(f"{config.data}: fewer than two training clips with ratings")
+    order = torch.randperm(len(clips), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    clips = [clips[i] for i in order]  # before extraction: what follows are views, no copies
+    held_out = max(len(clips) // 10, 1)
+    if sum(bool(clip.ratings) for clip in clips[held_out:]) < 2:
+        raise InputError(f"{config.data}: fewer than two training clips with ratings, a tenth being held out")
     data.check_writable(config.out, config.cache)
     backbone = (moemos.load_backbone(config.backbone, device, config.precision) if config.backbone
                 else default_backbone(device, config.precision))
     config = replace(config, backbone=backbone.name)
 
-    order = torch.randperm(len(clips), generator=torch.Generator().manual_seed(config.seed)).tolist()
-    clips = [clips[i] for i in order]  # before extraction: what follows are views, no copies
-    data.features(clips[rank::ranks], backbone, config.cache)
+    data.extract_features(clips[rank::ranks], backbone, config.cache)
     wait(ranks)
     if rank > 0:
         return None
-    features = data.features(clips, backbone, config.cache)
+    features = data.extract_features(clips, backbone, config.cache)
 
     classes = sorted({clip.model for clip in clips})
     everything = Clips(features.to(device), torch.tensor([clip.mos for clip in clips], device=device),
                        torch.tensor([classes.index(clip.model) for clip in clips], device=device))
-    held_out = max(len(clips) // 10, 1)
     validation, training = Clips(*(tensor[:held_out] for tensor in everything)), Clips(*(tensor[held_out:] for tensor in everything))
     torch.manual_seed(config.seed)
     model = moemos.MoEMOS(backbone.layers, backbone.width, len(classes), config.experts, config.hidden, config.dropout, config.scale).to(device)
@@ -236,27 +241,23 @@ def train(config, stages=STAGES):
         print(" ".join(f"{row[column]:{width}{form}}" for column, (_, width, form) in SCREEN.items()),
               "", *(f"{100 * row[f'gate_{e + 1}']:2.0f}" for e in range(config.experts)))
 
+    stages = [stage._replace(epochs=config.epochs or stage.epochs) for stage in stages
+              if stage.alpha_end > 0 or config.auxiliary == "model"]  # stage 1 has nothing to learn without the second task
     for stage in stages:
-        if stage.alpha_end > 0 or config.auxiliary == "model":  # stage 1 has nothing to learn without the second task
-            run_stage(model, stage._replace(epochs=config.epochs or stage.epochs), config, training, validation, log)
-
-    write_run(config, model, classes, backbone, rows)
+        run_stage(model, stage, config, training, validation, log)
+    write_run(config, stages, model, classes, backbone, rows)
     return model
 
 
-def write_run(config, model, classes, backbone, rows):
-    """Writes log.csv, config.json and, last, model.pt: the head as plain tensors and values, without places on this machine."""
+def write_run(config, stages, model, classes, backbone, rows):
+    """Writes log.csv, config.json and, last, model.pt: the head as plain tensors and values, without the run's and the cache's place."""
     out = Path(config.out)
-    text = io.StringIO()
-    table = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    data.write_atomically(out / "log.csv", text.getvalue().encode())
+    data.write_csv(out / "log.csv", [rows[0].keys(), *(row.values() for row in rows)])
     data.write_atomically(out / "config.json", (json.dumps(asdict(config), indent=2) + "\n").encode())
     checkpoint = io.BytesIO()  # saved by name, the file would hold that name
     torch.save({"weights": {name: tensor.cpu() for name, tensor in model.state_dict().items()},
                 "config": {name: value for name, value in asdict(config).items() if name not in ("out", "cache")},
-                "classes": classes,
+                "stages": [stage._asdict() for stage in stages], "classes": classes,
                 "backbone": {"name": backbone.name, "identity": backbone.identity, "layers": backbone.layers, "width": backbone.width}},
                checkpoint)
     data.write_atomically(out / "model.pt", checkpoint.getvalue())
@@ -264,7 +265,7 @@ def write_run(config, model, classes, backbone, rows):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Trains the speech quality predictor of arXiv 2507.06116.")
+    parser = argparse.ArgumentParser(allow_abbrev=False, description="Trains the speech quality predictor of arXiv 2507.06116.")
     for setting in fields(Config):
         kind = {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")} if setting.type is tuple else {"type": setting.type}
         parser.add_argument(flag(setting.name), **kind, default=setting.default, choices=setting.metadata["choices"],

@@ -75,7 +75,7 @@ def extraction():
                     backbone.network.extract_features(waveform)
                 bare += time.perf_counter() - start
             else:
-                data.features([clip], backbone, "cache")
+                data.extract_features([clip], backbone, "cache")
                 ours += time.perf_counter() - start
     return ours / bare
 
@@ -100,7 +100,7 @@ def precision():
     for name in ("float32", "bfloat16"):
         backbone = load(name)
         start = time.perf_counter()
-        features = data.features([clip for clip in few if clip.split == "test"], backbone, f"cache_again_{name}")
+        features = data.extract_features([clip for clip in few if clip.split == "test"], backbone, f"cache_again_{name}")
         times.append(time.perf_counter() - start)
         predicted.append(evaluate.predict(model.eval(), features).mos)
     return times[0] / times[1], (predicted[0] - predicted[1]).abs().max().item(), predicted[0].std().item()
@@ -111,7 +111,7 @@ def share(rank, ranks):
     import data
     backbone, clips = load(), data.read_manifest("corpus")[:1200:15]
     start = time.perf_counter()
-    data.features(clips[rank::ranks], backbone, f"cache_share_{ranks}")
+    data.extract_features(clips[rank::ranks], backbone, f"cache_share_{ranks}")
     print(time.perf_counter() - start)
 
 
