@@ -53,13 +53,8 @@ def _read(path):
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def read_wav(path, content=None):
-    """A WAV file of 8, 16, 24 or 32-bit PCM or float, any rate and channels -> (T,) float32 at 16 kHz.
-
-    Channels are averaged, the level is untouched. content: the file's bytes, where they have been read.
-    Raises InputError, a ValueError, naming the file.
-    """
-    content = content or _read(path)
+def decode(path, content):
+    """The bytes of a WAV file -> (rate, (T,) float64 at that rate, mean of the channels). Raises InputError naming the file."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", wavfile.WavFileWarning)  # of chunks that hold no audio
         warnings.filterwarnings("error", ".*EOF.*", wavfile.WavFileWarning)
@@ -72,28 +67,35 @@ def read_wav(path, content=None):
                          "32-bit PCM or float, at least one sample, and a rate up to 768 kHz")
     scaled = (samples - 128.0 if samples.dtype == np.uint8 else samples) / FULL_SCALE[samples.dtype.name]
     mono = scaled if scaled.ndim == 1 else scaled.mean(axis=1)  # (T, channels) -> (T,)
-    from scipy.signal import resample_poly  # here, as --help need not wait for it
-    common = np.gcd(rate, moemos.SAMPLE_RATE)
-    mono = resample_poly(mono, moemos.SAMPLE_RATE // common, rate // common)
-    if len(mono) < moemos.MIN_SAMPLES:
-        raise InputError(f"{path}: {len(mono) / 16:.1f} ms long; the backbone needs 25 ms")
-    with np.errstate(over="ignore"):
-        mono = mono.astype(np.float32)
-    if not np.isfinite(mono).all():
+    if not (np.abs(mono) < 1e30).all():
         raise InputError(f"{path}: holds NaN, infinite or huge samples")
-    return torch.from_numpy(mono)
+    if len(mono) * moemos.SAMPLE_RATE < moemos.MIN_SAMPLES * rate:
+        raise InputError(f"{path}: {1000 * len(mono) / rate:.1f} ms long; the backbone needs 25 ms")
+    return rate, mono
 
 
-def read_clip(path, max_seconds):
-    """read_wav of a clip to be scored: not longer than max_seconds, else InputError; a silent one is warned of."""
-    waveform = read_wav(path)
-    seconds = len(waveform) / moemos.SAMPLE_RATE
+def read_wav(path, content=None):
+    """A WAV file of 8, 16, 24 or 32-bit PCM or float, any rate and channels -> (T,) float32 at 16 kHz.
+
+    Channels are averaged, the level is untouched. content: the file's bytes, where they have been read.
+    Raises InputError, a ValueError, naming the file.
+    """
+    from scipy.signal import resample_poly  # here, as --help need not wait for it
+    rate, mono = decode(path, content or _read(path))
+    common = math.gcd(rate, moemos.SAMPLE_RATE)
+    return torch.from_numpy(resample_poly(mono, moemos.SAMPLE_RATE // common, rate // common).astype(np.float32))
+
+
+def check_clip(path, max_seconds):
+    """Seconds of a clip to be scored; a silent one is warned of. Raises InputError for one that cannot be, or is too long."""
+    rate, mono = decode(path, _read(path))
+    seconds = len(mono) / rate
     if seconds > max_seconds:
         raise InputError(f"{path}: {seconds:.0f} s long, above --max-seconds {max_seconds:g}; the backbone's memory grows "
                          "with the square of the length, so cut the clip or raise the limit")
-    if not waveform.any():
+    if not mono.any():
         print(f"WARNING: {path} is all digital silence; its score says nothing", file=sys.stderr)
-    return waveform
+    return seconds
 
 
 def find_wavs(paths):
@@ -277,7 +279,7 @@ def read_corpus(path, augment="", scale=(1.0, 5.0), max_seconds=60.0, say=True):
         if model == wav.name:
             raise InputError(f"{wav}: must lie in a subfolder of {augment} that bears its synthesis model's name")
         clips.append(Clip(str(wav), wav, "train", model, model))
-    seconds = [len(read_clip(clip.path, max_seconds)) / moemos.SAMPLE_RATE for clip in clips]
+    seconds = [check_clip(clip.path, max_seconds) for clip in clips]
     line = []
     for split in ("train", "dev", "test"):
         these = [(clip, length) for clip, length in zip(clips, seconds) if clip.split == split]
@@ -299,7 +301,7 @@ def extract_features(clips, backbone, cache="cache"):
     An entry's name is a digest of the file's content, the backbone's weights and the code between them,
     so nothing stale is ever used. Raises InputError for a file that read_wav refuses.
     """
-    code = "".join(map(inspect.getsource, (read_wav, moemos.Backbone.extract, moemos.pool_statistics)))
+    code = "".join(map(inspect.getsource, (decode, read_wav, moemos.Backbone.extract, moemos.pool_statistics)))
     shape = (backbone.layers, 2 * backbone.width)
     result = torch.empty(len(clips), *shape)
     seconds, start = 0.0, time.monotonic()

@@ -183,7 +183,8 @@ def score(run, paths, device=""):
     model, backbone, _, config = load_run(run, moemos.pick_device(device))
     for path in data.find_wavs(paths):
         try:
-            statistics = moemos.pool_statistics(backbone.extract(data.read_clip(path, config.max_seconds)))
+            data.check_clip(path, config.max_seconds)
+            statistics = moemos.pool_statistics(backbone.extract(data.read_wav(path)))
         except InputError as error:
             print(f"skipped: {error}", file=sys.stderr)
         else:
