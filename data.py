@@ -35,7 +35,6 @@ import torch
 from scipy.fft import irfft, next_fast_len, rfft
 from scipy.io import wavfile
 from scipy.ndimage import gaussian_filter1d
-from scipy.optimize import brentq
 from scipy.special import ndtr
 
 from moemos import InputError
@@ -255,8 +254,7 @@ def _add_rating(clips, new, rater, score, scale):
         raise InputError(f"{clip.wav} stood in another split, system or model above")
     if not score and not rater:
         return
-    if not score or not rater:
-        raise InputError("a rating needs a rater and a score; a clip without MOS has neither")
+    rater = rater or "mean"
     if rater in clip.ratings:
         raise InputError(f"rater {rater!r} has rated {clip.wav} above")
     try:
@@ -399,6 +397,7 @@ def rate_clips(rng, mos, severity, bias, gain):
     def expected(mean):  # 1 + sum over k of P(rating > k)
         return 1 + ndtr((opinions(mean)[..., None] - (1.5, 2.5, 3.5, 4.5)) / RESIDUAL_SD).sum(-1).mean()
 
+    from scipy.optimize import brentq  # here, as --help need not wait for it
     heard = opinions(brentq(lambda mean: expected(mean) - mos, -5, 11))
     return np.rint(heard + rng.normal(0, RESIDUAL_SD, heard.shape)).clip(1, 5).astype(int)
 

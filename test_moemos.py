@@ -204,6 +204,11 @@ def test_metrics_agree_with_scipy(ties):
     assert moemos.ktau(p, t) == pytest.approx(scipy.stats.kendalltau(p, t)[0])
 
 
+def test_ranks_are_scipys():
+    values = np.random.default_rng(0).integers(0, 9, 40)
+    assert np.array_equal(moemos.ranks(values), scipy.stats.rankdata(values))
+
+
 def test_metrics_by_hand():
     p, t = [1, 2, 3, 4], [1, 3, 2, 4]
     assert (moemos.mse(p, t), moemos.lcc(p, t), moemos.srcc(p, t)) == pytest.approx((0.5, 0.8, 0.8))
@@ -390,7 +395,7 @@ def test_manifest_is_read_with_and_without_mos_and_model(tmp_path):
 @pytest.mark.parametrize(("rows", "why"), [
     ([], "no rows"), (["a.wav,train,s,m,0"], "one value for each of"), (["a.wav,valid,s,m,0,4"], "train or test"), (["c.wav,train,s,m,0,4"], "is not there"),
     (["a.wav,train,s,m,0,4", "a.wav,test,s,m,1,4"], "row 3: a.wav stood in another split"), (["a.wav,train,s,m,0,4"] * 2, "row 3: rater '0' has rated a.wav"),
-    (["a.wav,train,s,m,0,good"], "no number"), (["a.wav,train,s,m,0,6"], "off the scale"), (["a.wav,train,s,m,0,nan"], "off the scale")])
+    (["a.wav,train,s,m,0,good"], "no number"), (["a.wav,train,s,m,0,"], "no number"), (["a.wav,train,s,m,,4", "./a.wav,train,s,m,,4"], "rater 'mean' has rated a.wav"), (["a.wav,train,s,m,0,6"], "off the scale"), (["a.wav,train,s,m,0,nan"], "off the scale")])
 def test_bad_manifest_rows_are_refused_by_number(tmp_path, rows, why):
     with pytest.raises(moemos.InputError, match=why):
         data.read_manifest(manifest(tmp_path, rows))

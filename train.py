@@ -184,10 +184,13 @@ def processes():
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
-def wait(ranks):
-    """Until every process is here."""
+def extract_in_shares(clips, backbone, cache):
+    """data.extract_features; of torchrun's processes each extracts its share, rank 0 returns all and the others None."""
+    rank, ranks = processes()
     if ranks > 1:
+        data.extract_features(clips[rank::ranks], backbone, cache)
         torch.distributed.barrier()
+    return data.extract_features(clips, backbone, cache) if rank == 0 else None
 
 
 def train(config, stages=STAGES):
@@ -202,7 +205,8 @@ def train(config, stages=STAGES):
     if rank == 0 and config.data == Config.data and not Path(config.data).exists():
         print(f"{config.data}/ is missing: simulating it (python data.py --out {config.data})")
         data.simulate(config.data, 0)
-    wait(ranks)
+    if ranks > 1:
+        torch.distributed.barrier()
     clips = data.read_corpus(config.data, config.augment, config.scale, config.max_seconds, say=rank == 0)
     clips = [clip for clip in clips if clip.split == "train" and (clip.ratings or config.augmentation == "yes")]
     order = torch.randperm(len(clips), generator=torch.Generator().manual_seed(config.seed)).tolist()
@@ -215,11 +219,9 @@ def train(config, stages=STAGES):
                 else default_backbone(device, config.precision))
     config = replace(config, backbone=backbone.name)
 
-    data.extract_features(clips[rank::ranks], backbone, config.cache)
-    wait(ranks)
-    if rank > 0:
+    features = extract_in_shares(clips, backbone, config.cache)
+    if features is None:
         return None
-    features = data.extract_features(clips, backbone, config.cache)
 
     classes = sorted({clip.model for clip in clips})
     everything = Clips(features.to(device), torch.tensor([clip.mos for clip in clips], device=device),
