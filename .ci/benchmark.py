@@ -60,7 +60,7 @@ def load(precision="float32"):
 
 
 def extraction():
-    """Cost of data.features over that of the bare network, clip by clip in turns."""
+    """Cost of data.extract_features over that of the bare network, clip by clip in turns."""
     import torch
 
     import data
@@ -139,7 +139,7 @@ def main():
         print(f"peak memory of the largest process        {peak:6.2f} GB")
         print(f"the three stages themselves               {stages():6.1f} s")
         base_weights()
-        print(f"data.features / bare WAV2VEC2_BASE        {extraction():6.3f}")
+        print(f"data.extract_features / WAV2VEC2_BASE bare{extraction():6.3f}")
         faster, change, spread = precision()
         print(f"WAV2VEC2_BASE in bfloat16, times as fast   {faster:5.2f}  (largest change of a prediction {change:.4f}, their sd {spread:.2f})")
         print(f"two processes of one thread, times as fast {processes():5.2f}  (than one process of two)")
