@@ -371,8 +371,8 @@ SENTENCES = 30                         # in training, and as many others in test
 RATERS = 10                            # 0-9 rate the training clips, 10-19 the test clips (paper, IV)
 AUGMENTATION_CLIPS = 100               # from each of the paper's four more synthesis models (III.D)
 
-# Calibrated (see test_moemos.py) so that reliability and condition-mean row come out as published and an additive
-# model finds bias, gain and residual in the range measured in public naturalness tests.
+# Calibrated (see test_moemos.py) so that reliability and condition-mean row come out near the published ones (README: how
+# near) and an additive model finds bias, gain and residual in the range measured in public naturalness tests.
 CLIP_SD = 0.34      # of the quality of a condition's clips, all of it audible as severity
 BIAS_SD = 0.55      # of a rater's constant
 GAIN_SD = 0.20      # of a rater's slope about the middle of the scale
@@ -473,7 +473,10 @@ def talk(rng, studio):
 
 
 def synthesize(phones, talker, traces, rate, rng):
-    """One clip as a method renders it, (T,) int16 at `rate` Hz. traces: name -> strength, 0 where absent."""
+    """One clip as a method renders it, (T,) int16 at `rate` Hz. traces: name -> strength, 0 where absent.
+
+    Its numbers are ours, set so that spectra look like speech and no trace is inaudible or a give-away.
+    """
     trace = defaultdict(float, traces)
     room = trace["room"] * talker["room"]
     natural = 1 - min(trace["buzz"], 1)

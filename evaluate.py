@@ -141,7 +141,10 @@ def evaluate(run, device="", corpus=""):
         raise InputError(f"{corpus} has no test clips")
     test.sort(key=lambda clip: not clip.ratings)  # rated ones first, else in their order
     output = predict(model, data.extract_features(test, backbone, config.cache))
-    write(run, test, output.mos.tolist())
+    unrated = [(Path(clip.wav).stem, mos) for clip, mos in zip(test, output.mos.tolist()) if not clip.ratings]
+    if unrated:
+        data.write_csv(Path(run) / "answer.txt", unrated)
+        print(f"{len(unrated)} test clips without ratings: predicted in {run}/answer.txt, not scored")
     test = [clip for clip in test if clip.ratings]
     if not test:
         return None
@@ -158,20 +161,12 @@ def evaluate(run, device="", corpus=""):
                           for model in sorted({clip.model for clip in test})},
               "backbone": {"name": backbone.name, "identity": backbone.identity, "precision": backbone.precision},
               "data": corpus, "clips": len(test), "systems": len(set(system)), "seed": config.seed}
+    rows = [(clip.wav, clip.system, clip.model, *values) for clip, *values in zip(test, true, predicted)]
+    data.write_csv(Path(run) / "predictions.csv", [("wav", "system", "model", "mos", "predicted"), *rows])
     plain = json.loads(json.dumps(result), parse_constant=lambda _: None)  # undefined numbers are null
     data.write_atomically(Path(run) / "metrics.json", (json.dumps(plain, indent=2) + "\n").encode())
     show(run, result)
     return result
-
-
-def write(run, test, predicted):
-    """predictions.csv of the rated clips and answer.txt of the others."""
-    rows = [(clip.wav, clip.system, clip.model, clip.mos, value) for clip, value in zip(test, predicted) if clip.ratings]
-    data.write_csv(Path(run) / "predictions.csv", [("wav", "system", "model", "mos", "predicted"), *rows])
-    answer = [(Path(clip.wav).stem, value) for clip, value in zip(test, predicted) if not clip.ratings]
-    if answer:
-        data.write_csv(Path(run) / "answer.txt", answer)
-        print(f"{len(answer)} test clips without ratings: predicted in {run}/answer.txt, not scored")
 
 
 def score(run, paths, device=""):

@@ -228,8 +228,9 @@ def train(config, stages=STAGES):
                        torch.tensor([classes.index(clip.model) for clip in clips], device=device))
     validation, training = Clips(*(tensor[:held_out] for tensor in everything)), Clips(*(tensor[held_out:] for tensor in everything))
     torch.manual_seed(config.seed)
-    model = moemos.MoEMOS(backbone.layers, backbone.width, len(classes), config.experts, config.hidden, config.dropout, config.scale).to(device)
-    model.fusion.set_statistics(training.features)
+    model = moemos.MoEMOS(backbone.layers, backbone.width, len(classes), config.experts, config.hidden, config.dropout, config.scale)
+    model.fusion.set_statistics(features[held_out:])
+    model.to(device)
     model.class_head.requires_grad_(config.auxiliary == "model")
 
     print(f"{len(training.mos)} clips to train on, {int((~training.mos.isnan()).sum())} with MOS; {held_out} held out; "
