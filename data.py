@@ -272,6 +272,8 @@ def read_corpus(path, augment="", scale=(1.0, 5.0), max_seconds=60.0, say=True):
     Every clip is decoded once, so that a bad one is refused before any work, and one line says what was found.
     """
     clips = read_manifest(path, scale)
+    if augment and not Path(augment).is_dir():
+        raise InputError(f"--augment {augment}: is no folder")
     for wav in find_wavs([augment]) if augment else []:
         model = wav.relative_to(augment).parts[0]
         if model == wav.name:

@@ -1004,7 +1004,8 @@ def test_a_mismatched_pair_of_torch_and_torchaudio_gets_one_sentence(tmp_path, s
     (train, ["--scale", "5", "1"], "--scale 5.0 1.0"), (train, ["--device", "cuda:99"], "cannot be used here"),
     (train, ["--data", "SMALL", "--backbone", "wav2vec"], "there is no backbone 'wav2vec'; choose one of logmel, HUBERT_BASE"),
     (train, ["--data", "SMALL", "--backbone", "logmel", "--out", "SMALL/ratings.csv"], "cannot be written"),
-    (train, ["--data", "SMALL", "--augment", "EMPTY"], "no WAV file"), (train, ["--data", "SMALL", "--max-seconds", "0.1"], "above --max-seconds 0.1"),
+    (train, ["--data", "SMALL", "--augment", "EMPTY"], "no WAV file"), (train, ["--data", "SMALL", "--augment", "SMALL"], "must lie in a subfolder"),
+    (train, ["--data", "SMALL", "--augment", "nowhere"], "--augment nowhere: is no folder"), (train, ["--experts", "99999999"], "below 1000"), (train, ["--data", "SMALL", "--max-seconds", "0.1"], "above --max-seconds 0.1"),
     (evaluate, ["nowhere"], "nowhere/config.json is missing"), (evaluate, ["--device", "cuda:99"], "cannot be used here")])
 def test_bad_options_get_one_sentence_and_status_2(small, tmp_path, monkeypatch, capsys, module, words, why):
     monkeypatch.chdir(tmp_path)

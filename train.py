@@ -60,8 +60,8 @@ class Config:
     cache: str = option("cache", "folder of the features")
     device: str = option("", "cpu, cuda, ...; not given: the accelerator if there is one")
     seed: int = option(0, "of everything that is random in training", least=0, below=2 ** 63)
-    experts: int = option(4, "N of III.B; ours: validated", least=1)
-    hidden: int = option(64, "width H of an expert; ours: validated", least=1)
+    experts: int = option(4, "N of III.B; ours: validated", least=1, below=1000)
+    hidden: int = option(64, "width H of an expert; ours: validated", least=1, below=10000)
     dropout: float = option(0.5, "on the fused features and inside the experts; ours: validated", least=0, below=1)
     auxiliary: str = option("model", "the second task: the synthesis model (III.C), or none", choices=("model", "none"))
     augmentation: str = option("yes", "train on clips without MOS too (III.D)", choices=("yes", "no"))
@@ -84,7 +84,7 @@ def check(config):
     for setting in fields(Config):
         value, (_, choices, least, below) = getattr(config, setting.name), setting.metadata.values()
         if (least is not None and not least <= value < below) or (choices and value not in choices):
-            wanted = f"one of {', '.join(choices)}" if choices else f"at least {least} and below {below}"
+            wanted = f"one of {', '.join(choices)}" if choices else f"at least {least}" + f" and below {below}" * (below < math.inf)
             raise InputError(f"{flag(setting.name)} {value}: must be {wanted}")
     if not (config.data and config.out and config.cache):
         raise InputError("--data, --out and --cache must not be empty")
