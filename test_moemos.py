@@ -8,6 +8,7 @@ import json
 import math
 import os
 import random
+import re
 import socket
 import struct
 import subprocess
@@ -679,6 +680,7 @@ def test_each_layout_is_recognised_read_and_summed_up_in_one_line(tmp_path, caps
     line = capsys.readouterr().out
     train_ratings = sum(len(ratings) for split, _, _, ratings in expected if split == "train")
     assert line.startswith(f"{folder}: {name}; train ") and f"{train_ratings} ratings" in line and line.count("\n") == 1
+    assert re.search(r"; test \d+ clips, \d+ ratings, \d+ systems, \d+ raters, \d+ s$", line)
     assert data.read_corpus(next(folder.rglob("wav*")).parent if "Track 3" not in name and "SOMOS" not in name else folder)  # DATA itself too
 
 
@@ -851,6 +853,7 @@ def test_training_and_validation_share_no_clip_and_hold_no_test_clip(small, tmp_
     assert int(training.mos.isnan().sum() + validation.mos.isnan().sum()) == (8 if augmentation == "yes" else 0)
     torch.testing.assert_close(model.fusion(training.features).mean(0), torch.zeros(160), atol=1e-4, rtol=0)
     assert model.dropout.p == model.moe.dropout.p == 0.5
+    assert training.features.untyped_storage().data_ptr() == validation.features.untyped_storage().data_ptr()  # no second copy in memory
 
 
 def test_validation_is_without_dropout():
