@@ -90,8 +90,8 @@ def check_clip(path, max_seconds):
     rate, mono = decode(path, _read(path))
     seconds = len(mono) / rate
     if seconds > max_seconds:
-        raise InputError(f"{path}: {seconds:.0f} s long, above --max-seconds {max_seconds:g}; the backbone's memory grows "
-                         "with the square of the length, so cut the clip or raise the limit")
+        raise InputError(f"{path}: {seconds:.0f} s long, above train.py's --max-seconds {max_seconds:g}; the backbone's memory "
+                         "grows with the square of the length, so cut the clip or train with a higher limit")
     if not mono.any():
         print(f"WARNING: {path} is all digital silence; its score says nothing", file=sys.stderr)
     return seconds
@@ -101,7 +101,7 @@ def find_wavs(paths):
     """Files as they are given, folders as all WAV files below them, sorted. Raises InputError for a folder without any."""
     found = []
     for path in map(Path, paths):
-        wavs = sorted(p for p in path.rglob("*") if p.suffix.lower() == ".wav") if path.is_dir() else [path]
+        wavs = sorted(p for p in path.rglob("*") if p.suffix.lower() == ".wav" and p.is_file()) if path.is_dir() else [path]
         if not wavs:
             raise InputError(f"{path}: there is no WAV file in this folder")
         found += wavs
@@ -145,7 +145,7 @@ def _table(path, columns, header):
         rows = csv.DictReader(lines, None if header else columns, strict=True)
         names = rows.fieldnames or []
         if {*names, "model"} != {*columns, "model"} or len({*names}) < len(names):
-            raise InputError(f"{path}: the first row must be {','.join(columns)}, not {','.join(names)}")
+            raise InputError(f"{path}: the first row must be {','.join(columns)}, not {','.join(names)!r}")
         for row in rows:
             place = f"{path}, row {rows.line_num}"
             if None in row or None in row.values():
@@ -231,7 +231,6 @@ def read_manifest(path, scale=(1.0, 5.0)):
                 for place, row in _table(table, layout.columns, layout.header):
                     try:
                         wav, system, model, rater, score = layout.fields(row, table)
-                        wav = os.path.normpath(wav)  # ./a.wav is a.wav
                         clip = Clip(wav, folder / layout.wavs / wav, split or row["split"], system, model)
                         _add_rating(clips, clip, rater, score, scale)
                     except InputError as error:
@@ -242,12 +241,12 @@ def read_manifest(path, scale=(1.0, 5.0)):
 
 
 def _add_rating(clips, new, rater, score, scale):
-    """Adds one row, its clip and its rating, to clips, a dict wav -> Clip."""
-    if new.wav == "." or not new.system:
+    """Adds one row, its clip and its rating, to clips, a dict absolute path -> Clip."""
+    if not new.wav or not new.system:
         raise InputError("wav and system must not be empty")
     if new.split not in ("train", "dev", "test"):
         raise InputError(f"the split must be train or test, not {new.split!r}")
-    clip = clips.setdefault(new.wav, new)
+    clip = clips.setdefault(os.path.abspath(new.path), new)  # ./a.wav is a.wav
     if clip is new and not os.path.isfile(clip.path):
         raise InputError(f"{clip.path} is not there")
     if (clip.split, clip.system, clip.model) != (new.split, new.system, new.model):
@@ -262,7 +261,7 @@ def _add_rating(clips, new, rater, score, scale):
     except ValueError:
         raise InputError(f"the score {score!r} is no number") from None
     if not scale[0] <= value <= scale[1]:
-        raise InputError(f"the score {score} is off the scale of {scale[0]:g} to {scale[1]:g} (--scale LOW HIGH sets another)")
+        raise InputError(f"the score {score} is off the scale of {scale[0]:g} to {scale[1]:g} (train.py's --scale LOW HIGH sets another)")
     clip.ratings[rater] = value
 
 
@@ -311,16 +310,29 @@ def extract_features(clips, backbone, cache="cache"):
         statistics = _read_entry(entry, shape)
         if statistics is None:
             waveform = read_wav(clip.path, content)
-            statistics = moemos.pool_statistics(backbone.extract(waveform)).cpu()
+            statistics = statistics_of(waveform, backbone, clip.path)
             body = statistics.numpy().tobytes()
             write_atomically(entry, body + hashlib.sha256(body).digest())
             seconds += len(waveform) / moemos.SAMPLE_RATE
         result[i] = statistics
-        if sys.stderr.isatty():  # none of it in a pipe
-            spent = time.monotonic() - start
-            print(f"\r{backbone.name} features: {i + 1}/{len(clips)} clips, {seconds:.0f} s of audio at {seconds / spent:.0f} x real time, "
-                  f"{spent / (i + 1) * (len(clips) - i - 1):.0f} s left ", end="\n" * (i + 1 == len(clips)), file=sys.stderr)
+        show_progress(f"{backbone.name} features", i + 1, len(clips), seconds, start)
     return result
+
+
+def statistics_of(waveform, backbone, path):
+    """(T,) -> (L, 2D) on the CPU. Raises InputError where they are not finite."""
+    statistics = moemos.pool_statistics(backbone.extract(waveform)).cpu()
+    if not statistics.isfinite().all():
+        raise InputError(f"{path}: too loud for {backbone.name}, its features are not finite; scale it to full scale 1")
+    return statistics
+
+
+def show_progress(what, done, clips, seconds, start):
+    """One line on a terminal, none of it in a pipe. seconds: of audio so far; start: time.monotonic() then."""
+    if sys.stderr.isatty():
+        spent = time.monotonic() - start
+        print(f"\r{what}: {done}/{clips} clips, {seconds:.0f} s of audio at {seconds / spent:.0f} x real time, "
+              f"{spent / done * (clips - done):.0f} s left ", end="\n" * (done == clips), file=sys.stderr)
 
 
 def _read_entry(entry, shape):
@@ -598,22 +610,22 @@ def plan_corpus(rng):
 def simulate(directory, seed):
     """Writes a simulated Track 3, WAV files and ratings.csv, deterministic to the byte for a seed.
 
-    Raises InputError where the directory holds something. An interrupted run leaves a folder .partial, which the next one replaces.
+    Raises InputError where the directory holds something. A killed run leaves a folder *.partial, which may be deleted.
     """
     if seed < 0:
         raise InputError(f"--seed {seed}: must be at least 0")
     directory = Path(directory).resolve()
-    partial = directory.with_name(f"{directory.name}.partial")
+    partial = directory.with_name(f"{directory.name}.{uuid.uuid4().hex}.partial")
     try:
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise InputError(f"{directory} is there and no empty folder; delete it or name another")
-        shutil.rmtree(partial, ignore_errors=True)
         (partial / "wav").mkdir(parents=True)
         render(partial, plan_corpus(np.random.default_rng([seed, 0])), seed)
         if directory.exists():
             directory.rmdir()
         os.replace(partial, directory)
     except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
         raise InputError(f"{directory}: cannot be written ({error.strerror}); make room or name another folder") from None
 
 

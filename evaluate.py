@@ -12,7 +12,10 @@ RUN/predictions.csv. The intervals, the reference rows and all seeds are ours. L
 import argparse
 import csv
 import json
+import math
+import pickle
 import sys
+import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -46,17 +49,20 @@ def load_run(run, device):
         train.check(config)
     except Exception as error:
         raise InputError(f"{run}/config.json is missing, damaged or of another version ({moemos.first_line(error)}); "
-                         f"`python train.py --out {run}` writes it") from error
+                         "train the run again, or restore it from a copy") from error
     try:
         checkpoint = torch.load(run / "model.pt", map_location=device, weights_only=True)  # tensors and plain values only
+        if any(settings[key] != (list(value) if key == "scale" else value) for key, value in checkpoint["config"].items()):
+            raise ValueError("config.json is of another run")
         classes, (name, identity, layers, width) = checkpoint["classes"], checkpoint["backbone"].values()
         model = moemos.MoEMOS(layers, width, len(classes), config.experts, config.hidden, scale=config.scale)
         model.load_state_dict(checkpoint["weights"])
         if not all(tensor.isfinite().all() for tensor in checkpoint["weights"].values()):
             raise ValueError("a weight is not finite")
     except Exception as error:
-        raise InputError(f"{run}/model.pt is missing, damaged or of another run ({moemos.first_line(error)}); "
-                         f"`python train.py --out {run}` writes it") from error
+        why = "more than tensors and plain values" if isinstance(error, pickle.UnpicklingError) else moemos.first_line(error)
+        raise InputError(f"{run}/model.pt is missing, damaged or of another run ({why}); "
+                         "train the run again, or restore it from a copy") from error
     backbone = moemos.load_backbone(name, device, config.precision)
     if backbone.identity != identity:
         raise InputError(f"{run} was trained on a {name} with other weights than the one here; train it again")
@@ -128,13 +134,16 @@ def lcc_within_systems(predicted, true, system):
 
 
 def evaluate(run, device="", corpus=""):
-    """Evaluates a run on the test clips of its corpus, or of another; prints and writes everything, returns the dict of metrics.json.
+    """Evaluates a run on the test clips of its corpus, or of another (then into RUN/on_<its name>); prints and writes
+    everything, returns the dict of metrics.json.
 
     Clips without ratings are predicted and written to answer.txt, in the challenge's form; with no others that is
     all, and None is returned. Raises InputError for whatever cannot be used, a backbone other than the run's among it.
     """
     model, backbone, classes, config = load_run(run, moemos.pick_device(device))
-    corpus = str(corpus or config.data)
+    corpus, out = str(corpus or config.data), Path(run)
+    if corpus != config.data:
+        out = out / f"on_{Path(corpus).resolve().name}"  # the run's own results stay
     clips = data.read_corpus(corpus, scale=config.scale, max_seconds=config.max_seconds)
     training, test = ([clip for clip in clips if clip.split == split] for split in ("train", "test"))
     if not test:
@@ -143,8 +152,8 @@ def evaluate(run, device="", corpus=""):
     output = predict(model, data.extract_features(test, backbone, config.cache))
     unrated = [(Path(clip.wav).stem, mos) for clip, mos in zip(test, output.mos.tolist()) if not clip.ratings]
     if unrated:
-        data.write_csv(Path(run) / "answer.txt", unrated)
-        print(f"{len(unrated)} test clips without ratings: predicted in {run}/answer.txt, not scored")
+        data.write_csv(out / "answer.txt", unrated)
+        print(f"{len(unrated)} test clips without ratings: predicted in {out}/answer.txt, not scored")
     test = [clip for clip in test if clip.ratings]
     if not test:
         return None
@@ -160,35 +169,42 @@ def evaluate(run, device="", corpus=""):
               "experts": {model: output.gates[[i for i, clip in enumerate(test) if clip.model == model]].mean(0).tolist()
                           for model in sorted({clip.model for clip in test})},
               "backbone": {"name": backbone.name, "identity": backbone.identity, "precision": backbone.precision},
-              "data": corpus, "clips": len(test), "systems": len(set(system)), "seed": config.seed}
+              "data": corpus, "scale": config.scale, "clips": len(test), "systems": len(set(system)), "seed": config.seed}
     rows = [(clip.wav, clip.system, clip.model, *values) for clip, *values in zip(test, true, predicted)]
-    data.write_csv(Path(run) / "predictions.csv", [("wav", "system", "model", "mos", "predicted"), *rows])
+    data.write_csv(out / "predictions.csv", [("wav", "system", "model", "mos", "predicted"), *rows])
     plain = json.loads(json.dumps(result), parse_constant=lambda _: None)  # undefined numbers are null
-    data.write_atomically(Path(run) / "metrics.json", (json.dumps(plain, indent=2) + "\n").encode())
+    data.write_atomically(out / "metrics.json", (json.dumps(plain, indent=2) + "\n").encode())
     show(run, result)
     return result
 
 
 def score(run, paths, device=""):
-    """Yields (path, MOS) of every WAV file among paths, files or folders: `dict(score("runs/default", ["a.wav"]))`.
+    """Yields (path, MOS) of every WAV file among paths, files or folders: `dict(score("runs/default", ["a.wav"]))["a.wav"]`.
 
-    A clip's number is the same alone, in any company and on every call. A file that cannot be used is reported on standard error
-    and left out. Raises InputError for a run that cannot be used or a folder without a WAV file.
+    A clip's number is the same alone, in any company and on every call. A file that cannot be used is reported on
+    standard error and has NaN. Raises InputError, at once, for a run that cannot be used or a folder without a WAV file.
     """
     model, backbone, _, config = load_run(run, moemos.pick_device(device))
-    for path in data.find_wavs(paths):
-        try:
-            data.check_clip(path, config.max_seconds)
-            statistics = moemos.pool_statistics(backbone.extract(data.read_wav(path)))
-        except InputError as error:
-            print(f"skipped: {error}", file=sys.stderr)
-        else:
-            yield path, predict(model, statistics[None]).mos.item()
+    files = data.find_wavs(paths)
+
+    def scores():
+        seconds, start = 0.0, time.monotonic()
+        for i, path in enumerate(files):
+            try:
+                seconds += data.check_clip(path, config.max_seconds)
+                statistics = data.statistics_of(data.read_wav(path), backbone, path)
+                yield str(path), predict(model, statistics[None]).mos.item()
+            except InputError as error:
+                print(f"skipped: {error}", file=sys.stderr)
+                yield str(path), float("nan")
+            data.show_progress("scored", i + 1, len(files), seconds, start)
+
+    return scores()
 
 
 def show(run, result):
     def line(label, numbers):
-        return f"{label:34}" + ("".join(f"{number:8.3f}" for number in numbers) if numbers else "   no two raters share clips")
+        return f"{label:34}" + ("".join(f" {number:7.3f}" for number in numbers) if numbers else "   no two raters share clips")
 
     def eight(numbers):
         return numbers and [numbers[level][name] for level in ("utterance", "system") for name in moemos.METRICS]
@@ -199,9 +215,10 @@ def show(run, result):
     if result["accuracy"] is not None:
         print(f"classification accuracy {result['accuracy']:.3f}")
     heading = f"{'':34}---------- utterance ---------- ----------- system -----------\n{'':34}" + "     MSE     LCC    SRCC    KTAU" * 2
-    print(f"\nthe real Track 3, published: other clips, not to be compared with the rows below\n{heading}")
-    for label, levels in PUBLISHED.items():
-        print(line(label, levels["utterance"] + levels["system"]))
+    if result["scale"] == (1.0, 5.0):
+        print(f"\nthe real Track 3, published: other clips, not to be compared with the rows below\n{heading}")
+        for label, levels in PUBLISHED.items():
+            print(line(label, levels["utterance"] + levels["system"]))
     name = result["backbone"]["name"]
     print(f"\n{run} on {result['data']}: {result['clips']} test clips, {result['systems']} systems, backbone {name}"
           + (" - a STAND-IN, not the paper's wav2vec2" if name == "logmel" else "") + f"\n{heading}")
@@ -227,15 +244,18 @@ def main():
         if not arguments.wav:
             evaluate(arguments.run, arguments.device, arguments.data)
             return
-        files, scored = data.find_wavs(arguments.wav), 0
-        table = csv.writer(sys.stdout, lineterminator="\n")
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # names of files may be anything
+        table, skipped = csv.writer(sys.stdout, lineterminator="\n"), False
+        scores = score(arguments.run, arguments.wav, arguments.device)
         table.writerow(["wav", "mos"])
-        for path, mos in score(arguments.run, files, arguments.device):
-            table.writerow([path, f"{mos:.4f}"])
-            scored += 1
+        for path, mos in scores:
+            if math.isnan(mos):
+                skipped = True
+            else:
+                table.writerow([path, f"{mos:.4f}"])
     except InputError as error:
         parser.exit(2, f"evaluate.py: {error}\n")
-    sys.exit(scored < len(files))
+    sys.exit(skipped)
 
 
 if __name__ == "__main__":

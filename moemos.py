@@ -107,6 +107,11 @@ def bundles():
             if isinstance(bundle, pipelines.Wav2Vec2Bundle) and not isinstance(bundle, pipelines.Wav2Vec2ASRBundle)}
 
 
+def check_backbone(name):
+    if name != "logmel" and name not in bundles():
+        raise InputError(f"there is no backbone {name!r}; choose one of logmel, {', '.join(bundles())}")
+
+
 def load_backbone(name, device="cpu", precision="float32"):
     """A torchaudio bundle by name, or "logmel". Weights come from torch.hub's folder or are downloaded into it.
 
@@ -115,10 +120,9 @@ def load_backbone(name, device="cpu", precision="float32"):
     """
     if precision == "bfloat16" and torch.device(device).type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         raise InputError("--precision bfloat16: this processor does not have it; use float32")
+    check_backbone(name)
     if name == "logmel":
         return Backbone(name, LogMel(), device, precision)
-    if name not in bundles():
-        raise InputError(f"there is no backbone {name!r}; choose one of logmel, {', '.join(bundles())}")
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(STALL_SECONDS)  # torch.hub sets none
     try:
@@ -327,8 +331,9 @@ def ktau(predicted, true):
     p, t = _pair(predicted, true)
     if undefined(p, t):
         return float("nan")
-    sign_p, sign_t = np.sign(p[:, None] - p), np.sign(t[:, None] - t)  # (n, n): each pair twice
-    return float(np.sum(sign_p * sign_t) / np.sqrt(np.sum(sign_p ** 2) * np.sum(sign_t ** 2)))
+    higher_p, higher_t = p[:, None] > p, t[:, None] > t  # (n, n): each untied pair is True once
+    concordant, discordant = np.count_nonzero(higher_p & higher_t), np.count_nonzero(higher_p & higher_t.T)
+    return (concordant - discordant) / float(np.count_nonzero(higher_p) * np.count_nonzero(higher_t)) ** 0.5
 
 
 def undefined(predicted, true):

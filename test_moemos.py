@@ -54,6 +54,14 @@ def some_output(clips=6, classes=3, experts=4, seed=0):
     return model, model(torch.randn(clips, 3, 10))
 
 
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Any download fails the test that wants it."""
+    def refuse(*args, **kwargs):
+        raise AssertionError("a test wants to download")
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
     directory = tmp_path_factory.mktemp("simulated") / "corpus"
@@ -323,8 +331,11 @@ def test_damaged_weights_are_an_error_and_not_a_fallback(tmp_path, monkeypatch):
         train.default_backbone("cpu")
 
 
+DOWNLOAD = torch.hub.download_url_to_file
+
+
 def test_a_stalled_download_is_given_up(tmp_path, monkeypatch):
-    download = torch.hub.download_url_to_file
+    download = DOWNLOAD
     with socket.create_server(("127.0.0.1", 0)) as server:  # accepts, and never answers
         url = f"http://127.0.0.1:{server.getsockname()[1]}/weights"
         monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
@@ -482,7 +493,7 @@ def test_silence_is_warned_of_and_a_long_clip_refused(tmp_path, capsys):
     wavfile.write(tmp_path / "a.wav", 16000, np.zeros(16000, np.int16))
     assert data.check_clip(tmp_path / "a.wav", 1.0) == 1.0
     assert f"{tmp_path / 'a.wav'} is all digital silence" in capsys.readouterr().err
-    with pytest.raises(moemos.InputError, match="1 s long, above --max-seconds 0.9"):
+    with pytest.raises(moemos.InputError, match="1 s long, above train.py's --max-seconds 0.9"):
         data.check_clip(tmp_path / "a.wav", 0.9)
 
 
@@ -699,6 +710,7 @@ def test_systems_that_training_never_saw_have_no_class_and_make_no_nan(small, tm
                     [f"{i}.wav" for i in range(6)])
     result = evaluate.evaluate(tmp_path / "run", "cpu", other)
     assert np.isfinite([value for level in ("utterance", "system") for value in result[level].values()]).all()
+    assert (tmp_path / "run" / "on_other" / "metrics.json").exists() and not (tmp_path / "run" / "metrics.json").exists()  # the run's own would stay
     assert result["accuracy"] == 0.0 and list(result["reference"]) == ["half of the raters, by the others"]  # m0, m1 are known, and missed
 
 
@@ -734,8 +746,9 @@ def test_a_clip_has_one_score_alone_in_company_and_on_every_call(small, tmp_path
     evaluate.evaluate(tmp_path / "run", "cpu")
     expected = {row["wav"]: float(row["predicted"]) for row in table(tmp_path / "run" / "predictions.csv")}
     company = dict(evaluate.score(tmp_path / "run", [small]))
-    assert {path.name: mos for path, mos in company.items() if path.name in expected} == expected and len(company) == 48
-    assert list(evaluate.score(tmp_path / "run", [small / "40.wav"])) == [(small / "40.wav", company[small / "40.wav"])]
+    assert {Path(path).name: mos for path, mos in company.items() if Path(path).name in expected} == expected and len(company) == 48
+    one = str(small / "40.wav")
+    assert list(evaluate.score(tmp_path / "run", [one])) == [(one, company[one])]
     capsys.readouterr()
     assert call(monkeypatch, evaluate, tmp_path / "run", "--wav", small / "40.wav", small / "41.wav") == 0
     lines = capsys.readouterr().out.splitlines()
@@ -745,10 +758,13 @@ def test_a_clip_has_one_score_alone_in_company_and_on_every_call(small, tmp_path
 def test_a_bad_file_is_reported_and_skipped_the_others_are_scored_and_the_status_is_1(small, tmp_path, monkeypatch, capsys):
     train.train(quick(small, tmp_path))
     (tmp_path / "bad.wav").write_bytes(b"")
+    wavfile.write(tmp_path / "loud.wav", 16000, 1e20 * tone(16000).astype(np.float32))  # its power is beyond float32
+    wavfile.write(tmp_path / "still.wav", 16000, np.zeros(8000, np.int16))
     capsys.readouterr()
-    assert call(monkeypatch, evaluate, tmp_path / "run", "--wav", tmp_path / "bad.wav", small / "40.wav", tmp_path / "gone.wav") == 1
+    assert call(monkeypatch, evaluate, tmp_path / "run", "--wav", *(tmp_path / f"{name}.wav" for name in ("bad", "loud", "still", "gone")), small / "40.wav") == 1
     out, err = capsys.readouterr()
-    assert len(out.splitlines()) == 2 and f"skipped: {tmp_path / 'bad.wav'}: not a whole WAV" in err and "gone.wav: cannot be read" in err
+    assert "loud.wav: too loud" in err and "still.wav is all digital silence" in err
+    assert [line.split(",")[0] for line in out.splitlines()] == ["wav", str(tmp_path / "still.wav"), str(small / "40.wav")] and f"skipped: {tmp_path / 'bad.wav'}: not a whole WAV" in err and "gone.wav: cannot be read" in err
     (tmp_path / "empty").mkdir()
     assert call(monkeypatch, evaluate, tmp_path / "run", "--wav", tmp_path / "empty") == 2
 
@@ -904,6 +920,7 @@ class Surprise:
     (lambda run: edit(run, lambda c: c["weights"]["mos_head.bias"].fill_(nan)), "a weight is not finite"),
     (lambda run: edit(run, lambda c: c.pop("backbone")), "damaged"), (lambda run: (run / "config.json").write_text("[]"), "of another version"), (lambda run: torch.save(Surprise(), run / "model.pt"), "damaged"),
     (lambda run: edit(run, lambda c: c["backbone"].update(identity="other")), "other weights"), (lambda run: edit(run, lambda c: c["classes"].append("y")), "of another run"),
+    (lambda run: (run / "config.json").write_text((run / "config.json").read_text().replace("1.0,", "0.0,")), "config.json is of another run"),
     (lambda run: (run / "config.json").write_text("{"), "config.json is missing, damaged or of another version"),
     (lambda run: (run / "config.json").write_text((run / "config.json").read_text().replace('"seed"', '"sed"')), "of another version"),
     (lambda run: (run / "config.json").write_text((run / "config.json").read_text().replace('"experts": 4', '"experts": 3')), "of another run")])
@@ -1002,13 +1019,14 @@ def test_a_mismatched_pair_of_torch_and_torchaudio_gets_one_sentence(tmp_path, s
 
 @pytest.mark.parametrize(("module", "words", "why"), [
     (data, ["--out", "SMALL"], "no empty folder"), (data, ["--seed", "-1"], "at least 0"), (data, ["--out", "SMALL/ratings.csv"], "no empty folder"), (data, ["--out", "SMALL/ratings.csv/x"], "cannot be written"),
+    (train, ["--data", "EMPTY"], "looked for ratings.csv"), (train, ["--backbone", "nonsense"], "no backbone 'nonsense'"),
     (train, ["--data", "nowhere"], "looked for ratings.csv (manifest), test/utt_mix_test.csv"), (train, ["--experts", "0"], "--experts 0: must be at least 1"),
     (train, ["--epochs", "-1"], "--epochs -1: must be at least 0"), (train, ["--dropout", "nan"], "--dropout nan"), (train, ["--dropout", "1"], "below 1"), (train, ["--out", ""], "must not be empty"), (train, ["--exp", "2"], "unrecognized"), (train, ["--nonsense"], "unrecognized"),
     (train, ["--scale", "5", "1"], "--scale 5.0 1.0"), (train, ["--device", "cuda:99"], "cannot be used here"),
     (train, ["--data", "SMALL", "--backbone", "wav2vec"], "there is no backbone 'wav2vec'; choose one of logmel, HUBERT_BASE"),
     (train, ["--data", "SMALL", "--backbone", "logmel", "--out", "SMALL/ratings.csv"], "cannot be written"),
     (train, ["--data", "SMALL", "--augment", "EMPTY"], "no WAV file"), (train, ["--data", "SMALL", "--augment", "SMALL"], "must lie in a subfolder"),
-    (train, ["--data", "SMALL", "--augment", "nowhere"], "--augment nowhere: is no folder"), (train, ["--experts", "99999999"], "below 1000"), (train, ["--data", "SMALL", "--max-seconds", "0.1"], "above --max-seconds 0.1"),
+    (train, ["--data", "SMALL", "--augment", "nowhere"], "--augment nowhere: is no folder"), (train, ["--experts", "99999999"], "below 1000"), (train, ["--data", "SMALL", "--max-seconds", "0.1"], "above train.py's --max-seconds 0.1"),
     (evaluate, ["nowhere"], "nowhere/config.json is missing"), (evaluate, ["--device", "cuda:99"], "cannot be used here")])
 def test_bad_options_get_one_sentence_and_status_2(small, tmp_path, monkeypatch, capsys, module, words, why):
     monkeypatch.chdir(tmp_path)
@@ -1066,7 +1084,7 @@ def test_two_processes_on_one_cache_do_not_harm_each_other(small, tmp_path):
 
 
 @pytest.mark.parametrize("clips", ["small", "real"])
-def test_torchrun_with_two_ranks_gives_the_bytes_of_a_single_process(small, tmp_path, clips):
+def test_torchrun_with_two_ranks_and_a_killed_and_restarted_run_give_the_bytes_of_a_single_process(small, tmp_path, clips):
     folder = {"small": small, "real": REAL_CLIPS}[clips]
     if not folder.is_dir():
         pytest.skip("the real clips of p835_wb16k do not lie beside the checkout")
@@ -1074,6 +1092,20 @@ def test_torchrun_with_two_ranks_gives_the_bytes_of_a_single_process(small, tmp_
     words = ("--data", folder, "--backbone", "logmel", "--epochs", 2, "--cache", tmp_path / "shared", "--out", tmp_path / "two")
     assert start(tmp_path, *words, torchrun=True).wait() == 0
     assert (tmp_path / "two" / "model.pt").read_bytes() == (tmp_path / "run" / "model.pt").read_bytes()
+    process = start(tmp_path, *words[:-1], tmp_path / "killed", "--cache", tmp_path / "anew")
+    while len(list((tmp_path / "anew").glob("*"))) < 10 and process.poll() is None:
+        time.sleep(0.0005)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "killed" / "model.pt").exists()
+    assert start(tmp_path, *words[:-1], tmp_path / "killed", "--cache", tmp_path / "anew").wait() == 0
+    for name in ("two", "killed"):
+        assert (tmp_path / name / "model.pt").read_bytes() == (tmp_path / "run" / "model.pt").read_bytes()
+    predictions = []
+    for name in ("run", "two", "killed"):
+        evaluate.evaluate(tmp_path / name, "cpu")
+        predictions.append((tmp_path / name / "predictions.csv").read_bytes())
+    assert predictions[0] == predictions[1] == predictions[2]
     assert sorted(path.name for path in (tmp_path / "shared").iterdir()) == sorted(path.name for path in (tmp_path / "cache").iterdir())
 
 

@@ -14,6 +14,7 @@ import math
 import os
 import sys
 from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,6 +87,8 @@ def check(config):
         if (least is not None and not least <= value < below) or (choices and value not in choices):
             wanted = f"one of {', '.join(choices)}" if choices else f"at least {least}" + f" and below {below}" * (below < math.inf)
             raise InputError(f"{flag(setting.name)} {value}: must be {wanted}")
+    if config.backbone:
+        moemos.check_backbone(config.backbone)
     if not (config.data and config.out and config.cache):
         raise InputError("--data, --out and --cache must not be empty")
 
@@ -180,7 +183,7 @@ def processes():
     if "RANK" not in os.environ:
         return 0, 1
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("gloo")
+        torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))  # ranks may be hours apart
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
@@ -201,6 +204,7 @@ def train(config, stages=STAGES):
     """
     check(config)
     device = moemos.pick_device(config.device)
+    data.check_writable(config.out, config.cache)
     rank, ranks = processes()
     if rank == 0 and config.data == Config.data and not Path(config.data).exists():
         print(f"{config.data}/ is missing: simulating it (python data.py --out {config.data})")
@@ -214,11 +218,9 @@ def train(config, stages=STAGES):
     held_out = max(len(clips) // 10, 1)
     if sum(bool(clip.ratings) for clip in clips[held_out:]) < 2:
         raise InputError(f"{config.data}: fewer than two training clips with ratings, a tenth being held out")
-    data.check_writable(config.out, config.cache)
     backbone = (moemos.load_backbone(config.backbone, device, config.precision) if config.backbone
                 else default_backbone(device, config.precision))
     config = replace(config, backbone=backbone.name)
-
     features = extract_in_shares(clips, backbone, config.cache)
     if features is None:
         return None
@@ -264,6 +266,8 @@ def write_run(config, stages, model, classes, backbone, rows):
                 "backbone": {"name": backbone.name, "identity": backbone.identity, "layers": backbone.layers, "width": backbone.width}},
                checkpoint)
     data.write_atomically(out / "model.pt", checkpoint.getvalue())
+    for name in ("metrics.json", "predictions.csv", "answer.txt"):  # of the model that was there
+        (out / name).unlink(missing_ok=True)
     print(f"wrote {out}/model.pt, config.json, log.csv")
 
 
