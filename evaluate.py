@@ -13,6 +13,7 @@ import argparse
 import csv
 import json
 import math
+import os
 import pickle
 import sys
 import time
@@ -253,6 +254,9 @@ def main():
                 skipped = True
             else:
                 table.writerow([path, f"{mos:.4f}"])
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, head for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except InputError as error:
         parser.exit(2, f"evaluate.py: {error}\n")
     sys.exit(skipped)
