@@ -1109,6 +1109,20 @@ def test_torchrun_with_two_ranks_and_a_killed_and_restarted_run_give_the_bytes_o
     assert sorted(path.name for path in (tmp_path / "shared").iterdir()) == sorted(path.name for path in (tmp_path / "cache").iterdir())
 
 
+def test_bfloat16_is_refused_where_the_processor_has_none(monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    with pytest.raises(moemos.InputError, match="--precision bfloat16: this processor does not have it"):
+        moemos.load_backbone("logmel", precision="bfloat16")
+
+
+def test_the_accelerator_is_taken_where_there_is_one_and_the_cpu_elsewhere(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: None)
+    assert moemos.pick_device() == torch.device("cpu")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("meta"))
+    with pytest.raises(moemos.InputError, match="--device meta"):  # tried, though it holds no numbers
+        moemos.pick_device()
+
+
 @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor has no bfloat16")
 def test_bfloat16_is_another_backbone_that_says_nearly_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
