@@ -86,7 +86,7 @@ def read_wav(path, content=None):
 
 
 def check_clip(path, max_seconds):
-    """Seconds of a clip to be scored; a silent one is warned of. Raises InputError for one that cannot be, or is too long."""
+    """Rate and seconds of a clip to be scored; a silent one is warned of. Raises InputError for one that cannot be, or is too long."""
     rate, mono = decode(path, _read(path))
     seconds = len(mono) / rate
     if seconds > max_seconds:
@@ -94,7 +94,7 @@ def check_clip(path, max_seconds):
                          "grows with the square of the length, so cut the clip or train with a higher limit")
     if not mono.any():
         print(f"WARNING: {path} is all digital silence; its score says nothing", file=sys.stderr)
-    return seconds
+    return rate, seconds
 
 
 def find_wavs(paths):
@@ -124,13 +124,15 @@ HEADER = ("wav", "split", "system", "model", "rater", "score")
 @dataclass
 class Clip:
     """One clip. system: what system-level scores group by. model: what the auxiliary task classifies.
-    ratings: rater -> score, empty for a clip without MOS."""
+    ratings: rater -> score, empty for a clip without MOS. rate and seconds are set by read_corpus."""
     wav: str
     path: Path
     split: str
     system: str
     model: str
     ratings: dict = field(default_factory=dict)
+    rate: int = 0
+    seconds: float = 0.0
 
     @property
     def mos(self):
@@ -278,14 +280,15 @@ def read_corpus(path, augment="", scale=(1.0, 5.0), max_seconds=60.0, say=True):
         if model == wav.name:
             raise InputError(f"{wav}: must lie in a subfolder of {augment} that bears its synthesis model's name")
         clips.append(Clip(str(wav), wav, "train", model, model))
-    seconds = [check_clip(clip.path, max_seconds) for clip in clips]
+    for clip in clips:
+        clip.rate, clip.seconds = check_clip(clip.path, max_seconds)
     line = []
     for split in ("train", "dev", "test"):
-        these = [(clip, length) for clip, length in zip(clips, seconds) if clip.split == split]
-        raters = [rater for clip, _ in these for rater in clip.ratings]
+        these = [clip for clip in clips if clip.split == split]
+        raters = [rater for clip in these for rater in clip.ratings]
         if these or split != "dev":
-            line.append(f"{split} {len(these)} clips, {len(raters)} ratings, {len({clip.system for clip, _ in these})} systems, "
-                        f"{len(set(raters))} raters, {sum(length for _, length in these):.0f} s")
+            line.append(f"{split} {len(these)} clips, {len(raters)} ratings, {len({clip.system for clip in these})} systems, "
+                        f"{len(set(raters))} raters, {sum(clip.seconds for clip in these):.0f} s")
     if say:
         print(f"{path}: {recognise(path)[0][1].name}; {'; '.join(line)}")
     return clips
@@ -584,21 +587,34 @@ def vocal_tract(track, tract, widening, hz, rate):
     return 1 / inverse
 
 
-def plan_corpus(rng):
+NOBODY = np.zeros(RATERS), np.ones(RATERS)  # a panel without bias, of gain 1
+PANELS = {  # who may rate the test clips instead, for experiments: condition's two MOS, the two panels -> MOS, panel, first rater's id
+    "training": lambda mos, panels: (mos[0], panels[0], 0),            # raters 0-9, who hear each condition as in the training test
+    "second": lambda mos, panels: (mos[1], panels[1], RATERS),         # the corpus's own
+    "unbiased": lambda mos, panels: (mos[0], NOBODY, RATERS),          # others, who agree with the training panel
+    "strict": lambda mos, panels: (mos[1] - 0.5, panels[1], RATERS),   # the corpus's own, half a point stricter
+}
+
+
+def plan_corpus(seed, panel="second"):
     """Every clip of the corpus as a dict: its name and labels, its scores by rater, and what it is to sound like."""
-    plan = []
+    rng, again = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 4])
+    plan, panels = [], []
     for half, split in enumerate(("train", "test")):
-        panel = draw_panel(rng)
+        panels.append(draw_panel(rng))
         for condition, mos in CONDITIONS.items():
             khz, method = condition.split("k_")
             traces = METHODS[method.removesuffix("SR")] | (SUPER_RESOLUTION if method.endswith("SR") else {})
             severity = rng.normal(size=CLIPS[khz]).clip(-2.5, 2.5)
-            scores = rate_clips(rng, mos[half], severity, *panel)                            # (clips, RATERS)
+            scores, first = rate_clips(rng, mos[half], severity, *panels[half]), half * RATERS  # (clips, RATERS)
+            if half and panel != "second":
+                target, raters, first = PANELS[panel](mos, panels)
+                scores = rate_clips(again, target, severity, *raters)
             sentences = half * SENTENCES + np.sort(rng.permutation(SENTENCES)[:CLIPS[khz]])
             for sentence, strength, ratings in zip(sentences, severity, scores):
                 talker = sentence % 2 if khz == "48" else 2 + sentence                 # HiFi-CAPTAIN, the source at 48 kHz, has two
                 plan.append({"name": f"{condition}_s{sentence + 1:02d}", "split": split, "system": condition, "model": method,
-                             "scores": dict(enumerate(ratings, half * RATERS)), "sentence": sentence, "talker": talker,
+                             "scores": dict(enumerate(ratings, first)), "sentence": sentence, "talker": talker,
                              "rate": 1000 * int(khz), "traces": traces, "severity": strength})
     for model, traces in AUGMENTATION.items():
         for i in range(AUGMENTATION_CLIPS):
@@ -620,13 +636,34 @@ def simulate(directory, seed):
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise InputError(f"{directory} is there and no empty folder; delete it or name another")
         (partial / "wav").mkdir(parents=True)
-        render(partial, plan_corpus(np.random.default_rng([seed, 0])), seed)
+        plan = plan_corpus(seed)
+        render(partial, plan, seed)
+        write_ratings(partial / "ratings.csv", plan)
         if directory.exists():
             directory.rmdir()
         os.replace(partial, directory)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise InputError(f"{directory}: cannot be written ({error.strerror}); make room or name another folder") from None
+
+
+def write_ratings(path, plan):
+    write_csv(path, [HEADER, *((f"wav/{clip['name']}.wav", clip["split"], clip["system"], clip["model"], rater, score)
+                               for clip in plan for rater, score in clip["scores"].items())])
+
+
+def panel_file(corpus, panel):
+    """Where experiments find a simulated corpus with its test clips rated by a panel of PANELS."""
+    return f"{corpus}/ratings_{panel}.csv"
+
+
+def prepare(corpus):
+    """Simulates corpora/<seed>, unless it is there, with the ratings of all PANELS."""
+    seed = int(Path(corpus).name)
+    if not Path(corpus).exists():
+        simulate(corpus, seed)
+    for panel in PANELS:
+        write_ratings(panel_file(corpus, panel), plan_corpus(seed, panel))
 
 
 def render(directory, plan, seed):
@@ -641,8 +678,6 @@ def render(directory, plan, seed):
 
     with ThreadPoolExecutor() as pool:  # numpy and scipy let go of the interpreter lock
         list(pool.map(write, range(len(plan))))
-    write_csv(directory / "ratings.csv", [HEADER, *((f"wav/{clip['name']}.wav", clip["split"], clip["system"], clip["model"], rater, score)
-                                                    for clip in plan for rater, score in clip["scores"].items())])
 
 
 def main():

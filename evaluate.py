@@ -2,6 +2,7 @@
 
     python evaluate.py                 of runs/default
     python evaluate.py runs/mine       of another run
+    python evaluate.py runs/experts/*  several runs compared: variants over seeds, differences with intervals
     python evaluate.py --wav a.wav b/  wav,mos lines of one's own clips
 
 Prints them with 95 % bootstrap intervals beside reference rows of the same clips, then the published rows of
@@ -10,21 +11,28 @@ RUN/predictions.csv. The intervals, the reference rows and all seeds are ours. L
 """
 
 import argparse
+import contextlib
 import csv
+import functools
 import json
 import math
+import multiprocessing
 import os
 import pickle
 import sys
 import time
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields
 from pathlib import Path
+from typing import NamedTuple
 
 import moemos  # first: it says what is wrong where torch and torchaudio are no pair
 
 # isort: split
 import numpy as np
 import torch
+from scipy.special import stdtrit
 
 import data
 import train
@@ -36,11 +44,12 @@ PUBLISHED = {  # on the real evaluation set: 400 clips, 20 conditions; another c
     "condition's mean training MOS": {"utterance": (0.222, 0.856, 0.702, 0.520), "system": (0.101, 0.945, 0.748, 0.575)},
 }
 RESAMPLES = 1000
-SPLITS = 20  # of the raters into halves
+SPLITS = 20            # of raters, or clips, into halves
+SHOTS = (0, 1, 5, 20)  # ratings of a new rater
 
 
 def load_run(run, device):
-    """A folder that train.py wrote -> (model in eval mode, backbone, classes, Config). Raises InputError."""
+    """A folder that train.py wrote -> (model in eval mode, backbone, classes, raters, Config). Raises InputError."""
     run = Path(run)
     try:
         settings = json.loads((run / "config.json").read_bytes())
@@ -53,10 +62,10 @@ def load_run(run, device):
                          "train the run again, or restore it from a copy") from error
     try:
         checkpoint = torch.load(run / "model.pt", map_location=device, weights_only=True)  # tensors and plain values only
-        if any(settings[key] != (list(value) if key == "scale" else value) for key, value in checkpoint["config"].items()):
+        if checkpoint["config"] != train.recorded(config):
             raise ValueError("config.json is of another run")
-        classes, (name, identity, layers, width) = checkpoint["classes"], checkpoint["backbone"].values()
-        model = moemos.MoEMOS(layers, width, len(classes), config.experts, config.hidden, scale=config.scale)
+        classes, raters, (name, identity, layers, width) = checkpoint["classes"], checkpoint.get("raters", []), checkpoint["backbone"].values()
+        model = train.build(config, layers, width, classes, raters)
         model.load_state_dict(checkpoint["weights"])
         if not all(tensor.isfinite().all() for tensor in checkpoint["weights"].values()):
             raise ValueError("a weight is not finite")
@@ -67,32 +76,40 @@ def load_run(run, device):
     backbone = moemos.load_backbone(name, device, config.precision)
     if backbone.identity != identity:
         raise InputError(f"{run} was trained on a {name} with other weights than the one here; train it again")
-    return model.to(device).eval(), backbone, classes, config
+    return model.to(device).eval(), backbone, classes, raters, config
 
 
 @torch.no_grad()
-def predict(model, features):
-    """(clips, L, 2D) -> Output on the CPU. One clip at a time, so that no clip's number depends on its company."""
+def predict(model, *inputs):
+    """(clips, L, 2D), and (clips, 1, P) with prosody -> Output on the CPU. One clip at a time, so that none depends on its company."""
     device = next(model.parameters()).device
-    outputs = [model(clip[None].to(device)) for clip in features]
+    outputs = [model(*(part[None].to(device) for part in clip)) for clip in zip(*inputs)]
     return moemos.Output(*(torch.cat(parts).cpu() for parts in zip(*outputs)))
 
 
-def bootstrap(predicted, true, system, seed=0):
-    """95 % percentile intervals of the eight numbers: {"utterance": {"MSE": [low, high], ...}, "system": ...}.
+def resample(predicted, true, system, seed=0):
+    """The eight numbers of RESAMPLES bootstrap resamples: {"utterance": {"MSE": (RESAMPLES,), ...}, "system": ...}.
 
-    Clips are resampled at utterance level and systems, with their means, at system level; resamples in
-    which a metric is undefined are left out, and an interval without any resample is [nan, nan].
+    Clips are resampled at utterance level and systems, with their means, at system level: the same ones for the
+    same seed, so that differences of two predictors are paired.
     """
     rng = np.random.default_rng(seed)
-    intervals = {}
+    values = {}
     for level, (p, t) in moemos.levels(predicted, true, system).items():
         draws = rng.integers(len(p), size=(RESAMPLES, len(p)))
-        intervals[level] = {}
-        for name, metric in moemos.METRICS.items():
-            values = [metric(p[rows], t[rows]) for rows in draws]
-            intervals[level][name] = np.nanquantile(values, (0.025, 0.975)).tolist() if np.isfinite(values).any() else [float("nan")] * 2
-    return intervals
+        values[level] = {name: np.array([metric(p[rows], t[rows]) for rows in draws]) for name, metric in moemos.METRICS.items()}
+    return values
+
+
+def interval(values):
+    """95 % percentile interval [low, high]; undefined resamples are left out, without any other it is [nan, nan]."""
+    return np.nanquantile(values, (0.025, 0.975)).tolist() if np.isfinite(values).any() else [math.nan] * 2
+
+
+def bootstrap(predicted, true, system, seed=0):
+    """95 % intervals of the eight numbers: {"utterance": {"MSE": [low, high], ...}, "system": ...}."""
+    return {level: {name: interval(values) for name, values in numbers.items()}
+            for level, numbers in resample(predicted, true, system, seed).items()}
 
 
 def half_against_half(clips, seed=0):
@@ -134,6 +151,61 @@ def lcc_within_systems(predicted, true, system):
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
+def label_noise(clips):
+    """Variance of a clip's MOS that other ratings by the same raters would show, mean over clips; None where it is not to be told.
+
+    From the residuals of the additive model rating = clip + rater, each clip's variance over its number of ratings.
+    """
+    raters = defaultdict(list)
+    for clip in clips:
+        for rater, score in clip.ratings.items():
+            raters[rater].append(score - clip.mos)
+    offset = {rater: np.mean(scores) for rater, scores in raters.items()}
+    residuals = [score - clip.mos - offset[rater] for clip in clips for rater, score in clip.ratings.items()]
+    free = len(residuals) - len(clips) - len(raters) + 1
+    if free <= 0:
+        return None
+    return float(np.sum(np.square(residuals)) / free * np.mean([1 / len(clip.ratings) for clip in clips]))
+
+
+def rater_table(clips):
+    """Rows (split, rater, ratings, their mean, their variance) of every rater."""
+    table = defaultdict(list)
+    for clip in clips:
+        for rater, score in clip.ratings.items():
+            table[clip.split, rater].append(score)
+    return [(*key, len(scores), float(np.mean(scores)), float(np.var(scores))) for key, scores in table.items()]
+
+
+def adaptation(raters, predicted, clips, seed=0):
+    """Utterance MSE once each new rater has given k ratings: {k: {"MOS": of clips, "rating": of single ratings}}; mean over SPLITS.
+
+    Half of the clips, drawn anew in each split, are for calibration, each rater on k of his own choice, and the other half
+    are scored. A rater's bias and gain are the posterior mean given the k ratings (ridge regression): beforehand as spread
+    as those of the training raters, a moemos.Raters, and with its noise. A clip's MOS is the mean of what its raters would give.
+    """
+    bias, gain = (part.detach().numpy() for part in raters.bias_and_gain())
+    precision, noise = np.diag(1 / np.maximum([bias.var(), gain.var()], 1e-6)), raters.noise.item()
+    predicted, mos, rng, errors = np.asarray(predicted), np.array([clip.mos for clip in clips]), np.random.default_rng(seed), defaultdict(list)
+    x = np.stack([np.ones(len(clips)), predicted - raters.middle], axis=1)                   # (clips, 2): a gain turns about the middle
+    names = sorted({rater for clip in clips for rater in clip.ratings})
+    ratings = np.array([[clip.ratings.get(rater, math.nan) for clip in clips] for rater in names])  # (R, clips)
+    for _ in range(SPLITS):
+        scored = rng.permutation(len(clips)) < len(clips) // 2                               # (clips,)
+        said = {k: np.full(ratings.shape, math.nan) for k in SHOTS}
+        for r, own in enumerate(ratings):
+            pool, to_score = rng.permutation(np.flatnonzero(~scored & ~np.isnan(own))), scored & ~np.isnan(own)
+            for k in SHOTS:
+                known = pool[:k]
+                coefficients = np.linalg.solve(x[known].T @ x[known] / noise + precision, x[known].T @ (own - predicted)[known] / noise)
+                said[k][r, to_score] = predicted[to_score] + x[to_score] @ coefficients
+        for k in SHOTS:
+            rated = ~np.isnan(said[k]).all(0)
+            errors[k, "MOS"].append(np.mean((np.nanmean(said[k][:, rated], axis=0) - mos[rated]) ** 2))
+            errors[k, "rating"].append(np.nanmean((said[k] - ratings) ** 2))
+    return {k: {what: float(np.mean(errors[k, what])) for what in ("MOS", "rating")} for k in SHOTS}
+
+
 def evaluate(run, device="", corpus=""):
     """Evaluates a run on the test clips of its corpus, or of another (then into RUN/on_<its name>); prints and writes
     everything, returns the dict of metrics.json.
@@ -141,7 +213,7 @@ def evaluate(run, device="", corpus=""):
     Clips without ratings are predicted and written to answer.txt, in the challenge's form; with no others that is
     all, and None is returned. Raises InputError for whatever cannot be used, a backbone other than the run's among it.
     """
-    model, backbone, classes, config = load_run(run, moemos.pick_device(device))
+    model, backbone, classes, raters, config = load_run(run, moemos.pick_device(device))
     corpus, out = str(corpus or config.data), Path(run)
     if corpus != config.data:
         out = out / f"on_{Path(corpus).resolve().name}"  # the run's own results stay
@@ -150,7 +222,7 @@ def evaluate(run, device="", corpus=""):
     if not test:
         raise InputError(f"{corpus} has no test clips")
     test.sort(key=lambda clip: not clip.ratings)  # rated ones first, else in their order
-    output = predict(model, data.extract_features(test, backbone, config.cache))
+    output = predict(model, *(data.extract_features(test, extractor, config.cache) for extractor in train.extractors(backbone, config)))
     unrated = [(Path(clip.wav).stem, mos) for clip, mos in zip(test, output.mos.tolist()) if not clip.ratings]
     if unrated:
         data.write_csv(out / "answer.txt", unrated)
@@ -162,20 +234,26 @@ def evaluate(run, device="", corpus=""):
     training = [clip for clip in training if clip.ratings]
     predicted, true, system = output.mos[:len(test)].tolist(), [clip.mos for clip in test], [clip.system for clip in test]
     eight, intervals = moemos.metrics(predicted, true, system), bootstrap(predicted, true, system)
-    hits = [classes[logits.argmax()] == clip.model for logits, clip in zip(output.logits, test) if clip.model in classes]
+    label = train.LABELS[config.auxiliary]
+    hits = [classes[logits.argmax()] == label(clip) for logits, clip in zip(output.logits, test) if label(clip) in classes]
+    gates = {model: output.gates[[i for i, clip in enumerate(test) if clip.model == model]] for model in sorted({clip.model for clip in test})}
+    per_clip, over_all = moemos.gate_entropies(output.gates[:len(test)])
+    per_model = sum(len(part) / len(test) * moemos.gate_entropies(part)[1] for part in gates.values())
     result = {**eight, "interval_95": intervals, "lcc_within_systems": lcc_within_systems(predicted, true, system),
               "reference": reference_rows(training, test),
-              "accuracy": float(np.mean(hits)) if hits and config.auxiliary == "model" else None,
+              "accuracy": float(np.mean(hits)) if hits and config.auxiliary != "none" else None,
               "undefined": {level: moemos.undefined(*pair) for level, pair in moemos.levels(predicted, true, system).items()},
-              "experts": {model: output.gates[[i for i, clip in enumerate(test) if clip.model == model]].mean(0).tolist()
-                          for model in sorted({clip.model for clip in test})},
+              "experts": {model: part.mean(0).tolist() for model, part in gates.items()},
+              "gate_entropy": {"clip": per_clip.item(), "model": per_model.item(), "all": over_all.item()},
+              "label_noise": label_noise(test), "adaptation": adaptation(model.raters, predicted, test) if raters else None,
               "backbone": {"name": backbone.name, "identity": backbone.identity, "precision": backbone.precision},
               "data": corpus, "scale": config.scale, "clips": len(test), "systems": len(set(system)), "seed": config.seed}
     rows = [(clip.wav, clip.system, clip.model, *values) for clip, *values in zip(test, true, predicted)]
     data.write_csv(out / "predictions.csv", [("wav", "system", "model", "mos", "predicted"), *rows])
+    data.write_csv(out / "raters.csv", [("split", "rater", "ratings", "mean", "variance"), *rater_table(training + test)])
     plain = json.loads(json.dumps(result), parse_constant=lambda _: None)  # undefined numbers are null
     data.write_atomically(out / "metrics.json", (json.dumps(plain, indent=2) + "\n").encode())
-    show(run, result)
+    show(run, result, rater_table(training + test))
     return result
 
 
@@ -185,16 +263,17 @@ def score(run, paths, device=""):
     A clip's number is the same alone, in any company and on every call. A file that cannot be used is reported on
     standard error and has NaN. Raises InputError, at once, for a run that cannot be used or a folder without a WAV file.
     """
-    model, backbone, _, config = load_run(run, moemos.pick_device(device))
-    files = data.find_wavs(paths)
+    model, backbone, _, _, config = load_run(run, moemos.pick_device(device))
+    extractors, files = train.extractors(backbone, config), data.find_wavs(paths)
 
     def scores():
         seconds, start = 0.0, time.monotonic()
         for i, path in enumerate(files):
             try:
-                seconds += data.check_clip(path, config.max_seconds)
-                statistics = data.statistics_of(data.read_wav(path), backbone, path)
-                yield str(path), predict(model, statistics[None]).mos.item()
+                seconds += data.check_clip(path, config.max_seconds)[1]
+                waveform = data.read_wav(path)
+                inputs = [data.statistics_of(waveform, extractor, path)[None] for extractor in extractors]
+                yield str(path), predict(model, *inputs).mos.item()
             except InputError as error:
                 print(f"skipped: {error}", file=sys.stderr)
                 yield str(path), float("nan")
@@ -203,51 +282,200 @@ def score(run, paths, device=""):
     return scores()
 
 
-def show(run, result):
-    def line(label, numbers):
-        return f"{label:34}" + ("".join(f" {number:7.3f}" for number in numbers) if numbers else "   no two raters share clips")
+HEADING = f"{'':34}---------- utterance ---------- ----------- system -----------\n{'':34}" + "     MSE     LCC    SRCC    KTAU" * 2
 
-    def eight(numbers):
-        return numbers and [numbers[level][name] for level in ("utterance", "system") for name in moemos.METRICS]
 
+def line(label, numbers):
+    return f"{label:34}" + "".join(f" {number:7.3f}" for number in numbers)
+
+
+def eight(numbers):
+    return [numbers[level][name] for level in ("utterance", "system") for name in moemos.METRICS]
+
+
+def show(run, result, raters):
     print("\nuse of the experts (mean gate, %): who serves whom")
     for model, gates in result["experts"].items():
         print(f"  {model:24}" + "".join(f"{100 * gate:6.1f}" for gate in gates))
     if result["accuracy"] is not None:
         print(f"classification accuracy {result['accuracy']:.3f}")
-    heading = f"{'':34}---------- utterance ---------- ----------- system -----------\n{'':34}" + "     MSE     LCC    SRCC    KTAU" * 2
+    for split in ("train", "test"):
+        means, variances = np.array([row[3:] for row in raters if row[0] == split]).reshape(-1, 2).T
+        if len(means) > 1:
+            print(f"{split} raters: {len(means)}, their means {means.min():.2f} to {means.max():.2f} (sd {means.std(ddof=1):.2f}), "
+                  f"their variances {variances.min():.2f} to {variances.max():.2f}; each is in raters.csv")
     if result["scale"] == (1.0, 5.0):
-        print(f"\nthe real Track 3, published: other clips, not to be compared with the rows below\n{heading}")
+        print(f"\nthe real Track 3, published: other clips, not to be compared with the rows below\n{HEADING}")
         for label, levels in PUBLISHED.items():
             print(line(label, levels["utterance"] + levels["system"]))
     name = result["backbone"]["name"]
     print(f"\n{run} on {result['data']}: {result['clips']} test clips, {result['systems']} systems, backbone {name}"
-          + (" - a STAND-IN, not the paper's wav2vec2" if name == "logmel" else "") + f"\n{heading}")
+          + (" - a STAND-IN, not the paper's wav2vec2" if name == "logmel" else "") + f"\n{HEADING}")
     for label, numbers in result["reference"].items():
-        print(line(label, eight(numbers)))
+        print(line(label, eight(numbers)) if numbers else f"{label:37}no two raters share clips")
     print(line("this run", eight(result)))
     for side, label in enumerate(("  95 % interval from", "  to")):
-        print(line(label, [interval[side] for interval in eight(result["interval_95"])]))
+        print(line(label, [bounds[side] for bounds in eight(result["interval_95"])]))
     print(f"mean LCC within a system: {result['lcc_within_systems']:.3f}")
     for level, why in result["undefined"].items():
         if why:
             print(f"LCC, SRCC and KTAU are undefined (nan) at {level} level: {why}")
 
 
+# ---------------------------------------------------------------------------------------------------------
+# Comparison of runs: variants over seeds
+
+class Run(NamedTuple):
+    config: dict
+    result: dict      # of metrics.json
+    clips: tuple      # of names, true MOS, predicted MOS and systems, in the order of predictions.csv
+    resampled: dict   # resample() of these
+
+
+def read_run(run, device=""):
+    """A run, evaluated where it has not been -> Run. Raises InputError."""
+    torch.set_num_threads(1)
+    run = Path(run)
+    if not ((run / "metrics.json").exists() and (run / "predictions.csv").exists()):
+        with contextlib.redirect_stdout(None):
+            if evaluate(run, device) is None:
+                raise InputError(f"{run}: its corpus has no test clips with ratings, so there is nothing to compare")
+    try:
+        config, result = (json.loads((run / name).read_bytes()) for name in ("config.json", "metrics.json"))
+        with open(run / "predictions.csv", newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        wav, true, predicted, system = ([row[column] for row in rows] for column in ("wav", "mos", "predicted", "system"))
+        clips = wav, np.array(true, float), np.array(predicted, float), system
+        return Run(config, result, clips, resample(clips[2], clips[1], system, seed=config["seed"]))
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{run}: its files are damaged or of another version ({moemos.first_line(error)}); train it again") from None
+
+
+def difference(ours, theirs):
+    """Two lists of runs, the n-th of both on the same clips -> {"utterance": {"MSE": (mean difference, low, high), ...}, "system": ...}.
+
+    The interval is the paired bootstrap's, over clips and systems, of the mean over the pairs, or, where that is wider,
+    Student's over the pairs: the first says what other test clips might have shown, the second what other seeds might.
+    """
+    result = {}
+    for level in ("utterance", "system"):
+        result[level] = {}
+        for name, metric in moemos.METRICS.items():
+            of_pairs = [metric(*moemos.levels(one.clips[2], one.clips[1], one.clips[3])[level])
+                        - metric(*moemos.levels(other.clips[2], other.clips[1], other.clips[3])[level]) for one, other in zip(ours, theirs)]
+            low, high = interval(np.mean([one.resampled[level][name] - other.resampled[level][name] for one, other in zip(ours, theirs)], axis=0))
+            mean, pairs = float(np.mean(of_pairs)), len(of_pairs)
+            if pairs > 1:
+                half = float(stdtrit(pairs - 1, 0.975) * np.std(of_pairs, ddof=1) / math.sqrt(pairs))
+                low, high = min(low, mean - half), max(high, mean + half)
+            result[level][name] = mean, low, high
+    return result
+
+
+def compare(runs, device=""):
+    """Groups runs into variants, those whose settings differ by seed and corpus alone; prints the mean and deviation over each one's
+    runs, and what differs from the first; writes comparison.json into the folder that they share and returns its dict.
+
+    Raises InputError for a run that cannot be used.
+    """
+    for run in runs:
+        if not Path(run, "model.pt").is_file():
+            raise InputError(f"{run}: is no folder of a run; compare folders that train.py wrote")
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        read = list(pool.map(functools.partial(read_run, device=device), runs))
+    variants = defaultdict(dict)  # settings -> (seed, corpus) -> Run
+    for run in read:
+        corpus = Path(run.config["data"])
+        panel, corpus = (corpus.stem.removeprefix("ratings_"), corpus.parent) if corpus.suffix == ".csv" else ("", corpus)
+        settings = {name: value for name, value in run.config.items() if name not in ("seed", "out", "cache", "device", "data")} | {"ratings": panel}
+        variants[json.dumps(settings)][run.config["seed"], str(corpus)] = run
+    differing = {name for name in settings if len({json.dumps(json.loads(variant)[name]) for variant in variants}) > 1}
+    first, table = next(iter(variants.values())), []
+    print(HEADING)
+    for variant, members in variants.items():
+        label = ", ".join(f"{name} {value}" for name, value in json.loads(variant).items() if name in differing) or "all runs"
+        shared = [key for key in members if key in first and members[key].clips[0] == first[key].clips[0]]
+        table.append(summary(label, list(members.values()), [members[key] for key in shared], [first[key] for key in shared] if members is not first else []))
+    print("\nlower, higher: the interval of the difference does not hold zero; none: it does, no difference shown")
+    path = Path(os.path.commonpath([Path(run).parent for run in runs])) / "comparison.json"
+    data.write_atomically(path, (json.dumps(table, indent=2).replace("NaN", "null") + "\n").encode())
+    print(f"wrote {path}")
+    return table
+
+
+def summary(label, runs, ours, theirs):
+    """Prints a variant's rows and returns them as a dict. ours, theirs: its runs and the first variant's, in pairs."""
+    def mean(*path):
+        """Of a number in metrics.json, NaN where a run has none."""
+        values = [functools.reduce(lambda part, key: part[key], path, run.result) for run in runs]
+        return math.nan if None in values else float(np.mean(values))
+
+    each = [(level, name) for level in ("utterance", "system") for name in moemos.METRICS]
+    values = np.array([[math.nan if run.result[level][name] is None else run.result[level][name] for run in runs] for level, name in each])
+    row = {"variant": label, "runs": len(runs), "mean": nested(values.mean(1)), "sd": nested(values.std(1, ddof=1)) if len(runs) > 1 else None,
+           "lcc_within_systems": mean("lcc_within_systems"), "accuracy": mean("accuracy"), "label_noise": mean("label_noise"),
+           "gate_entropy": {which: mean("gate_entropy", which) for which in ("clip", "model", "all")},
+           "expert_use": np.mean([np.sort(np.mean(list(run.result["experts"].values()), 0))[::-1] for run in runs], 0).tolist()}
+    print(f"\n{label}: {len(runs)} runs\n{line('  mean', eight(row['mean']))}")
+    if len(runs) > 1:
+        print(line("  sd over runs", eight(row["sd"])))
+    if theirs:
+        row["difference"] = difference(ours, theirs)
+        shown = ["higher" if low > 0 else "lower" if high < 0 else "none" for _, low, high in eight(row["difference"])]
+        for i, name in enumerate(("  difference from the first", "  95 % interval from", "  to")):
+            print(line(name, [numbers[i] for numbers in eight(row["difference"])]))
+        print("  no difference shown" if set(shown) == {"none"} else f"{'  difference shown':34}" + "".join(f"{word:>8}" for word in shown))
+    entropy, (mse, lcc, *_), system_lcc = row["gate_entropy"], eight(row["mean"]), row["mean"]["system"]["LCC"]
+    print(f"  system LCC less utterance LCC {system_lcc - lcc:.3f}; LCC within systems {row['lcc_within_systems']:.3f}; accuracy {row['accuracy']:.3f}")
+    print(f"  gate entropy of a clip {entropy['clip']:.2f}, of a model's mean {entropy['model']:.2f}, of the mean {entropy['all']:.2f}; use of experts "
+          + " ".join(f"{100 * share:.0f}" for share in row["expert_use"]) + " %")
+    if not math.isnan(row["label_noise"]):
+        row["parts"] = decompose(ours or runs, theirs or runs)
+        print(f"  utterance MSE {mse:.3f} = " + " ".join(f"{value:+.3f} {part}" for part, value in row["parts"].items() if value or part != "panel"))
+    if all(run.result["adaptation"] for run in runs):
+        row["adaptation"] = {k: {what: mean("adaptation", k, what) for what in ("MOS", "rating")} for k in map(str, SHOTS)}
+        for what, name in (("MOS", "utterance MSE"), ("rating", "MSE of single ratings")):
+            print(f"  {name}, raters calibrated from " + ", ".join(f"{k}: {errors[what]:.3f}" for k, errors in row["adaptation"].items()) + " ratings")
+    return row
+
+
+def nested(values):
+    """Eight values -> {"utterance": {"MSE": ..., ...}, "system": ...}, what eight() undoes."""
+    values = iter(np.asarray(values).tolist())
+    return {level: {name: next(values) for name in moemos.METRICS} for level in ("utterance", "system")}
+
+
+def decompose(ours, theirs):
+    """The utterance MSE of our runs as a sum: label noise, and what is left of it against the first variant's ratings ("model")
+    and beyond that against our own, of the same clips by another panel ("panel"). The noise is taken from either MSE."""
+    def error(runs):  # without label noise
+        return float(np.mean([run.result["utterance"]["MSE"] - run.result["label_noise"] for run in runs]))
+
+    same_ratings = all(np.array_equal(one.clips[1], other.clips[1]) for one, other in zip(ours, theirs))
+    model = error(ours if same_ratings else theirs)
+    return {"model": model, "panel": error(ours) - model, "label noise": float(np.mean([run.result["label_noise"] for run in ours]))}
+
+
 def main():
     parser = argparse.ArgumentParser(allow_abbrev=False, description="Evaluates a run of train.py: the eight numbers, with intervals and references.")
-    parser.add_argument("run", nargs="?", default="runs/default", help="folder of the run (default: %(default)s)")
+    parser.add_argument("run", nargs="*", default=["runs/default"], help="folder of the run (default: runs/default); several are compared")
     parser.add_argument("--data", default="", help="another corpus than the run's, in any form that train.py reads")
     parser.add_argument("--wav", nargs="+", metavar="PATH", help="score these files, and all in these folders: wav,mos lines in CSV")
     parser.add_argument("--device", default="", help="cpu, cuda, ...; not given: the accelerator if there is one")
     arguments = parser.parse_args()
     try:
+        run, *others = [run for run in arguments.run if len(arguments.run) == 1 or not Path(run).is_file()]  # runs/experts/* has comparison.json too
+        if others:
+            if arguments.wav or arguments.data:
+                raise InputError("--wav and --data go with one run, not with several")
+            compare([run, *others], arguments.device)
+            return
         if not arguments.wav:
-            evaluate(arguments.run, arguments.device, arguments.data)
+            evaluate(run, arguments.device, arguments.data)
             return
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # names of files may be anything
         table, skipped = csv.writer(sys.stdout, lineterminator="\n"), False
-        scores = score(arguments.run, arguments.wav, arguments.device)
+        scores = score(run, arguments.wav, arguments.device)
         table.writerow(["wav", "mos"])
         for path, mos in scores:
             if math.isnan(mos):

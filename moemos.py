@@ -12,6 +12,7 @@ import hashlib
 import inspect
 import socket
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 try:
@@ -74,16 +75,35 @@ class LogMel(nn.Module):
         return [layer.transpose(1, 2) for layer in layers], None
 
 
+class Prosody(nn.Module):
+    """Pitch, energy and duration, which section IV names as future work; --prosody yes joins them to the fused features.
+
+    One "layer" of three tracks: octaves about 100 Hz, dB, and log2 of the seconds, which is the same in all frames.
+    """
+
+    def extract_features(self, waveforms):
+        """(1, T) -> ([(1, F, 3)], None); 100 frames a second."""
+        padded = F.pad(waveforms, (0, max(SAMPLE_RATE - waveforms.shape[1], 0)))  # the detector's median needs 0.3 s
+        pitch = (torchaudio.functional.detect_pitch_frequency(padded, SAMPLE_RATE) / 100).log2()
+        energy = 10 * (waveforms.unfold(1, MIN_SAMPLES, 160).square().mean(2) + 1e-8).log10()
+        frames = min(pitch.shape[1], energy.shape[1])
+        duration = torch.full_like(pitch, waveforms.shape[1] / SAMPLE_RATE).log2()
+        return [torch.stack([track[:, :frames] for track in (pitch, energy, duration)], dim=2)], None
+
+
+OWN = {"logmel": LogMel, "prosody": Prosody}  # networks that need no weights
+
+
 class Backbone:
     """A frozen network, not an nn.Module: no parent's .train() or .parameters() can reach into it.
 
-    name, layers (L), width (D); identity: hex digest of its weights, precision (and LogMel's code).
+    name, layers (L), width (D); identity: hex digest of its weights, precision (and the code of one written here).
     """
 
     def __init__(self, name, network, device="cpu", precision="float32"):
         self.name, self.device, self.precision = name, torch.device(device), precision
         self.network = network.eval().requires_grad_(False).to(device)
-        digest = hashlib.sha256(precision.encode() + (inspect.getsource(LogMel).encode() if name == "logmel" else b""))
+        digest = hashlib.sha256(precision.encode() + (inspect.getsource(type(network)).encode() if name in OWN else b""))
         for key, tensor in network.state_dict().items():
             digest.update(key.encode() + tensor.cpu().numpy().tobytes())
         self.identity = digest.hexdigest()
@@ -108,12 +128,17 @@ def bundles():
 
 
 def check_backbone(name):
-    if name != "logmel" and name not in bundles():
-        raise InputError(f"there is no backbone {name!r}; choose one of logmel, {', '.join(bundles())}")
+    if name not in OWN and name not in bundles():
+        raise InputError(f"there is no backbone {name!r}; choose one of {', '.join([*OWN, *bundles()])}")
+
+
+def at_hand(name):
+    """Whether a backbone can be loaded without a download."""
+    return name in OWN or Path(torch.hub.get_dir(), "checkpoints", bundles()[name]._path).is_file()
 
 
 def load_backbone(name, device="cpu", precision="float32"):
-    """A torchaudio bundle by name, or "logmel". Weights come from torch.hub's folder or are downloaded into it.
+    """A torchaudio bundle by name, or one of OWN. Weights come from torch.hub's folder or are downloaded into it.
 
     precision bfloat16: matrix products in 16 bits, for processors that have them. Raises InputError for a name
     that does not exist or a damaged file of weights, WeightsUnavailable where they can be neither found nor downloaded.
@@ -121,8 +146,8 @@ def load_backbone(name, device="cpu", precision="float32"):
     if precision == "bfloat16" and torch.device(device).type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         raise InputError("--precision bfloat16: this processor does not have it; use float32")
     check_backbone(name)
-    if name == "logmel":
-        return Backbone(name, LogMel(), device, precision)
+    if name in OWN:
+        return Backbone(name, OWN[name](), device, precision)
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(STALL_SECONDS)  # torch.hub sets none
     try:
@@ -180,11 +205,28 @@ class FeatureFusion(nn.Module):
         return torch.einsum("l,bld->bd", self.weights(), normal)      # (B, 2D)
 
 
+class Standardise(nn.Module):
+    """(B, 1, P) pooled prosody -> (B, P), centred and scaled by the training clips (ours)."""
+
+    def __init__(self, prosody):
+        super().__init__()
+        self.register_buffer("center", torch.zeros(prosody))
+        self.register_buffer("scale", torch.ones(prosody))
+
+    def set_statistics(self, values):
+        self.center.copy_(values.flatten(1).mean(0))
+        self.scale.copy_(values.flatten(1).std(0, correction=0).clamp_min(1e-3))
+
+    def forward(self, values):
+        return (values.flatten(1) - self.center) / self.scale
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Mixture of experts and the two heads (section III.B)
 
 class Output(NamedTuple):
     mos: torch.Tensor      # (B,) on the scale of the ratings, never clamped
+    ratings: torch.Tensor  # (B, R) of each training rater where raters are modelled; else the MOS
     logits: torch.Tensor   # (B, C) of the synthesis model
     gates: torch.Tensor    # (B, E) rows sum to one
     experts: torch.Tensor  # (B, E, H) what each expert says
@@ -214,34 +256,61 @@ class MixtureOfExperts(nn.Module):
         return z, gates, experts
 
 
+class Raters(nn.Module):
+    """(B,) MOS of the mean rater -> (B, R) what each training rater would give: middle + gain (MOS - middle) + bias.
+
+    Section IV names rater adaptation as future work; this form is ours. Biases average 0 and gains 1, so that the
+    mean rater is nobody's ratings but everybody's scale. noise: variance of a rating about it, set after training.
+    """
+
+    def __init__(self, raters, middle, unit):
+        super().__init__()
+        self.raw_bias, self.raw_gain = nn.Parameter(torch.zeros(raters)), nn.Parameter(torch.zeros(raters))
+        self.register_buffer("noise", torch.zeros(()))
+        self.middle, self.unit = middle, unit
+
+    def bias_and_gain(self):
+        """(R,) on the scale of the ratings, (R,)."""
+        return self.unit * (self.raw_bias - self.raw_bias.mean()), 1 + self.raw_gain - self.raw_gain.mean()
+
+    def forward(self, mos):
+        bias, gain = self.bias_and_gain()
+        return self.middle + gain * (mos[:, None] - self.middle) + bias
+
+
 class MoEMOS(nn.Module):
     """Statistics of a frozen backbone -> MOS and synthesis model; all that is trained.
 
-    layers, width: the backbone's L and D. classes: C. scale: lowest and highest rating; the MOS head speaks in
+    layers, width: the backbone's L and D. classes: C. prosody, raters: P and R, 0 without. scale: lowest and highest rating; the MOS head speaks in
     quarters of it from its middle (ours: 1 on the 1-5 scale; from 0 a learning rate of 1e-4 would spend a stage on climbing).
     """
 
-    def __init__(self, layers, width, classes, experts=4, hidden=64, dropout=0.5, scale=(1.0, 5.0)):
+    def __init__(self, layers, width, classes, experts=4, hidden=64, dropout=0.5, scale=(1.0, 5.0), prosody=0, raters=0):
         super().__init__()
+        self.middle, self.unit = (scale[0] + scale[1]) / 2, (scale[1] - scale[0]) / 4
         self.fusion = FeatureFusion(layers, width)
+        self.prosody = Standardise(prosody) if prosody else None
         self.dropout = nn.Dropout(dropout)
-        self.moe = MixtureOfExperts(2 * width, experts, hidden, dropout)
+        self.moe = MixtureOfExperts(2 * width + prosody, experts, hidden, dropout)
         self.mos_head = nn.Linear(hidden, 1)
         self.class_head = nn.Linear(hidden, classes)
-        self.middle, self.unit = (scale[0] + scale[1]) / 2, (scale[1] - scale[0]) / 4
+        self.raters = Raters(raters, self.middle, self.unit) if raters else nn.Identity()
 
-    def forward(self, features):                           # (B, L, 2D)
-        x = self.dropout(self.fusion(features))            # (B, 2D)
+    def forward(self, features, prosody=None):             # (B, L, 2D), (B, 1, P)
+        x = self.fusion(features)                          # (B, 2D)
+        if self.prosody:
+            x = torch.cat([x, self.prosody(prosody)], 1)   # (B, 2D + P)
+        x = self.dropout(x)
         z, gates, experts = self.moe(x)                    # (B, H), (B, E), (B, E, H)
         mos = self.middle + self.unit * self.mos_head(z).squeeze(1)  # (B,)
-        return Output(mos, self.class_head(z), gates, experts)
+        return Output(mos, self.raters(mos), self.class_head(z), gates, experts)
 
 
 # ---------------------------------------------------------------------------------------------------------
 # Losses (section III.C; the equations of the two regularisers are ours, after SpeechMoE, arXiv 2105.03036)
 
 def mos_loss(predicted, mos, beta=1.0):
-    """Smooth L1 over the clips that have a MOS, all (B,); NaN = none. 0 where no clip has one.
+    """Smooth L1 over the clips that have a MOS, all (B,), or over single ratings, all (B, R); NaN = none. 0 without any.
 
     d^2 / (2 beta) where |d| < beta, else |d| - beta / 2.
     """
@@ -270,16 +339,16 @@ def sparsity_loss(gates):
     return (gates.sum(1) / gates.norm(dim=1)).mean()
 
 
-def losses(output, mos, model, alpha, beta, lambda_1=0.02, lambda_2=0.02, smooth_l1_beta=1.0, unit=1.0):
+def losses(output, ratings, model, alpha, beta, lambda_1=0.02, lambda_2=0.02, smooth_l1_beta=1.0, unit=1.0):
     """Every term and their weighted "total", as a dict of scalars.
 
-    mos (B,) float, NaN = the clip has none; model (B,) int, -1 = the clip has none.
+    ratings: MOS (B,), or single ratings (B, R) where raters are modelled, NaN = none; model (B,) int, -1 = none.
     alpha and beta come from the stage. unit: a quarter of the scale, so that a loss on any scale is that of 1-5.
     """
-    if not mos.shape == model.shape == output.mos.shape:  # (B, 1) against (B,) would broadcast to (B, B)
-        raise ValueError(f"mos {tuple(mos.shape)} and model {tuple(model.shape)} must both be {tuple(output.mos.shape)}")
+    if ratings.shape != output.ratings.shape or model.shape != output.mos.shape:  # (B, 1) against (B,) would broadcast to (B, B)
+        raise ValueError(f"ratings {tuple(ratings.shape)} must be {tuple(output.ratings.shape)}, model {tuple(model.shape)} {tuple(output.mos.shape)}")
     terms = {
-        "mos": mos_loss(output.mos / unit, mos / unit, smooth_l1_beta),
+        "mos": mos_loss(output.ratings / unit, ratings / unit, smooth_l1_beta),
         "classification": classification_loss(output.logits, model),
         "diversity": diversity_loss(output.gates),
         "sparsity": sparsity_loss(output.gates),

@@ -96,7 +96,7 @@ def test_experts_are_drawn_independently():
 
 def test_output_shapes_and_gates_sum_to_one():
     _, output = some_output()
-    assert [tuple(part.shape) for part in output] == [(6,), (6, 3), (6, 4), (6, 4, 7)]
+    assert [tuple(part.shape) for part in output] == [(6,), (6,), (6, 3), (6, 4), (6, 4, 7)]
     torch.testing.assert_close(output.gates.sum(1), torch.ones(6))
 
 
@@ -189,7 +189,7 @@ def test_clips_without_mos_give_the_mos_head_no_gradient_but_the_classifier_one(
 
 def test_losses_refuse_shapes_that_would_broadcast():
     _, output = some_output()
-    with pytest.raises(ValueError, match="must both be"):
+    with pytest.raises(ValueError, match=r"ratings \(6, 1\) must be \(6,\)"):
         moemos.losses(output, torch.ones(6, 1), torch.zeros(6, dtype=torch.long), alpha=1, beta=0)
 
 
@@ -319,7 +319,7 @@ def test_without_weights_the_default_falls_back_and_a_named_bundle_does_not(tmp_
     assert "WARNING" in capsys.readouterr().err
     with pytest.raises(moemos.WeightsUnavailable, match="no network in tests"):
         moemos.load_backbone("WAV2VEC2_BASE")
-    with pytest.raises(moemos.InputError, match="choose one of logmel.*WAVLM_BASE"):
+    with pytest.raises(moemos.InputError, match="choose one of logmel, prosody.*WAVLM_BASE"):
         moemos.load_backbone("WAV2VEC3")
 
 
@@ -491,7 +491,7 @@ def test_what_is_no_table_of_ratings_is_refused_naming_the_file(tmp_path, conten
 
 def test_silence_is_warned_of_and_a_long_clip_refused(tmp_path, capsys):
     wavfile.write(tmp_path / "a.wav", 16000, np.zeros(16000, np.int16))
-    assert data.check_clip(tmp_path / "a.wav", 1.0) == 1.0
+    assert data.check_clip(tmp_path / "a.wav", 1.0) == (16000, 1.0)
     assert f"{tmp_path / 'a.wav'} is all digital silence" in capsys.readouterr().err
     with pytest.raises(moemos.InputError, match="1 s long, above train.py's --max-seconds 0.9"):
         data.check_clip(tmp_path / "a.wav", 0.9)
@@ -819,7 +819,8 @@ def test_a_stage_is_the_plain_loop_of_adamw_cosine_alpha_and_clipping(monkeypatc
     config = train.Config(batch_size=5, dropout=0.0, weight_decay=0.1, lambda_1=0.3, lambda_2=0.7, smooth_l1_beta=0.5)
     stage = train.Stage("joint", 2, 0.05, 0.3, 0.7)
     torch.manual_seed(0)
-    clips = train.Clips(3 * torch.randn(10, 3, 10), torch.tensor([1.0, 5, 2, 4, nan] * 2), torch.arange(10) % 3)
+    mos = torch.tensor([1.0, 5, 2, 4, nan] * 2)
+    clips = train.Clips((3 * torch.randn(10, 3, 10),), mos, mos, torch.arange(10) % 3)
     model, loop = (moemos.MoEMOS(3, 5, 3, experts=4, hidden=7, dropout=0.0) for _ in range(2))
     loop.load_state_dict(model.state_dict())
     rows = []
@@ -834,7 +835,7 @@ def test_a_stage_is_the_plain_loop_of_adamw_cosine_alpha_and_clipping(monkeypatc
             order = torch.randperm(10)
         batch = order[:5] if step % 2 == 0 else order[5:]
         a, lr = 0.3 + 0.4 * step / 3, 0.025 * (1 + math.cos(math.pi * step / 4))
-        output = loop(clips.features[batch])
+        output = loop(clips.inputs[0][batch])
         total = (a * moemos.mos_loss(output.mos, clips.mos[batch], 0.5) + (1 - a) * moemos.classification_loss(output.logits, clips.model[batch])
                  + 0.3 * moemos.diversity_loss(output.gates) + 0.7 * moemos.sparsity_loss(output.gates))
         gradients = torch.autograd.grad(total, parameters)
@@ -864,24 +865,25 @@ def test_training_and_validation_share_no_clip_and_hold_no_test_clip(small, tmp_
     clips = [clip for clip in data.read_manifest(small) if clip.split == "train" and (clip.ratings or augmentation == "yes")]
     expected = data.extract_features(clips, moemos.load_backbone("logmel"), tmp_path / "cache")
     assert (len(validation.mos), len(training.mos)) == (len(clips) // 10, len(clips) - len(clips) // 10)
-    used = torch.cat([validation.features, training.features])
+    used = torch.cat([validation.inputs[0], training.inputs[0]])
     assert {x.numpy().tobytes() for x in used} == {x.numpy().tobytes() for x in expected}
     assert int(training.mos.isnan().sum() + validation.mos.isnan().sum()) == (8 if augmentation == "yes" else 0)
-    torch.testing.assert_close(model.fusion(training.features).mean(0), torch.zeros(160), atol=1e-4, rtol=0)
+    torch.testing.assert_close(model.fusion(training.inputs[0]).mean(0), torch.zeros(160), atol=1e-4, rtol=0)
     assert model.dropout.p == model.moe.dropout.p == 0.5
-    assert training.features.untyped_storage().data_ptr() == validation.features.untyped_storage().data_ptr()  # no second copy in memory
+    assert training.inputs[0].untyped_storage().data_ptr() == validation.inputs[0].untyped_storage().data_ptr()  # no second copy in memory
 
 
 def test_validation_is_without_dropout():
     model, _ = some_output()
-    clips = train.Clips(torch.randn(6, 3, 10), torch.arange(6.0), torch.zeros(6, dtype=torch.long))
+    clips = train.Clips((torch.randn(6, 3, 10),), torch.arange(6.0), torch.arange(6.0), torch.zeros(6, dtype=torch.long))
     model.train()
     assert train.validate(model, clips) == train.validate(model.train(), clips)
-    assert train.validate(model, clips)["val_mse"] == pytest.approx(moemos.mse(model(clips.features).mos.detach(), clips.mos))
+    assert train.validate(model, clips)["val_mse"] == pytest.approx(moemos.mse(model(*clips.inputs).mos.detach(), clips.mos))
 
 
-def test_first_stage_leaves_the_mos_head_alone(small, tmp_path):
-    model = train.train(quick(small, tmp_path), stages=train.STAGES[:1])
+def test_first_stage_leaves_the_mos_head_alone(small, tmp_path, monkeypatch):
+    monkeypatch.setitem(train.SCHEDULES, "three", train.STAGES[:1])
+    model = train.train(quick(small, tmp_path))
     torch.manual_seed(0)
     untrained = moemos.MoEMOS(3, 80, 3)
     assert torch.equal(model.mos_head.weight, untrained.mos_head.weight)  # neither gradient nor weight decay
@@ -1023,7 +1025,7 @@ def test_a_mismatched_pair_of_torch_and_torchaudio_gets_one_sentence(tmp_path, s
     (train, ["--data", "nowhere"], "looked for ratings.csv (manifest), test/utt_mix_test.csv"), (train, ["--experts", "0"], "--experts 0: must be at least 1"),
     (train, ["--epochs", "-1"], "--epochs -1: must be at least 0"), (train, ["--dropout", "nan"], "--dropout nan"), (train, ["--dropout", "1"], "below 1"), (train, ["--out", ""], "must not be empty"), (train, ["--exp", "2"], "unrecognized"), (train, ["--nonsense"], "unrecognized"),
     (train, ["--scale", "5", "1"], "--scale 5.0 1.0"), (train, ["--device", "cuda:99"], "cannot be used here"),
-    (train, ["--data", "SMALL", "--backbone", "wav2vec"], "there is no backbone 'wav2vec'; choose one of logmel, HUBERT_BASE"),
+    (train, ["--data", "SMALL", "--backbone", "wav2vec"], "there is no backbone 'wav2vec'; choose one of logmel, prosody, HUBERT_BASE"),
     (train, ["--data", "SMALL", "--backbone", "logmel", "--out", "SMALL/ratings.csv"], "cannot be written"),
     (train, ["--data", "SMALL", "--augment", "EMPTY"], "no WAV file"), (train, ["--data", "SMALL", "--augment", "SMALL"], "must lie in a subfolder"),
     (train, ["--data", "SMALL", "--augment", "nowhere"], "--augment nowhere: is no folder"), (train, ["--experts", "99999999"], "below 1000"), (train, ["--data", "SMALL", "--max-seconds", "0.1"], "above train.py's --max-seconds 0.1"),
@@ -1046,11 +1048,253 @@ def test_default_settings_come_near_the_condition_mean_row(corpus, tmp_path):
     assert result["lcc_within_systems"] > 0.15                           # it hears more than which condition it is
 
 
-def start(folder, *words, torchrun=False):
+# -- experiments ------------------------------------------------------------------------------------------
+
+def test_experiments_change_settings_that_exist():
+    assert list(train.EXPERIMENTS) == ["baseline", "experts", "raters", "adaptation", "augmentation", "auxiliary", "stages", "prosody", "frontend"]
+    for _, variants in train.EXPERIMENTS.values():
+        assert len({json.dumps(changes, sort_keys=True) for changes in variants}) == len(variants)
+        for changes in variants:
+            assert changes.get("data", "second") in data.PANELS
+            train.check(dataclasses.replace(train.Config(), **changes))
+
+
+def test_an_experiment_loses_no_finished_run_and_gives_the_same_table_again(small, tmp_path):
+    """Killed after its first run, started again, and beside it one undisturbed."""
+    words = ("--experiment", "auxiliary", "--seeds", 2, "--data", small, "--backbone", "logmel", "--epochs", 1)
+    tables = []
+    for name in ("killed", "whole"):
+        folder = tmp_path / name
+        folder.mkdir()
+        if name == "killed":
+            process = start(folder, *words, start_new_session=True)
+            while not list(folder.glob("runs/*/*/model.pt")) and process.poll() is None:
+                time.sleep(0.001)
+            os.killpg(process.pid, 9)
+            process.wait()
+            finished = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*/model.pt")}
+            assert 1 <= len(finished) < 8
+        assert start(folder, *words).wait() == 0
+        assert name == "whole" or all(path.stat().st_mtime_ns == when for path, when in finished.items())
+        runs = sorted((folder / "runs" / "auxiliary").iterdir())
+        assert [run.name for run in runs] == [f"{i}_{label}_seed{seed}" for i, label in enumerate(("auxiliary=none", "default", "auxiliary=condition", "auxiliary=rate"), 1)
+                                              for seed in (0, 1)]
+        done = subprocess.run([sys.executable, HERE / "evaluate.py", *runs], check=True, capture_output=True, text=True, cwd=folder)
+        again = subprocess.run([sys.executable, HERE / "evaluate.py", *runs, runs[0].parent / "comparison.json"], check=True, capture_output=True, text=True, cwd=folder)
+        assert done.stdout == again.stdout
+        tables.append((folder / "runs" / "auxiliary" / "comparison.json").read_bytes())
+    assert tables[0] == tables[1]
+    assert [(row["variant"], row["runs"], "difference" in row) for row in json.loads(tables[0])] == [
+        ("auxiliary none", 2, False), ("auxiliary model", 2, True), ("auxiliary condition", 2, True), ("auxiliary rate", 2, True)]
+    results = [json.loads((run / "metrics.json").read_text())["system"]["MSE"] for run in runs[:4]]
+    rows = json.loads(tables[0])
+    assert rows[0]["mean"]["system"]["MSE"] == pytest.approx(np.mean(results[:2])) and rows[0]["sd"]["system"]["MSE"] == pytest.approx(np.std(results[:2], ddof=1))
+    assert rows[1]["difference"]["system"]["MSE"][0] == pytest.approx(np.mean(results[2:]) - np.mean(results[:2]))
+    assert all(f"{row['mean']['utterance']['MSE']:8.3f}" in done.stdout for row in rows)
+
+
+def run_of(predicted, true, system, seed=0):
+    return evaluate.Run({}, {}, (list(range(len(true))), true, predicted, system), evaluate.resample(predicted, true, system, seed))
+
+
+def test_intervals_of_differences_find_a_known_one_and_miss_none_in_about_95_of_100_cases(monkeypatch):
+    monkeypatch.setattr(moemos, "METRICS", {"MSE": moemos.mse, "LCC": moemos.lcc})
+    monkeypatch.setattr(evaluate, "RESAMPLES", 100)
+    rng, system = np.random.default_rng(0), np.arange(120) % 12
+    found = {"one pair": [], "five pairs": [], "worse": []}
+    for _ in range(100):
+        pairs = {"equal": [], "worse": []}
+        for seed in range(5):
+            true = rng.normal(size=120) + rng.normal(size=12)[system]
+            one, other, worse = (run_of(true + sd * rng.normal(size=120), true, system, seed) for sd in (0.5, 0.5, 1.0))
+            pairs["equal"].append((one, other))
+            pairs["worse"].append((worse, one))
+        for name, these in (("one pair", pairs["equal"][:1]), ("five pairs", pairs["equal"]), ("worse", pairs["worse"])):
+            found[name].append(evaluate.difference(*zip(*these))["utterance"])
+    for name, low, high in (("one pair", 0.88, 0.99), ("five pairs", 0.91, 1.0)):
+        for metric in ("MSE", "LCC"):
+            assert low <= np.mean([bounds[metric][1] <= 0 <= bounds[metric][2] for bounds in found[name]]) <= high
+    assert np.mean([bounds["MSE"][0] for bounds in found["worse"]]) == pytest.approx(0.75, abs=0.01)          # 1.0 ** 2 - 0.5 ** 2
+    assert 0.92 <= np.mean([bounds["MSE"][1] <= 0.75 <= bounds["MSE"][2] for bounds in found["worse"]])
+    assert all(bounds["MSE"][1] > 0 > bounds["LCC"][2] for bounds in found["worse"])
+
+
+def test_a_difference_of_equal_runs_is_nothing():
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=40)
+    run = run_of(true + rng.normal(size=40), true, np.arange(40) % 5)
+    assert all(numbers == (0, 0, 0) for level in evaluate.difference([run], [run]).values() for numbers in level.values())
+
+
+def test_label_noise_is_that_of_an_additive_panel_and_is_not_to_be_told_from_single_ratings():
+    rng = np.random.default_rng(0)
+    quality, bias = rng.normal(size=2000), rng.normal(size=10)
+    clips = [data.Clip(str(i), None, "test", "s", "m", {str(r): q + bias[r] + 0.8 * rng.normal() for r in range(10)}) for i, q in enumerate(quality)]
+    assert evaluate.label_noise(clips) == pytest.approx(0.064, rel=0.03)
+    assert evaluate.label_noise([dataclasses.replace(clip, ratings={"mean": 3.0}) for clip in clips]) is None
+
+
+def test_the_parts_of_the_error_add_up_and_find_a_shifted_panel():
+    rng, system = np.random.default_rng(0), np.arange(4000) % 20
+    quality = rng.normal(size=4000)
+    predicted = quality + 0.3 * rng.normal(size=4000)
+    runs = []
+    for shift in (0.0, 0.5):
+        true = quality + shift + 0.2 * rng.normal(size=4000)
+        runs.append(evaluate.Run({}, {"utterance": {"MSE": moemos.mse(predicted, true)}, "label_noise": 0.04}, ([], true, predicted, system), {}))
+    parts = evaluate.decompose(runs[1:], runs[:1])
+    assert sum(parts.values()) == pytest.approx(runs[1].result["utterance"]["MSE"])
+    assert list(parts) == ["model", "panel", "label noise"] and list(parts.values()) == pytest.approx([0.09, 0.25, 0.04], abs=0.02)
+    assert evaluate.decompose(runs[1:], runs[1:])["panel"] == 0
+
+
+def test_the_table_of_raters_by_hand(small, tmp_path):
+    clips = [data.Clip("a", None, "train", "s", "m", {"x": 1.0, "y": 4.0}), data.Clip("b", None, "train", "s", "m", {"x": 3.0}), data.Clip("c", None, "test", "s", "m", {"x": 5.0})]
+    assert evaluate.rater_table(clips) == [("train", "x", 2, 2.0, 1.0), ("train", "y", 1, 4.0, 0.0), ("test", "x", 1, 5.0, 0.0)]
+    train.train(quick(small, tmp_path))
+    evaluate.evaluate(tmp_path / "run", "cpu")
+    assert [(row["split"], row["rater"], row["ratings"]) for row in table(tmp_path / "run" / "raters.csv")] == [
+        ("train", "0", "24"), ("train", "1", "24"), ("test", "0", "16"), ("test", "1", "16")]
+
+
+def test_panels_rate_the_same_test_clips_and_leave_training_alone():
+    plans = {panel: data.plan_corpus(5, panel) for panel in data.PANELS}
+    assert plans["second"] == data.plan_corpus(5)
+    half = {panel: [[clip for clip in plan if clip["split"] == split and clip["scores"] != {"": ""}] for split in ("train", "test")] for panel, plan in plans.items()}
+    scores = {panel: np.array([list(clip["scores"].values()) for clip in test]) for panel, (_, test) in half.items()}
+    for panel, (training, test) in half.items():
+        assert training == half["second"][0]
+        assert [{**clip, "scores": 0} for clip in test] == [{**clip, "scores": 0} for clip in half["second"][1]]
+        assert list(test[0]["scores"]) == list(range(10) if panel == "training" else range(10, 20))
+    mean = {panel: {system: np.mean([rows for rows, clip in zip(scores[panel], half[panel][1]) if clip["system"] == system]) for system in data.CONDITIONS} for panel in scores}
+    for panel, target in (("training", 0), ("unbiased", 0), ("second", 1)):
+        assert np.mean([mean[panel][system] - mos[target] for system, mos in data.CONDITIONS.items()]) == pytest.approx(0, abs=0.05)
+    assert scores["second"].mean() - scores["strict"].mean() == pytest.approx(0.5, abs=0.05)
+    assert scores["unbiased"].mean(0).std() < 0.1 and scores["second"].mean(0).std() > 0.3
+    assert moemos.lcc(scores["training"].mean(0), np.array([list(clip["scores"].values()) for clip in half["second"][0]]).mean(0)) > 0.95  # the same raters
+
+
+@pytest.fixture(scope="session")
+def rater_run(corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("raters")
+    train.train(quick(corpus, folder, raters="yes", epochs=0))
+    return folder / "run"
+
+
+def test_the_rater_model_recovers_the_simulated_biases_and_gains(rater_run):
+    model, _, _, raters, _ = evaluate.load_run(rater_run, "cpu")
+    true = data.draw_panel(np.random.default_rng([101, 0]))
+    order = [int(rater) for rater in raters]
+    for learned, simulated, least in zip(model.raters.bias_and_gain(), true, (0.9, 0.7)):
+        assert moemos.lcc(learned.detach(), simulated[order]) > least
+    assert 0.6 < model.raters.noise.item() < 1.3  # 0.88 ** 2 and the model's own error
+
+
+def test_calibration_lowers_the_utterance_error_where_there_is_bias_and_not_where_there_is_none(corpus, rater_run):
+    errors = {}
+    for panel in ("strict", "unbiased"):
+        data.write_ratings(data.panel_file(corpus, panel), data.plan_corpus(101, panel))
+        errors[panel] = evaluate.evaluate(rater_run, "cpu", data.panel_file(corpus, panel))["adaptation"]
+    assert list(errors["strict"]) == [0, 1, 5, 20]
+    assert errors["strict"][20]["MOS"] < errors["strict"][0]["MOS"] - 0.1
+    assert errors["strict"][20]["rating"] < errors["strict"][5]["rating"] < errors["strict"][0]["rating"] - 0.1
+    assert abs(errors["unbiased"][20]["MOS"] - errors["unbiased"][0]["MOS"]) < 0.03
+
+
+def test_calibration_by_hand_and_never_on_the_clips_scored():
+    raters = moemos.Raters(2, 3.0, 1.0)
+    raters.raw_bias.data, raters.raw_gain.data = torch.tensor([1.0, -1.0]), torch.tensor([0.5, -0.5])  # variances 1 and 0.25
+    raters.noise.fill_(0.5)
+    predicted = np.full(4, 3.0)  # so that the gain has no say
+    clips = [data.Clip(str(i), None, "test", "s", "m", {"r": 5.0}) for i in range(4)]
+    errors = evaluate.adaptation(raters, predicted, clips)
+    for k, bias in ((0, 0.0), (1, 2 / (1 + 0.5)), (5, 2 * 2 / (2 + 0.5))):  # two of the four clips are for calibration
+        assert errors[k]["MOS"] == errors[k]["rating"] == pytest.approx((2 - bias) ** 2)
+    odd = [dataclasses.replace(clip, ratings={"r": 3.0 if i else 5.0}) for i, clip in enumerate(clips)]
+    both = evaluate.adaptation(raters, predicted, odd)[20]["MOS"]
+    assert both > 1.0  # half of the time the odd clip is scored and its rating not known
+
+
+def test_raters_are_centred_and_the_mean_rater_is_the_mos():
+    raters = moemos.Raters(3, 50.5, 24.75)
+    raters.raw_bias.data, raters.raw_gain.data = torch.tensor([1.0, 2.0, 6.0]), torch.tensor([0.0, 0.3, 0.0])
+    mos = torch.tensor([10.0, 80.0])
+    said = raters(mos)
+    assert tuple(said.shape) == (2, 3)
+    torch.testing.assert_close(said.mean(1), mos)
+    torch.testing.assert_close(said[0, 2], 50.5 + 0.9 * (10.0 - 50.5) + 24.75 * torch.tensor(3.0))
+
+
+def test_prosody_of_a_tone_by_hand():
+    tone = 0.5 * torch.sin(2 * math.pi * 200 * torch.arange(32000) / 16000)
+    mean, deviation = moemos.pool_statistics(moemos.load_backbone("prosody").extract(tone)).view(2, 3)
+    assert mean.tolist() == pytest.approx([1.0, 10 * math.log10(0.125), 1.0], abs=0.02)  # an octave above 100 Hz, dB, 2 s
+    assert deviation[2] == 0 and deviation[1] < 0.05
+    assert moemos.pool_statistics(moemos.load_backbone("prosody").extract(torch.zeros(400))).isfinite().all()
+
+
+def test_prosody_joins_the_fused_features_and_a_clip_keeps_its_one_score(small, tmp_path):
+    model = train.train(quick(small, tmp_path, prosody="yes", raters="yes", auxiliary="rate"))
+    evaluate.evaluate(tmp_path / "run", "cpu")
+    assert model.moe.gate.weight.shape[1] == 2 * 80 + 6 and model.raters.raw_bias.shape == (2,)
+    expected = {row["wav"]: float(row["predicted"]) for row in table(tmp_path / "run" / "predictions.csv")}
+    assert dict(evaluate.score(tmp_path / "run", [small / "40.wav"]))[str(small / "40.wav")] == expected["40.wav"]
+    clips = [clip for clip in data.read_manifest(small) if clip.split == "test"]
+    prosody = data.extract_features(clips, moemos.load_backbone("prosody"), tmp_path / "cache")
+    model.eval()
+    moved = model(torch.zeros(len(clips), 3, 160), prosody).mos - model(torch.zeros(len(clips), 3, 160), prosody.flip(0)).mos
+    assert moved.abs().max() > 0
+
+
+@pytest.mark.parametrize(("auxiliary", "classes"), [("model", ["m0", "m1", "x"]), ("condition", ["s0", "s1", "s2", "s3", "x"]), ("rate", ["16000 Hz"])])
+def test_the_second_task_classifies_what_it_is_told_to(small, tmp_path, auxiliary, classes):
+    train.train(quick(small, tmp_path, auxiliary=auxiliary))
+    assert torch.load(tmp_path / "run" / "model.pt")["classes"] == classes
+    assert evaluate.evaluate(tmp_path / "run", "cpu")["accuracy"] <= 1.0
+
+
+def test_schedules_are_what_they_are_compared_as():
+    epochs = {name: sum(stage.epochs for stage in stages) for name, stages in train.SCHEDULES.items()}
+    assert set(epochs.values()) == {140}
+    assert [(s.name, s.alpha_start, s.alpha_end) for s in train.SCHEDULES["reversed"]] == [("mos", 0.9, 0.9), ("joint", 0.7, 0.3), ("classification", 0, 0)]
+    assert [s.alpha_end for s in train.SCHEDULES["mos"]] == [1.0]
+
+
+def test_extensions_leave_the_default_run_as_it_was(small, tmp_path):
+    model = train.train(quick(small, tmp_path))
+    checkpoint = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
+    assert not set(train.EXTENSIONS) & set(checkpoint["config"]) and list(checkpoint) == ["weights", "config", "stages", "classes", "backbone"]
+    assert {name.split(".")[0] for name in checkpoint["weights"]} == {"fusion", "moe", "mos_head", "class_head"}
+    assert model.moe.gate.weight.shape == (4, 160)
+    for extension in ({"schedule": "mos"}, {"prosody": "yes"}, {"raters": "yes"}):
+        train.train(quick(small, tmp_path, out=str(tmp_path / "other"), **extension))
+        other = torch.load(tmp_path / "other" / "model.pt", weights_only=True)
+        assert set(extension) < set(other["config"])
+
+
+def test_a_bundle_is_at_hand_where_its_file_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert moemos.at_hand("logmel") and not moemos.at_hand("WAVLM_BASE")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "wavlm_base.pth").touch()
+    assert moemos.at_hand("WAVLM_BASE")
+
+
+@pytest.mark.parametrize(("module", "words", "why"), [
+    (evaluate, ["a", "b"], "a: is no folder of a run"), (evaluate, ["a", "b", "--wav", "c.wav"], "go with one run"),
+    (train, ["--experiment", "raters", "--data", "SMALL"], "needs the simulated corpora"), (train, ["--experiment", "none"], "invalid choice"),
+    (train, ["--experiment", "stages", "--seeds", "0"], "--seeds 0")])
+def test_bad_comparisons_and_experiments_get_one_sentence(small, tmp_path, monkeypatch, capsys, module, words, why):
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, module, *(word.replace("SMALL", str(small)) for word in words)) == 2
+    assert why in capsys.readouterr().err
+
+
+def start(folder, *words, torchrun=False, **options):
     """train.py in a process of its own, in that folder."""
     program = ["-m", "torch.distributed.run", "--nproc-per-node", "2", HERE / "train.py"] if torchrun else [HERE / "train.py"]
     return subprocess.Popen([sys.executable, *program, *map(str, words)], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                            env=os.environ | {"OMP_NUM_THREADS": "1"})
+                            env=os.environ | {"OMP_NUM_THREADS": "1"}, **options)
 
 
 def test_killed_at_any_moment_the_next_start_continues_to_the_bytes_of_an_undisturbed_run(small, tmp_path):

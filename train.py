@@ -8,11 +8,15 @@ Letters of dimensions: see moemos.py. A constant is the paper's where its sectio
 """
 
 import argparse
+import contextlib
 import io
 import json
 import math
+import multiprocessing
 import os
 import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from pathlib import Path
@@ -40,7 +44,19 @@ STAGES = (  # III.E
     Stage("joint", 60, 3e-3, 0.3, 0.7),           # alpha: paper; lr ours: validated, as Config says, and so are the epochs of these two
     Stage("mos", 20, 1e-5, 0.9, 0.9),             # lr, alpha: paper
 )
+SCHEDULES = {  # the others are ours, for comparison; each has the paper's number of epochs
+    "three": STAGES,
+    "joint": (Stage("joint", 140, 3e-3, 0.3, 0.7),),
+    "mos": (Stage("mos", 140, 3e-3, 1.0, 1.0),),
+    "reversed": tuple(stage._replace(alpha_start=stage.alpha_end, alpha_end=stage.alpha_start) for stage in reversed(STAGES)),
+}
 CLIP_NORM = 1.0  # III.E, gradient clipping
+LABELS = {  # what the second task predicts of a clip
+    "model": lambda clip: clip.model,       # III.C
+    "condition": lambda clip: clip.system,  # ours, as is the next
+    "rate": lambda clip: f"{clip.rate} Hz",
+    "none": lambda clip: clip.model,        # its head stays untrained
+}
 
 
 def option(default, help, choices=None, least=None, below=math.inf):
@@ -64,14 +80,20 @@ class Config:
     experts: int = option(4, "N of III.B; ours: validated against 8", least=1, below=1000)
     hidden: int = option(64, "width H of an expert; ours: validated against 32", least=1, below=10000)
     dropout: float = option(0.5, "on the fused features and inside the experts; ours: validated", least=0, below=1)
-    auxiliary: str = option("model", "the second task: the synthesis model (III.C), or none", choices=("model", "none"))
+    auxiliary: str = option("model", "what the second task classifies: the synthesis model (III.C), or something else", choices=tuple(LABELS))
     augmentation: str = option("yes", "train on clips without MOS too (III.D)", choices=("yes", "no"))
     batch_size: int = option(32, "ours: the usual", least=1)
     weight_decay: float = option(0.01, "of AdamW; ours: its default", least=0)
     lambda_1: float = option(0.02, "weight of diversity (III.B); ours: validated, 0.15 was slightly worse", least=0)
     lambda_2: float = option(0.02, "weight of sparsity (III.B); ours: validated, 0.15 was slightly worse", least=0)
     smooth_l1_beta: float = option(1.0, "where smooth L1 turns linear, in quarters of the scale; ours: its default", least=0)
-    epochs: int = option(0, "of each stage, for quick trials; 0: those of STAGES", least=0)
+    epochs: int = option(0, "of each stage, for quick trials; 0: those of the schedule", least=0)
+    schedule: str = option("three", "stages: the paper's three (III.E), or one of ours to compare them with", choices=tuple(SCHEDULES))
+    prosody: str = option("no", "join pitch, energy and duration to the fused features (future work of IV)", choices=("yes", "no"))
+    raters: str = option("no", "learn a bias and a gain of each rater from single ratings (future work of IV)", choices=("yes", "no"))
+
+
+EXTENSIONS = ("schedule", "prosody", "raters")  # beyond the paper; a checkpoint has them only where they are used
 
 
 def flag(name):
@@ -104,9 +126,14 @@ def alpha(step, steps, start, end):
 
 
 class Clips(NamedTuple):
-    features: torch.Tensor  # (clips, L, 2D)
-    mos: torch.Tensor       # (clips,), NaN without MOS
-    model: torch.Tensor     # (clips,) index of its class
+    inputs: tuple          # features (clips, L, 2D), and with --prosody yes also prosody (clips, 1, P)
+    ratings: torch.Tensor  # (clips, R), NaN where a rater has none, with --raters yes; else the MOS
+    mos: torch.Tensor      # (clips,), NaN without MOS
+    model: torch.Tensor    # (clips,) index of its class
+
+    def take(self, rows):
+        """The same of some clips."""
+        return Clips(tuple(part[rows] for part in self.inputs), *(part[rows] for part in self[1:]))
 
 
 SCREEN = {  # column of log.csv: heading, width and format on the screen
@@ -132,11 +159,12 @@ def run_stage(model, stage, config, clips, validation, log):
             step, steps = epoch * batches + i, stage.epochs * batches
             lr = learning_rate(step, steps, stage.lr)
             a = alpha(step, steps, stage.alpha_start, stage.alpha_end)
-            b = 1 - a if config.auxiliary == "model" else 0.0
+            b = 1 - a if config.auxiliary != "none" else 0.0
             optimiser.param_groups[0]["lr"] = lr
 
-            output = model(clips.features[rows])
-            terms = moemos.losses(output, clips.mos[rows], clips.model[rows], alpha=a, beta=b, lambda_1=config.lambda_1,
+            batch = clips.take(rows)
+            output = model(*batch.inputs)
+            terms = moemos.losses(output, batch.ratings, batch.model, alpha=a, beta=b, lambda_1=config.lambda_1,
                                   lambda_2=config.lambda_2, smooth_l1_beta=config.smooth_l1_beta, unit=model.unit)
             model.zero_grad()
             terms["total"].backward()
@@ -159,7 +187,7 @@ def run_stage(model, stage, config, clips, validation, log):
 @torch.no_grad()
 def validate(model, clips):
     model.eval()
-    outputs = [model(part) for part in clips.features.split(256)]
+    outputs = [model(*part) for part in zip(*(tensor.split(256) for tensor in clips.inputs))]
     predicted, mos = torch.cat([output.mos for output in outputs]).cpu(), clips.mos.cpu()
     hits = torch.cat([output.logits.argmax(1) for output in outputs]) == clips.model
     rated = ~mos.isnan()
@@ -196,7 +224,24 @@ def extract_in_shares(clips, backbone, cache):
     return data.extract_features(clips, backbone, cache) if rank == 0 else None
 
 
-def train(config, stages=STAGES):
+def extractors(backbone, config):
+    """The backbones whose features are the model's inputs, in order."""
+    return [backbone, moemos.load_backbone("prosody", backbone.device)] if config.prosody == "yes" else [backbone]
+
+
+def build(config, layers, width, classes, raters):
+    """The untrained model of a configuration; layers and width are the backbone's."""
+    return moemos.MoEMOS(layers, width, len(classes), config.experts, config.hidden, config.dropout, config.scale,
+                         prosody=6 * (config.prosody == "yes"), raters=len(raters) * (config.raters == "yes"))
+
+
+def recorded(config):
+    """The settings that a checkpoint has."""
+    return {name: value for name, value in asdict(config).items()
+            if name not in ("out", "cache") and (name not in EXTENSIONS or value != getattr(Config, name))}
+
+
+def train(config):
     """Trains as config says and writes model.pt, config.json and log.csv into config.out; returns the model.
 
     Under torchrun each process extracts its share of the features, and rank 0 alone goes on; the others return None.
@@ -221,19 +266,24 @@ def train(config, stages=STAGES):
     backbone = (moemos.load_backbone(config.backbone, device, config.precision) if config.backbone
                 else default_backbone(device, config.precision))
     config = replace(config, backbone=backbone.name)
-    features = extract_in_shares(clips, backbone, config.cache)
-    if features is None:
+    inputs = tuple(extract_in_shares(clips, extractor, config.cache) for extractor in extractors(backbone, config))
+    if rank > 0:
         return None
 
-    classes = sorted({clip.model for clip in clips})
-    everything = Clips(features.to(device), torch.tensor([clip.mos for clip in clips], device=device),
-                       torch.tensor([classes.index(clip.model) for clip in clips], device=device))
-    validation, training = Clips(*(tensor[:held_out] for tensor in everything)), Clips(*(tensor[held_out:] for tensor in everything))
+    label = LABELS[config.auxiliary]
+    classes, raters = sorted({label(clip) for clip in clips}), sorted({rater for clip in clips for rater in clip.ratings})
+    mos = torch.tensor([clip.mos for clip in clips])
+    ratings = torch.tensor([[clip.ratings.get(rater, math.nan) for rater in raters] for clip in clips]) if config.raters == "yes" else mos
+    everything = Clips(tuple(part.to(device) for part in inputs), ratings.to(device), mos.to(device),
+                       torch.tensor([classes.index(label(clip)) for clip in clips], device=device))
+    validation, training = everything.take(slice(held_out)), everything.take(slice(held_out, None))
     torch.manual_seed(config.seed)
-    model = moemos.MoEMOS(backbone.layers, backbone.width, len(classes), config.experts, config.hidden, config.dropout, config.scale)
-    model.fusion.set_statistics(features[held_out:])
+    model = build(config, backbone.layers, backbone.width, classes, raters)
+    model.fusion.set_statistics(inputs[0][held_out:])
+    if model.prosody:
+        model.prosody.set_statistics(inputs[1][held_out:])
     model.to(device)
-    model.class_head.requires_grad_(config.auxiliary == "model")
+    model.class_head.requires_grad_(config.auxiliary != "none")
 
     print(f"{len(training.mos)} clips to train on, {int((~training.mos.isnan()).sum())} with MOS; {held_out} held out; "
           f"{len(classes)} classes; backbone {backbone.name} on {device}")
@@ -246,23 +296,27 @@ def train(config, stages=STAGES):
         print(" ".join(f"{row[column]:{width}{form}}" for column, (_, width, form) in SCREEN.items()),
               "", *(f"{100 * row[f'gate_{e + 1}']:2.0f}" for e in range(config.experts)))
 
-    stages = [stage._replace(epochs=config.epochs or stage.epochs) for stage in stages
-              if stage.alpha_end > 0 or config.auxiliary == "model"]  # stage 1 has nothing to learn without the second task
+    stages = [stage._replace(epochs=config.epochs or stage.epochs) for stage in SCHEDULES[config.schedule]
+              if max(stage.alpha_start, stage.alpha_end) > 0 or config.auxiliary != "none"]  # a first stage without second task has nothing to learn
     for stage in stages:
         run_stage(model, stage, config, training, validation, log)
-    write_run(config, stages, model, classes, backbone, rows)
+    if config.raters == "yes":
+        with torch.no_grad():
+            model.raters.noise.fill_((model.eval()(*validation.inputs).ratings - validation.ratings).square().nanmean()
+                                     .nan_to_num(model.unit ** 2))
+    write_run(config, stages, model, classes, raters, backbone, rows)
     return model
 
 
-def write_run(config, stages, model, classes, backbone, rows):
+def write_run(config, stages, model, classes, raters, backbone, rows):
     """Writes log.csv, config.json and, last, model.pt: the head as plain tensors and values, without the run's and the cache's place."""
     out = Path(config.out)
     data.write_csv(out / "log.csv", [rows[0].keys(), *(row.values() for row in rows)])
     data.write_atomically(out / "config.json", (json.dumps(asdict(config), indent=2) + "\n").encode())
     checkpoint = io.BytesIO()  # saved by name, the file would hold that name
     torch.save({"weights": {name: tensor.cpu() for name, tensor in model.state_dict().items()},
-                "config": {name: value for name, value in asdict(config).items() if name not in ("out", "cache")},
-                "stages": [stage._asdict() for stage in stages], "classes": classes,
+                "config": recorded(config), "stages": [stage._asdict() for stage in stages], "classes": classes,
+                **({"raters": raters} if config.raters == "yes" else {}),
                 "backbone": {"name": backbone.name, "identity": backbone.identity, "layers": backbone.layers, "width": backbone.width}},
                checkpoint)
     data.write_atomically(out / "model.pt", checkpoint.getvalue())
@@ -271,14 +325,90 @@ def write_run(config, stages, model, classes, backbone, rows):
     print(f"wrote {out}/model.pt, config.json, log.csv")
 
 
+# ---------------------------------------------------------------------------------------------------------
+# Experiments (ours): variants of a configuration, each trained with several seeds on as many corpora
+
+class Experiment(NamedTuple):
+    question: str
+    variants: tuple  # of changes to Config; the first is what the others are compared with. data: the panel that rates the test clips
+
+
+EXPERIMENTS = {
+    "baseline": Experiment("What do experts, second task and clips without MOS add to one expert?",
+                           ({"experts": 1, "auxiliary": "none", "augmentation": "no"}, {})),
+    "experts": Experiment("How many experts, and does L_diversity prevent collapse?",  # with one expert it is constant
+                          ({"experts": 1}, *({"experts": n, "lambda_1": weight} for n in (2, 4, 8) for weight in (0.02, 0.0)))),
+    "raters": Experiment("How much of the utterance-level error is the panel, the noise of the labels, the model?",
+                         ({"data": "training"}, {"data": "second"}, {"data": "unbiased"})),
+    "adaptation": Experiment("Do biases and gains of raters help, and how many ratings does a new rater need?",
+                             ({"data": "second"}, *({"data": panel, "raters": "yes"} for panel in ("second", "strict", "unbiased")))),
+    "augmentation": Experiment("Do 400 clips of four more models, without MOS, help?", ({"augmentation": "no"}, {})),
+    "auxiliary": Experiment("Which second task helps?", ({"auxiliary": "none"}, {}, {"auxiliary": "condition"}, {"auxiliary": "rate"})),
+    "stages": Experiment("Do three stages in this order help?", ({}, *({"schedule": name} for name in ("joint", "mos", "reversed")))),
+    "prosody": Experiment("Do pitch, energy and duration add to the fused features?", ({}, {"prosody": "yes"})),
+    "frontend": Experiment("Which backbone?", tuple({"backbone": name} for name in ("logmel", *moemos.bundles()))),
+}
+FIRST_CORPUS = 30  # training seed s has corpus seed 30 + s; nothing was tuned on these
+
+
+def run_experiment(name, seeds, base):
+    """Trains what is missing of an experiment's runs, each into runs/NAME/<variant>_seed<s>, with two-core machines in mind:
+    as many processes as cores, one thread each. base: Config of everything that the variants leave open."""
+    experiment = EXPERIMENTS[name]
+    if seeds < 1:
+        raise InputError(f"--seeds {seeds}: must be at least 1")
+    if base.data != Config.data and any("data" in changes for changes in experiment.variants):
+        raise InputError(f"--data {base.data}: experiment {name} has its test clips rated again, so it needs the simulated corpora")
+    if "backbone" not in experiment.variants[0] and not base.backbone:
+        base = replace(base, backbone=default_backbone("cpu").name)
+    jobs = []
+    for i, changes in enumerate(experiment.variants):
+        if not moemos.at_hand(changes.get("backbone", "logmel")):
+            continue
+        label = ",".join(f"{key}={value}" for key, value in changes.items()) or "default"
+        for seed in range(base.seed, base.seed + seeds):
+            corpus = base.data if base.data != Config.data else f"corpora/{FIRST_CORPUS + seed}"
+            ratings = {"data": data.panel_file(corpus, changes["data"]) if "data" in changes else corpus}
+            jobs.append(replace(base, **changes | ratings, seed=seed, out=f"runs/{name}/{i + 1}_{label}_seed{seed}"))
+    print(f"{experiment.question} {len(jobs)} runs")
+    start = time.monotonic()
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        if base.data == Config.data:
+            list(pool.map(data.prepare, sorted({Path(job.data).parent if job.data.endswith(".csv") else Path(job.data) for job in jobs})))
+        print(f"corpora are there after {time.monotonic() - start:.0f} s")
+        for i, job in enumerate(pool.map(finish, jobs)):
+            print(f"{i + 1}/{len(jobs)} {job}, {time.monotonic() - start:.0f} s")
+    print(f"now: python evaluate.py runs/{name}/*")
+
+
+def finish(config):
+    """Trains a run, unless it is there; returns its folder."""
+    torch.set_num_threads(1)
+    try:
+        there = json.loads(Path(config.out, "config.json").read_bytes()) == json.loads(json.dumps(asdict(config)))
+    except (OSError, ValueError):
+        there = False
+    if not (there and Path(config.out, "model.pt").exists()):
+        with contextlib.redirect_stdout(None):
+            train(config)
+    return config.out
+
+
 def main():
     parser = argparse.ArgumentParser(allow_abbrev=False, description="Trains the speech quality predictor of arXiv 2507.06116.")
     for setting in fields(Config):
         kind = {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")} if setting.type is tuple else {"type": setting.type}
         parser.add_argument(flag(setting.name), **kind, default=setting.default, choices=setting.metadata["choices"],
                             help=f"{setting.metadata['help']} (default: {setting.default!r})")
+    parser.add_argument("--experiment", choices=tuple(EXPERIMENTS), help="train the runs of an experiment, into runs/EXPERIMENT/")
+    parser.add_argument("--seeds", type=int, default=5, help="of an experiment; the first is --seed (default: 5)")
+    arguments = vars(parser.parse_args())
+    experiment, seeds = arguments.pop("experiment"), arguments.pop("seeds")
     try:
-        train(Config(**vars(parser.parse_args())))
+        if experiment:
+            run_experiment(experiment, seeds, Config(**arguments))
+        else:
+            train(Config(**arguments))
     except FloatingPointError as error:
         parser.exit(1, f"train.py: {error}\n")
     except InputError as error:
