@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import csv
 import functools
+import io
 import json
 import math
 import multiprocessing
@@ -282,6 +283,40 @@ def score(run, paths, device=""):
     return scores()
 
 
+@torch.no_grad()
+def explain(run, path, device=""):
+    """Prints every tensor on the way from one WAV file to its MOS, and each term of its loss where the run's corpus has the clip.
+
+    Raises InputError for a run or a file that cannot be used.
+    """
+    model, backbone, classes, raters, config = load_run(run, moemos.pick_device(device))
+    waveform = data.read_wav(path)
+    frames = backbone.extract(waveform)
+    inputs = [data.statistics_of(waveform, extractor, path)[None].to(backbone.device) for extractor in train.extractors(backbone, config)]
+    output = model(*inputs)
+    z = torch.einsum("be,beh->bh", output.gates, output.experts)
+    print(f"{path} by {run}, backbone {backbone.name}\n{'what':26}{'letters':11}{'shape':16}first values")
+    for name, letters, tensor in (
+            ("waveform", "(T,)", waveform), ("layers of the backbone", "(L, F, D)", frames), ("mean, deviation over F", "(L, 2D)", inputs[0][0]),
+            ("fusion's layer weights", "(L,)", model.fusion.weights()), ("fused features", "(B, 2D)", model.fusion(inputs[0])),
+            *([("prosody, standardised", "(B, P)", model.prosody(inputs[1]))] if model.prosody else []),
+            ("gates g", "(B, E)", output.gates), ("experts E_1 ... E_N", "(B, E, H)", output.experts), ("y = sum g_i E_i", "(B, H)", z),
+            ("MOS", "(B,)", output.mos), ("logits of the classes", "(B, C)", output.logits)):
+        values = tensor.flatten()[:5].tolist()
+        print(f"{name:26}{letters:11}{tuple(tensor.shape)!s:16}" + " ".join(f"{value:8.4f}" for value in values) + " ..." * (tensor.numel() > 5))
+    probabilities = sorted(zip(output.logits[0].softmax(0).tolist(), classes), reverse=True)
+    print("class probabilities: " + ", ".join(f"{name} {p:.2f}" for p, name in probabilities[:5]))
+    clip = next((clip for clip in data.read_manifest(config.data, config.scale) if clip.path.resolve() == Path(path).resolve()), None)
+    if clip:
+        label, stage = train.LABELS[config.auxiliary](clip), train.SCHEDULES[config.schedule][-1]
+        ratings = torch.tensor([[clip.ratings.get(rater, math.nan) for rater in raters]] if raters else [clip.mos], device=backbone.device)
+        terms = moemos.losses(output, ratings, torch.tensor([classes.index(label) if label in classes else -1], device=backbone.device),
+                              alpha=stage.alpha_end, beta=1 - stage.alpha_end, lambda_1=config.lambda_1, lambda_2=config.lambda_2,
+                              smooth_l1_beta=config.smooth_l1_beta, unit=model.unit)
+        print(f"rated MOS {clip.mos:.2f}, {label}; loss at the end of stage {stage.name}: "
+              + ", ".join(f"{name} {term.item():.4f}" for name, term in terms.items()))
+
+
 HEADING = f"{'':34}---------- utterance ---------- ----------- system -----------\n{'':34}" + "     MSE     LCC    SRCC    KTAU" * 2
 
 
@@ -374,7 +409,7 @@ def difference(ours, theirs):
 
 def compare(runs, device=""):
     """Groups runs into variants, those whose settings differ by seed and corpus alone; prints the mean and deviation over each one's
-    runs, and what differs from the first; writes comparison.json into the folder that they share and returns its dict.
+    runs, and what differs from the first; writes comparison.json into the folder that they share and returns its rows and the folder.
 
     Raises InputError for a run that cannot be used.
     """
@@ -397,10 +432,10 @@ def compare(runs, device=""):
         shared = [key for key in members if key in first and members[key].clips[0] == first[key].clips[0]]
         table.append(summary(label, list(members.values()), [members[key] for key in shared], [first[key] for key in shared] if members is not first else []))
     print("\nlower, higher: the interval of the difference does not hold zero; none: it does, no difference shown")
-    path = Path(os.path.commonpath([Path(run).parent for run in runs])) / "comparison.json"
-    data.write_atomically(path, (json.dumps(table, indent=2).replace("NaN", "null") + "\n").encode())
-    print(f"wrote {path}")
-    return table
+    folder = Path(os.path.commonpath([Path(run).parent for run in runs]))
+    data.write_atomically(folder / "comparison.json", (json.dumps(table, indent=2).replace("NaN", "null") + "\n").encode())
+    print(f"wrote {folder}/comparison.json")
+    return table, folder
 
 
 def summary(label, runs, ours, theirs):
@@ -426,12 +461,14 @@ def summary(label, runs, ours, theirs):
             print(line(name, [numbers[i] for numbers in eight(row["difference"])]))
         print("  no difference shown" if set(shown) == {"none"} else f"{'  difference shown':34}" + "".join(f"{word:>8}" for word in shown))
     entropy, (mse, lcc, *_), system_lcc = row["gate_entropy"], eight(row["mean"]), row["mean"]["system"]["LCC"]
-    print(f"  system LCC less utterance LCC {system_lcc - lcc:.3f}; LCC within systems {row['lcc_within_systems']:.3f}; accuracy {row['accuracy']:.3f}")
+    print(f"  system LCC less utterance LCC {system_lcc - lcc:.3f}; LCC within systems {row['lcc_within_systems']:.3f}"
+          + ("" if math.isnan(row["accuracy"]) else f"; accuracy of the second task {row['accuracy']:.3f}"))
     print(f"  gate entropy of a clip {entropy['clip']:.2f}, of a model's mean {entropy['model']:.2f}, of the mean {entropy['all']:.2f}; use of experts "
           + " ".join(f"{100 * share:.0f}" for share in row["expert_use"]) + " %")
     if not math.isnan(row["label_noise"]):
         row["parts"] = decompose(ours or runs, theirs or runs)
-        print(f"  utterance MSE {mse:.3f} = " + " ".join(f"{value:+.3f} {part}" for part, value in row["parts"].items() if value or part != "panel"))
+        print(f"  utterance MSE {mse:.3f} = " + " ".join(f"{'-' if value < 0 else '+'} {abs(value):.3f} {part}" for part, value in row["parts"].items()
+                                                         if value or part != "panel").removeprefix("+ "))
     if all(run.result["adaptation"] for run in runs):
         row["adaptation"] = {k: {what: mean("adaptation", k, what) for what in ("MOS", "rating")} for k in map(str, SHOTS)}
         for what, name in (("MOS", "utterance MSE"), ("rating", "MSE of single ratings")):
@@ -456,22 +493,135 @@ def decompose(ours, theirs):
     return {"model": model, "panel": error(ours) - model, "label noise": float(np.mean([run.result["label_noise"] for run in ours]))}
 
 
+# ---------------------------------------------------------------------------------------------------------
+# Figures, of the numbers in a run's files; matplotlib is no requirement
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")  # Okabe and Ito's, told apart by the colour-blind
+MARKERS = "osD^vPX*"
+
+
+def figure(columns, rows=1, width=4.5, height=4.0):
+    """(a matplotlib Figure, its axes as a flat list). Raises InputError where matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InputError("--plot needs matplotlib, which is no requirement of this project: pip install matplotlib") from None
+    drawing = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    return drawing, drawing.subplots(rows, columns, squeeze=False).ravel().tolist()
+
+
+def save(drawing, path):
+    content = io.BytesIO()
+    drawing.savefig(content, dpi=150)
+    data.write_atomically(path, content.getvalue())
+    print(f"wrote {path}")
+
+
+def plot(run):
+    """predictions.png, experts.png, training.png and raters.png of an evaluated run, into its folder."""
+    run = Path(run)
+    result = json.loads((run / "metrics.json").read_bytes())
+    predictions, log, raters = (list(csv.DictReader((run / name).read_text(encoding="utf-8").splitlines()))
+                                for name in ("predictions.csv", "log.csv", "raters.csv"))
+    drawing, axes = figure(2, width=5.5, height=5.2)
+    models = sorted({row["model"] for row in predictions})
+    for axis, level in zip(axes, ("utterance", "system")):
+        for i, model in enumerate(models):
+            style = {"color": COLOURS[i % 8], "marker": MARKERS[(i + i // 8) % 8], "linestyle": "none", "label": model, "alpha": 0.8, "markersize": 4 if axis is axes[0] else 7}
+            groups = defaultdict(list)
+            for j, row in enumerate(row for row in predictions if row["model"] == model):
+                groups[j if level == "utterance" else row["system"]].append((float(row["mos"]), float(row["predicted"])))
+            means = np.array([np.mean(group, 0) for group in groups.values()])
+            errors = np.array([1.96 * np.std(group, 0) / math.sqrt(len(group)) for group in groups.values()])
+            axis.errorbar(*means.T, **(dict(zip(("xerr", "yerr"), errors.T)) | {"elinewidth": 0.8} if level == "system" else {}), **style)
+        axis.axline((result["scale"][0],) * 2, slope=1, color="0.6", linewidth=0.8)
+        lcc, (low, high) = result[level]["LCC"], result["interval_95"][level]["LCC"]
+        axis.set(xlabel="rated MOS", ylabel="predicted MOS", xlim=result["scale"], ylim=result["scale"], aspect="equal",
+                 title=f"{level} level: LCC " + (f"{lcc:.3f}, 95 % from {low:.3f} to {high:.3f}" if lcc is not None and low is not None else "undefined"))
+    axes[1].legend(title="synthesis model; bars: 95 % of the mean", fontsize="small", title_fontsize="small")
+    save(drawing, run / "predictions.png")
+
+    gates = np.array(list(result["experts"].values()))
+    drawing, (axis,) = figure(1, width=2.5 + 0.8 * gates.shape[1], height=1.5 + 0.4 * len(gates))
+    image = axis.imshow(100 * gates, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+    axis.set(xticks=range(gates.shape[1]), xticklabels=range(1, gates.shape[1] + 1), yticks=range(len(gates)), yticklabels=result["experts"],
+             xlabel="expert", ylabel="synthesis model", title="use of the experts")
+    for (y, x), gate in np.ndenumerate(gates):
+        axis.text(x, y, f"{100 * gate:.0f}", ha="center", va="center", color="black" if gate > 0.5 else "white")
+    drawing.colorbar(image, label="mean gate, %")
+    save(drawing, run / "experts.png")
+
+    drawing, axes = figure(1, 3, width=9, height=2.8)
+    panels = (("loss terms", ("mos", "classification", "diversity", "sparsity")), ("held-out clips", ("val_mse", "val_lcc", "val_accuracy")),
+              ("mean gate of each expert", [name for name in log[0] if name.startswith("gate_") and name != "gate_entropy"]))
+    for axis, (title, columns) in zip(axes, panels):
+        for i, column in enumerate(columns):
+            axis.plot(range(1, len(log) + 1), [float(row[column]) for row in log], color=COLOURS[i % 8], linestyle=("-", "--", ":", "-.")[i // 2 % 4], label=column)
+        for epoch, row in enumerate(log, 1):
+            if row["epoch"] == "1":
+                axis.axvline(epoch, color="0.7", linewidth=0.8)
+                axis.annotate(row["stage"] if axis is axes[0] else "", (epoch, 1.02), xycoords=("data", "axes fraction"))
+        axis.set(ylabel=title)
+        axis.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    axes[-1].set_xlabel("epoch")
+    save(drawing, run / "training.png")
+
+    drawing, (axis,) = figure(1, width=9)
+    for i, split in enumerate(("train", "test")):
+        rows = [(j, float(row["mean"]), math.sqrt(float(row["variance"]))) for j, row in enumerate(raters) if row["split"] == split]
+        if rows:
+            place, mean, spread = np.array(rows).T
+            axis.errorbar(place, mean, spread, color=COLOURS[i], marker=MARKERS[i], linestyle="none", capsize=3,
+                          label=f"{split} clips: mean and standard deviation of a rater's ratings")
+            axis.hlines(mean.mean(), place[0] - 0.5, place[-1] + 0.5, color=COLOURS[i], linestyle=":", linewidth=1)
+    few = len(raters) <= 40
+    axis.set(xlabel="rater; dotted: mean of the panel's raters", ylabel="rating",
+             xticks=range(len(raters)) if few else [], xticklabels=[row["rater"] for row in raters] if few else [])
+    axis.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1))
+    save(drawing, run / "raters.png")
+
+
+def plot_comparison(rows, path):
+    """comparison.png: of what compare() returns, each variant's difference from the first, with its interval, in all eight numbers."""
+    variants = [row for row in rows if "difference" in row]
+    drawing, axes = figure(4, 2, width=3.4, height=1.4 + 0.35 * len(variants))
+    for axis, (level, name) in zip(axes, ((level, name) for level in ("utterance", "system") for name in moemos.METRICS)):
+        numbers = np.array([row["difference"][level][name] for row in variants], float)
+        axis.errorbar(numbers[:, 0], range(len(variants)), xerr=np.abs(numbers[:, 1:] - numbers[:, :1]).T, color=COLOURS[0], marker="o", linestyle="none", capsize=3)
+        axis.axvline(0, color="0.6", linewidth=0.8)
+        axis.set(title=f"{level} {name}", ylim=(len(variants) - 0.5, -0.5), yticks=range(len(variants)),
+                 yticklabels=[row["variant"] for row in variants] if name == "MSE" else [])
+    drawing.suptitle(f"difference from: {rows[0]['variant']}, with 95 % intervals")
+    save(drawing, path)
+
+
 def main():
     parser = argparse.ArgumentParser(allow_abbrev=False, description="Evaluates a run of train.py: the eight numbers, with intervals and references.")
     parser.add_argument("run", nargs="*", default=["runs/default"], help="folder of the run (default: runs/default); several are compared")
     parser.add_argument("--data", default="", help="another corpus than the run's, in any form that train.py reads")
     parser.add_argument("--wav", nargs="+", metavar="PATH", help="score these files, and all in these folders: wav,mos lines in CSV")
+    parser.add_argument("--explain", metavar="WAV", help="print every tensor between this file and its MOS")
+    parser.add_argument("--plot", action="store_true", help="write figures of a run, or of several compared, too (needs matplotlib)")
     parser.add_argument("--device", default="", help="cpu, cuda, ...; not given: the accelerator if there is one")
     arguments = parser.parse_args()
     try:
         run, *others = [run for run in arguments.run if len(arguments.run) == 1 or not Path(run).is_file()]  # runs/experts/* has comparison.json too
         if others:
-            if arguments.wav or arguments.data:
-                raise InputError("--wav and --data go with one run, not with several")
-            compare([run, *others], arguments.device)
+            if arguments.wav or arguments.data or arguments.explain:
+                raise InputError("--wav, --data and --explain go with one run, not with several")
+            rows, folder = compare([run, *others], arguments.device)
+            if arguments.plot:
+                plot_comparison(rows, folder / "comparison.png")
+            return
+        if arguments.plot:
+            figure(1)  # before any work
+        if arguments.explain:
+            explain(run, arguments.explain, arguments.device)
             return
         if not arguments.wav:
             evaluate(run, arguments.device, arguments.data)
+            if arguments.plot:
+                plot(run)
             return
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # names of files may be anything
         table, skipped = csv.writer(sys.stdout, lineterminator="\n"), False
