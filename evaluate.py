@@ -302,10 +302,10 @@ def explain(run, path, device=""):
             *([("prosody, standardised", "(B, P)", model.prosody(inputs[1]))] if model.prosody else []),
             ("gates g", "(B, E)", output.gates), ("experts E_1 ... E_N", "(B, E, H)", output.experts), ("y = sum g_i E_i", "(B, H)", z),
             ("MOS", "(B,)", output.mos), ("logits of the classes", "(B, C)", output.logits)):
-        values = tensor.flatten()[:5].tolist()
-        print(f"{name:26}{letters:11}{tuple(tensor.shape)!s:16}" + " ".join(f"{value:8.4f}" for value in values) + " ..." * (tensor.numel() > 5))
+        values = tensor.flatten()[:4].tolist()
+        print(f"{name:26}{letters:11}{tuple(tensor.shape)!s:16}" + " ".join(f"{value:8.4f}" for value in values) + " ..." * (tensor.numel() > 4))
     probabilities = sorted(zip(output.logits[0].softmax(0).tolist(), classes), reverse=True)
-    print("class probabilities: " + ", ".join(f"{name} {p:.2f}" for p, name in probabilities[:5]))
+    print("class probabilities: " + ", ".join(f"{name} {p:.2f}" for p, name in probabilities[:4]))
     clip = next((clip for clip in data.read_manifest(config.data, config.scale) if clip.path.resolve() == Path(path).resolve()), None)
     if clip:
         label, stage = train.LABELS[config.auxiliary](clip), train.SCHEDULES[config.schedule][-1]
@@ -313,7 +313,7 @@ def explain(run, path, device=""):
         terms = moemos.losses(output, ratings, torch.tensor([classes.index(label) if label in classes else -1], device=backbone.device),
                               alpha=stage.alpha_end, beta=1 - stage.alpha_end, lambda_1=config.lambda_1, lambda_2=config.lambda_2,
                               smooth_l1_beta=config.smooth_l1_beta, unit=model.unit)
-        print(f"rated MOS {clip.mos:.2f}, {label}; loss at the end of stage {stage.name}: "
+        print(f"rated MOS {clip.mos:.2f}, class {label}; its loss at the end of stage {stage.name}:\n"
               + ", ".join(f"{name} {term.item():.4f}" for name, term in terms.items()))
 
 

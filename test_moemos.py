@@ -1051,7 +1051,7 @@ def test_default_settings_come_near_the_condition_mean_row(corpus, tmp_path):
 # -- experiments ------------------------------------------------------------------------------------------
 
 def test_experiments_change_settings_that_exist():
-    assert list(train.EXPERIMENTS) == ["baseline", "experts", "raters", "adaptation", "augmentation", "auxiliary", "stages", "prosody", "frontend"]
+    assert list(train.EXPERIMENTS) == ["baseline", "experts", "raters", "adaptation", "augmentation", "auxiliary", "stages", "prosody", "choices", "frontend"]
     for _, variants in train.EXPERIMENTS.values():
         assert len({json.dumps(changes, sort_keys=True) for changes in variants}) == len(variants)
         for changes in variants:
@@ -1288,6 +1288,170 @@ def test_bad_comparisons_and_experiments_get_one_sentence(small, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     assert call(monkeypatch, module, *(word.replace("SMALL", str(small)) for word in words)) == 2
     assert why in capsys.readouterr().err
+
+
+# -- exercises, audit table, explanation, figures -----------------------------------------------------------
+
+def test_exercise_2_a_hard_gate_does_not_learn_and_a_soft_one_does():
+    model, _ = some_output()
+    x = torch.randn(6, 10)
+    scores = model.moe.gate(x)
+    for gates, learns in ((scores.softmax(1), True), (torch.nn.functional.one_hot(scores.argmax(1), 4).float(), False)):
+        loss = torch.einsum("be,beh->bh", gates, model.moe(x)[2]).square().sum()
+        (gradient,) = torch.autograd.grad(loss, model.moe.gate.weight, allow_unused=True, retain_graph=True)
+        assert (gradient is not None and gradient.abs().sum().item() > 0) is learns
+
+
+def test_exercise_3_l1_of_a_softmax_teaches_nothing():
+    scores = torch.randn(6, 4, requires_grad=True)
+    l1 = scores.softmax(1).norm(p=1, dim=1).mean()
+    (gradient,) = torch.autograd.grad(l1, scores)
+    assert l1.item() == pytest.approx(1) and gradient.abs().max() < 1e-7
+    (gradient,) = torch.autograd.grad(moemos.sparsity_loss(scores.softmax(1)), scores)
+    assert gradient.abs().max() > 1e-3
+
+
+def test_exercise_4_a_padded_batch_changes_a_clips_features():
+    import torchaudio
+    torch.manual_seed(0)
+    network = torchaudio.models.wav2vec2_model(
+        extractor_mode="group_norm", extractor_conv_layer_config=[(32, 10, 5), *[(32, 3, 2)] * 4, *[(32, 2, 2)] * 2], extractor_conv_bias=False,
+        encoder_embed_dim=32, encoder_projection_dropout=0, encoder_pos_conv_kernel=16, encoder_pos_conv_groups=4, encoder_num_layers=2,
+        encoder_num_heads=2, encoder_attention_dropout=0, encoder_ff_interm_features=64, encoder_ff_interm_dropout=0, encoder_dropout=0,
+        encoder_layer_norm_first=False, encoder_layer_drop=0, aux_num_out=None)
+    backbone, short, long = moemos.Backbone("small", network), torch.randn(8000), torch.randn(16000)
+    alone = backbone.extract(short)
+    with torch.no_grad():
+        layers, _ = network.extract_features(torch.stack([torch.nn.functional.pad(short, (0, 8000)), long]), torch.tensor([8000, 16000]))
+    in_batch = torch.stack([layer[0, :alone.shape[1]] for layer in layers])
+    assert 0.1 < (alone - in_batch).norm() / alone.norm() < 1
+    assert torch.equal(backbone.extract(short), alone)
+
+
+def test_exercise_5_sparsity_alone_collapses_and_diversity_cures(corpus, tmp_path):
+    use = {}
+    for weight in (0.0, 10.0):
+        train.train(quick(corpus, tmp_path, lambda_1=weight, lambda_2=10.0, epochs=20))
+        last = table(tmp_path / "run" / "log.csv")[-1]
+        use[weight] = [float(last[name]) for name in ("gate_1", "gate_2", "gate_3", "gate_4", "gate_entropy", "mean_gate_entropy")]
+    assert min(use[0.0][:4]) < 0.05 and use[0.0][5] < 1.2
+    assert min(use[10.0][:4]) > 0.15 and use[10.0][5] > 1.3
+
+
+def test_exercise_6_a_second_cosine_on_a_used_optimiser_stays_at_zero():
+    weight = torch.ones(1, requires_grad=True)
+    weight.grad = torch.ones(1)
+    optimiser = torch.optim.AdamW([weight], lr=0.1)
+    for _stage in range(2):
+        before, schedule = weight.item(), torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=5)
+        for _ in range(5):
+            optimiser.step()
+            schedule.step()
+        moved = abs(weight.item() - before)
+        assert moved > 0.1 if _stage == 0 else moved < 1e-6
+    assert train.learning_rate(0, 5, 0.1) == 0.1  # ours knows of no earlier stage
+
+
+def test_exercise_7_a_column_of_ratings_would_be_compared_with_every_clip():
+    predicted, ratings = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 2.0, 4.0])
+    with pytest.warns(UserWarning, match="will likely lead to incorrect results"):
+        broadcast = torch.nn.functional.smooth_l1_loss(predicted, ratings[:, None])
+    assert moemos.mos_loss(predicted, ratings) == 0
+    assert broadcast.item() == pytest.approx(2 * (0.5 + 2.5 + 1.5) / 9)
+
+
+def test_exercise_8_a_class_label_moves_the_experts_that_the_mos_head_reads():
+    model, _ = some_output()
+    output = model(torch.randn(6, 3, 10))
+    moemos.losses(output, torch.full((6,), nan), torch.zeros(6, dtype=torch.long), alpha=0.5, beta=0.5)["total"].backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in (model.moe.w1, model.moe.w2, model.moe.gate.weight, model.fusion.layer_logits))
+
+
+@pytest.fixture(scope="module")
+def readme():
+    return (HERE / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def audit(readme):
+    return re.search(r"## Audit\n(.*?)\n## ", readme, re.DOTALL).group(1)
+
+
+def test_every_function_and_test_that_the_readme_names_exists(readme):
+    named = re.findall(r"`((?:moemos|train|evaluate|data)(?:\.[A-Za-z_]\w*)+)`", readme)
+    assert len(named) > 40
+    for name in named:
+        thing, *path = name.split(".")
+        thing = globals()[thing]
+        if path not in (["py"], ["csv"]):
+            for part in path:
+                thing = getattr(thing, part)
+    tests = set(re.findall(r"`(test_\w+)`", readme)) - {"test_moemos"}
+    assert len(tests) > 30 and tests <= set(globals())
+
+
+def test_every_row_of_the_audit_table_names_code_and_a_test(audit):
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in audit.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 25
+    for section, statement, code, pinned, *_ in rows:
+        assert section and statement and re.search(r"`\w+\.\w+", code) and ("`test_" in pinned or pinned == "the same")
+
+
+def test_every_setting_and_stage_stands_in_the_audit_table(audit):
+    for setting in dataclasses.fields(train.Config):
+        assert re.search(rf"`{setting.name}`", audit), setting.name
+    assert "train.STAGES" in audit and len(train.STAGES) == 3
+
+
+def test_the_readme_names_each_experiment_with_its_question_and_command(readme):
+    for name, experiment in train.EXPERIMENTS.items():
+        if name != "choices":  # in the audit table
+            assert f"### {name}\n\n{experiment.question}" in readme
+            assert f"    python train.py --experiment {name} --seeds 5 && python evaluate.py runs/{name}/*\n" in readme
+
+
+def test_every_shape_of_the_explanation_is_printed_and_its_numbers_are_those_of_the_score(small, tmp_path, monkeypatch, capsys):
+    train.train(quick(small, tmp_path))
+    wav = small / "40.wav"
+    (_, mos), = evaluate.score(tmp_path / "run", [wav])
+    capsys.readouterr()
+    assert call(monkeypatch, evaluate, tmp_path / "run", "--explain", wav) == 0
+    out = capsys.readouterr().out
+    for what, shape in (("waveform", "(4000,)"), ("layers of the backbone", "(3, 26, 80)"), ("mean, deviation over F", "(3, 160)"), ("fused features", "(1, 160)"),
+                        ("gates g", "(1, 4)"), ("experts E_1 ... E_N", "(1, 4, 64)"), ("y = sum g_i E_i", "(1, 64)"), ("logits of the classes", "(1, 3)")):
+        assert re.search(rf"^{re.escape(what)} .*{re.escape(shape)} ", out, re.MULTILINE)
+    assert re.search(r"^MOS .*\(1,\) +(\S+)$", out, re.MULTILINE).group(1) == f"{mos:.4f}"
+    assert max(map(len, out.splitlines()[1:])) < 100 and "class probabilities: " in out
+    terms = {name: float(value) for name, value in re.findall(r"(\w+) (\d+\.\d{4})", out.splitlines()[-1])}
+    assert terms["total"] == pytest.approx(0.9 * terms["mos"] + 0.1 * terms["classification"] + 0.02 * terms["diversity"] + 0.02 * terms["sparsity"], abs=2e-4)
+    assert terms["mos"] == pytest.approx(moemos.mos_loss(torch.tensor([mos]), torch.tensor([1.0])).item(), abs=1e-4)  # 40 % 4 + 1
+
+
+def test_figures_without_matplotlib_get_one_sentence_before_any_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert call(monkeypatch, evaluate, tmp_path, "--plot") == 2
+    assert "pip install matplotlib" in capsys.readouterr().err
+
+
+def test_figures_show_the_numbers_of_the_tables(small, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib", reason="matplotlib is no requirement and not installed")
+    train.train(quick(small, tmp_path))
+    result = evaluate.evaluate(tmp_path / "run", "cpu")
+    drawn = {}
+    monkeypatch.setattr(evaluate, "save", lambda drawing, path: drawn.update({path.name: drawing}))
+    evaluate.plot(tmp_path / "run")
+    assert set(drawn) == {"predictions.png", "experts.png", "training.png", "raters.png"}
+    utterance, system = drawn["predictions.png"].axes
+    assert utterance.get_title().startswith(f"utterance level: LCC {result['utterance']['LCC']:.3f}, 95 % from {result['interval_95']['utterance']['LCC'][0]:.3f}")
+    points = np.concatenate([line.get_xydata() for line in utterance.get_lines() if line.get_linestyle() == "None"])
+    rows = [(float(row["mos"]), float(row["predicted"])) for row in table(tmp_path / "run" / "predictions.csv")]
+    np.testing.assert_allclose(np.sort(points, 0), np.sort(rows, 0))
+    assert sum(len(line.get_xydata()) for line in system.get_lines() if line.get_linestyle() == "None" and line.get_marker() != "|") >= 4
+    np.testing.assert_allclose(drawn["experts.png"].axes[0].images[0].get_array(), 100 * np.array(list(result["experts"].values())))
+    borders = [line.get_xdata()[0] for line in drawn["training.png"].axes[0].get_lines() if line.get_color() == "0.7"]
+    assert borders == [1, 3, 5]
+    for axis in drawn["training.png"].axes:
+        assert axis.get_ylabel()
 
 
 def start(folder, *words, torchrun=False, **options):

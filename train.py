@@ -346,6 +346,8 @@ EXPERIMENTS = {
     "auxiliary": Experiment("Which second task helps?", ({"auxiliary": "none"}, {}, {"auxiliary": "condition"}, {"auxiliary": "rate"})),
     "stages": Experiment("Do three stages in this order help?", ({}, *({"schedule": name} for name in ("joint", "mos", "reversed")))),
     "prosody": Experiment("Do pitch, energy and duration add to the fused features?", ({}, {"prosody": "yes"})),
+    "choices": Experiment("What do the other choices of ours change?",
+                          ({}, {"hidden": 128}, {"batch_size": 64}, {"smooth_l1_beta": 0.5}, {"weight_decay": 0.1}, {"dropout": 0.2}, {"lambda_2": 0.0})),
     "frontend": Experiment("Which backbone?", tuple({"backbone": name} for name in ("logmel", *moemos.bundles()))),
 }
 FIRST_CORPUS = 30  # training seed s has corpus seed 30 + s; nothing was tuned on these
