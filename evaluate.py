@@ -185,7 +185,7 @@ def adaptation(raters, predicted, clips, seed=0):
     are scored. A rater's bias and gain are the posterior mean given the k ratings (ridge regression): beforehand as spread
     as those of the training raters, a moemos.Raters, and with its noise. A clip's MOS is the mean of what its raters would give.
     """
-    bias, gain = (part.detach().numpy() for part in raters.bias_and_gain())
+    bias, gain = (part.detach().cpu().numpy() for part in raters.bias_and_gain())
     precision, noise = np.diag(1 / np.maximum([bias.var(), gain.var()], 1e-6)), raters.noise.item()
     predicted, mos, rng, errors = np.asarray(predicted), np.array([clip.mos for clip in clips]), np.random.default_rng(seed), defaultdict(list)
     x = np.stack([np.ones(len(clips)), predicted - raters.middle], axis=1)                   # (clips, 2): a gain turns about the middle
@@ -337,8 +337,8 @@ def show(run, result, raters):
     for split in ("train", "test"):
         means, variances = np.array([row[3:] for row in raters if row[0] == split]).reshape(-1, 2).T
         if len(means) > 1:
-            print(f"{split} raters: {len(means)}, their means {means.min():.2f} to {means.max():.2f} (sd {means.std(ddof=1):.2f}), "
-                  f"their variances {variances.min():.2f} to {variances.max():.2f}; each is in raters.csv")
+            print(f"{len(means)} raters of {split} clips: means {means.min():.2f} to {means.max():.2f} (sd {means.std(ddof=1):.2f}), "
+                  f"variances {variances.min():.2f} to {variances.max():.2f}; see raters.csv")
     if result["scale"] == (1.0, 5.0):
         print(f"\nthe real Track 3, published: other clips, not to be compared with the rows below\n{HEADING}")
         for label, levels in PUBLISHED.items():
@@ -386,6 +386,13 @@ def read_run(run, device=""):
         raise InputError(f"{run}: its files are damaged or of another version ({moemos.first_line(error)}); train it again") from None
 
 
+def student(values):
+    """Mean of values of several seeds and its 95 % interval (mean, low, high), without width for one value."""
+    mean, n = float(np.mean(values)), len(values)
+    half = float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else 0.0
+    return mean, mean - half, mean + half
+
+
 def difference(ours, theirs):
     """Two lists of runs, the n-th of both on the same clips -> {"utterance": {"MSE": (mean difference, low, high), ...}, "system": ...}.
 
@@ -399,11 +406,8 @@ def difference(ours, theirs):
             of_pairs = [metric(*moemos.levels(one.clips[2], one.clips[1], one.clips[3])[level])
                         - metric(*moemos.levels(other.clips[2], other.clips[1], other.clips[3])[level]) for one, other in zip(ours, theirs)]
             low, high = interval(np.mean([one.resampled[level][name] - other.resampled[level][name] for one, other in zip(ours, theirs)], axis=0))
-            mean, pairs = float(np.mean(of_pairs)), len(of_pairs)
-            if pairs > 1:
-                half = float(stdtrit(pairs - 1, 0.975) * np.std(of_pairs, ddof=1) / math.sqrt(pairs))
-                low, high = min(low, mean - half), max(high, mean + half)
-            result[level][name] = mean, low, high
+            mean, least, most = student(of_pairs)
+            result[level][name] = mean, min(low, least), max(high, most)
     return result
 
 
@@ -424,11 +428,12 @@ def compare(runs, device=""):
         panel, corpus = (corpus.stem.removeprefix("ratings_"), corpus.parent) if corpus.suffix == ".csv" else ("", corpus)
         settings = {name: value for name, value in run.config.items() if name not in ("seed", "out", "cache", "device", "data")} | {"ratings": panel}
         variants[json.dumps(settings)][run.config["seed"], str(corpus)] = run
-    differing = {name for name in settings if len({json.dumps(json.loads(variant)[name]) for variant in variants}) > 1}
+    settings = [json.loads(variant) for variant in variants]
     first, table = next(iter(variants.values())), []
     print(HEADING)
-    for variant, members in variants.items():
-        label = ", ".join(f"{name} {value}" for name, value in json.loads(variant).items() if name in differing) or "all runs"
+    for own, members in zip(settings, variants.values()):
+        others = settings[1:] if members is first else settings[:1]  # named is what differs from any of them
+        label = ", ".join(f"{name} {value}" for name, value in own.items() if any(value != other[name] for other in others)) or "all runs"
         shared = [key for key in members if key in first and members[key].clips[0] == first[key].clips[0]]
         table.append(summary(label, list(members.values()), [members[key] for key in shared], [first[key] for key in shared] if members is not first else []))
     print("\nlower, higher: the interval of the difference does not hold zero; none: it does, no difference shown")
@@ -463,7 +468,7 @@ def summary(label, runs, ours, theirs):
     entropy, (mse, lcc, *_), system_lcc = row["gate_entropy"], eight(row["mean"]), row["mean"]["system"]["LCC"]
     print(f"  system LCC less utterance LCC {system_lcc - lcc:.3f}; LCC within systems {row['lcc_within_systems']:.3f}"
           + ("" if math.isnan(row["accuracy"]) else f"; accuracy of the second task {row['accuracy']:.3f}"))
-    print(f"  gate entropy of a clip {entropy['clip']:.2f}, of a model's mean {entropy['model']:.2f}, of the mean {entropy['all']:.2f}; use of experts "
+    print(f"  gate entropies: clip {entropy['clip']:.2f}, model's mean {entropy['model']:.2f}, mean {entropy['all']:.2f}; use of experts "
           + " ".join(f"{100 * share:.0f}" for share in row["expert_use"]) + " %")
     if not math.isnan(row["label_noise"]):
         row["parts"] = decompose(ours or runs, theirs or runs)
@@ -471,8 +476,10 @@ def summary(label, runs, ours, theirs):
                                                          if value or part != "panel").removeprefix("+ "))
     if all(run.result["adaptation"] for run in runs):
         row["adaptation"] = {k: {what: mean("adaptation", k, what) for what in ("MOS", "rating")} for k in map(str, SHOTS)}
-        for what, name in (("MOS", "utterance MSE"), ("rating", "MSE of single ratings")):
-            print(f"  {name}, raters calibrated from " + ", ".join(f"{k}: {errors[what]:.3f}" for k, errors in row["adaptation"].items()) + " ratings")
+        print(f"{'  after k ratings of each new rater':34}" + "".join(f"{f'k = {k}':>8}" for k in SHOTS) + f"{'last less first, from, to':>26}")
+        for what, name in (("MOS", "  utterance MSE"), ("rating", "  MSE of a single rating")):
+            gain = student([run.result["adaptation"][str(SHOTS[-1])][what] - run.result["adaptation"][str(SHOTS[0])][what] for run in runs])
+            print(line(name, [*(errors[what] for errors in row["adaptation"].values()), *gain]))
     return row
 
 
