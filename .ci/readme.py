@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 failed = False
-blocks = re.findall(r"^    \$ (.*)\n((?:    .*\n|\n(?=    ))*)", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+blocks = re.findall(r"^    \$ (.*)\n((?:    (?!\$ ).*\n|\n(?=    (?!\$ )))*)", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
 if not blocks:
     sys.exit("README.md has no block that begins with $")
 for command, pasted in blocks:
