@@ -113,20 +113,24 @@ def bootstrap(predicted, true, system, seed=0):
             for level, numbers in resample(predicted, true, system, seed).items()}
 
 
+def rating_matrix(clips):
+    """-> (sorted raters, (R, clips) of their ratings, NaN where a rater has none)."""
+    raters = sorted({rater for clip in clips for rater in clip.ratings})
+    return raters, np.array([[clip.ratings.get(rater, math.nan) for clip in clips] for rater in raters])
+
+
 def half_against_half(clips, seed=0):
     """The eight numbers of one half of the raters as predictor of the other: the noise of the labels.
 
     Mean over SPLITS random splits, of the clips rated by both halves; None where no rater shares clips with another.
     """
-    raters = sorted({rater for clip in clips for rater in clip.ratings})
-    rng, results = np.random.default_rng(seed), []
+    raters, ratings = rating_matrix(clips)
+    rng, system, results = np.random.default_rng(seed), np.array([clip.system for clip in clips]), []
     for _ in range(SPLITS):
-        half = set(rng.permutation(raters)[:len(raters) // 2].tolist())
-        sides = [([score for rater, score in clip.ratings.items() if rater in half],
-                  [score for rater, score in clip.ratings.items() if rater not in half], clip.system) for clip in clips]
-        sides = [(np.mean(one), np.mean(other), system) for one, other, system in sides if one and other]
-        if sides:
-            results.append(moemos.metrics(*zip(*sides)))
+        half = np.isin(np.arange(len(raters)), rng.permutation(len(raters))[:len(raters) // 2])
+        both = ~np.isnan(ratings[half]).all(0) & ~np.isnan(ratings[~half]).all(0)
+        if both.any():
+            results.append(moemos.metrics(*(np.nanmean(ratings[side][:, both], axis=0) for side in (half, ~half)), system[both]))
     return {level: {name: float(np.mean([result[level][name] for result in results])) for name in moemos.METRICS}
             for level in ("utterance", "system")} if results else None
 
@@ -157,25 +161,21 @@ def label_noise(clips):
 
     From the residuals of the additive model rating = clip + rater, each clip's variance over its number of ratings.
     """
-    raters = defaultdict(list)
-    for clip in clips:
-        for rater, score in clip.ratings.items():
-            raters[rater].append(score - clip.mos)
-    offset = {rater: np.mean(scores) for rater, scores in raters.items()}
-    residuals = [score - clip.mos - offset[rater] for clip in clips for rater, score in clip.ratings.items()]
-    free = len(residuals) - len(clips) - len(raters) + 1
-    if free <= 0:
-        return None
-    return float(np.sum(np.square(residuals)) / free * np.mean([1 / len(clip.ratings) for clip in clips]))
+    raters, ratings = rating_matrix(clips)
+    residuals = ratings - np.nanmean(ratings, axis=0)
+    residuals -= np.nanmean(residuals, axis=1, keepdims=True)
+    number = (~np.isnan(ratings)).sum(0)                        # (clips,)
+    free = number.sum() - len(clips) - len(raters) + 1
+    return float(np.nansum(residuals ** 2) / free * np.mean(1 / number)) if free > 0 else None
 
 
 def rater_table(clips):
     """Rows (split, rater, ratings, their mean, their variance) of every rater."""
-    table = defaultdict(list)
-    for clip in clips:
-        for rater, score in clip.ratings.items():
-            table[clip.split, rater].append(score)
-    return [(*key, len(scores), float(np.mean(scores)), float(np.var(scores))) for key, scores in table.items()]
+    rows = []
+    for split in ("train", "test"):
+        raters, ratings = rating_matrix([clip for clip in clips if clip.split == split])
+        rows += [(split, rater, int((~np.isnan(own)).sum()), float(np.nanmean(own)), float(np.nanvar(own))) for rater, own in zip(raters, ratings)]
+    return rows
 
 
 def adaptation(raters, predicted, clips, seed=0):
@@ -189,8 +189,7 @@ def adaptation(raters, predicted, clips, seed=0):
     precision, noise = np.diag(1 / np.maximum([bias.var(), gain.var()], 1e-6)), raters.noise.item()
     predicted, mos, rng, errors = np.asarray(predicted), np.array([clip.mos for clip in clips]), np.random.default_rng(seed), defaultdict(list)
     x = np.stack([np.ones(len(clips)), predicted - raters.middle], axis=1)                   # (clips, 2): a gain turns about the middle
-    names = sorted({rater for clip in clips for rater in clip.ratings})
-    ratings = np.array([[clip.ratings.get(rater, math.nan) for clip in clips] for rater in names])  # (R, clips)
+    _, ratings = rating_matrix(clips)
     for _ in range(SPLITS):
         scored = rng.permutation(len(clips)) < len(clips) // 2                               # (clips,)
         said = {k: np.full(ratings.shape, math.nan) for k in SHOTS}
@@ -344,8 +343,8 @@ def show(run, result, raters):
         for label, levels in PUBLISHED.items():
             print(line(label, levels["utterance"] + levels["system"]))
     name = result["backbone"]["name"]
-    print(f"\n{run} on {result['data']}: {result['clips']} test clips, {result['systems']} systems, backbone {name}"
-          + (" - a STAND-IN, not the paper's wav2vec2" if name == "logmel" else "") + f"\n{HEADING}")
+    print(f"\n{run} on {result['data']}: {result['clips']} test clips, {result['systems']} systems; {name}"
+          + (", a STAND-IN, not the paper's wav2vec2" if name == "logmel" else "") + f"\n{HEADING}")
     for label, numbers in result["reference"].items():
         print(line(label, eight(numbers)) if numbers else f"{label:37}no two raters share clips")
     print(line("this run", eight(result)))

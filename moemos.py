@@ -5,7 +5,7 @@ heads (section III.B), the losses (III.C), the metrics (IV). The schedule (III.E
 clips (III.D) are in data.py. What the paper does not state is marked "ours", with the reason.
 
 Letters, here and in the other modules:
-    B clips   F frames   T samples   L layers   D feature width   E experts   H hidden width   C classes
+    B clips   F frames   T samples   L layers   D feature width   E experts   H hidden width   C classes   R raters   P prosody
 """
 
 import hashlib
@@ -259,8 +259,8 @@ class MixtureOfExperts(nn.Module):
 class Raters(nn.Module):
     """(B,) MOS of the mean rater -> (B, R) what each training rater would give: middle + gain (MOS - middle) + bias.
 
-    Section IV names rater adaptation as future work; this form is ours. Biases average 0 and gains 1, so that the
-    mean rater is nobody's ratings but everybody's scale. noise: variance of a rating about it, set after training.
+    Section IV names rater adaptation as future work; this form is ours. Biases average 0 and gains 1, so that
+    the MOS head speaks for the mean rater. noise: variance of a rating about what is foretold of it, set after training.
     """
 
     def __init__(self, raters, middle, unit):

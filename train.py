@@ -354,8 +354,8 @@ FIRST_CORPUS = 30  # training seed s has corpus seed 30 + s; nothing was tuned o
 
 
 def run_experiment(name, seeds, base):
-    """Trains what is missing of an experiment's runs, each into runs/NAME/<variant>_seed<s>, with two-core machines in mind:
-    as many processes as cores, one thread each. base: Config of everything that the variants leave open."""
+    """Trains what is missing of an experiment's runs, each into runs/NAME/<variant>_seed<s>, in as many processes as there are cores,
+    of one thread each. base: Config of everything that the variants leave open. Raises InputError."""
     experiment = EXPERIMENTS[name]
     if seeds < 1:
         raise InputError(f"--seeds {seeds}: must be at least 1")
@@ -387,10 +387,10 @@ def finish(config):
     """Trains a run, unless it is there; returns its folder."""
     torch.set_num_threads(1)
     try:
-        there = json.loads(Path(config.out, "config.json").read_bytes()) == json.loads(json.dumps(asdict(config)))
-    except (OSError, ValueError):
+        there = torch.load(Path(config.out, "model.pt"), weights_only=True)["config"] == recorded(config)  # it is written last
+    except Exception:  # noqa: BLE001 - missing, damaged or another's: train it
         there = False
-    if not (there and Path(config.out, "model.pt").exists()):
+    if not there:
         with contextlib.redirect_stdout(None):
             train(config)
     return config.out
