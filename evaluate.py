@@ -15,6 +15,7 @@ import contextlib
 import csv
 import functools
 import io
+import itertools
 import json
 import math
 import multiprocessing
@@ -22,6 +23,7 @@ import os
 import pickle
 import sys
 import time
+import zlib
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields
@@ -47,6 +49,7 @@ PUBLISHED = {  # on the real evaluation set: 400 clips, 20 conditions; another c
 RESAMPLES = 1000
 SPLITS = 20            # of raters, or clips, into halves
 SHOTS = (0, 1, 5, 20)  # ratings of a new rater
+COMPARED = ("lcc_within_systems", "accuracy", "label_noise", "gate_entropy", "expert_use", "adaptation")  # of metrics.json, besides the eight
 
 
 def load_run(run, device):
@@ -181,8 +184,8 @@ def rater_table(clips):
 def adaptation(raters, predicted, clips, seed=0):
     """Utterance MSE once each new rater has given k ratings: {k: {"MOS": of clips, "rating": of single ratings}}; mean over SPLITS.
 
-    Half of the clips, drawn anew in each split, are for calibration, each rater on k of his own choice, and the other half
-    are scored. A rater's bias and gain are the posterior mean given the k ratings (ridge regression): beforehand as spread
+    A half of the clips, drawn anew in each split, is scored after calibration on the other, each rater on k clips of his own (all that
+    he has, where fewer), and the other way round. A rater's bias and gain are the posterior mean given the k ratings (ridge regression): beforehand as spread
     as those of the training raters, a moemos.Raters, and with its noise. A clip's MOS is the mean of what its raters would give.
     """
     bias, gain = (part.detach().cpu().numpy() for part in raters.bias_and_gain())
@@ -191,24 +194,24 @@ def adaptation(raters, predicted, clips, seed=0):
     x = np.stack([np.ones(len(clips)), predicted - raters.middle], axis=1)                   # (clips, 2): a gain turns about the middle
     _, ratings = rating_matrix(clips)
     for _ in range(SPLITS):
-        scored = rng.permutation(len(clips)) < len(clips) // 2                               # (clips,)
+        half = rng.permutation(len(clips)) < len(clips) // 2                                 # (clips,)
         said = {k: np.full(ratings.shape, math.nan) for k in SHOTS}
-        for r, own in enumerate(ratings):
-            pool, to_score = rng.permutation(np.flatnonzero(~scored & ~np.isnan(own))), scored & ~np.isnan(own)
+        for scored, (r, own) in itertools.product((half, ~half), enumerate(ratings)):
+            rated = ~np.isnan(own)
+            pool = rng.permutation(np.flatnonzero(~scored & rated))
             for k in SHOTS:
                 known = pool[:k]
                 coefficients = np.linalg.solve(x[known].T @ x[known] / noise + precision, x[known].T @ (own - predicted)[known] / noise)
-                said[k][r, to_score] = predicted[to_score] + x[to_score] @ coefficients
+                said[k][r, scored & rated] = (predicted + x @ coefficients)[scored & rated]
         for k in SHOTS:
-            rated = ~np.isnan(said[k]).all(0)
-            errors[k, "MOS"].append(np.mean((np.nanmean(said[k][:, rated], axis=0) - mos[rated]) ** 2))
+            errors[k, "MOS"].append(np.mean((np.nanmean(said[k], axis=0) - mos) ** 2))
             errors[k, "rating"].append(np.nanmean((said[k] - ratings) ** 2))
     return {k: {what: float(np.mean(errors[k, what])) for what in ("MOS", "rating")} for k in SHOTS}
 
 
-def evaluate(run, device="", corpus=""):
+def evaluate(run, device="", corpus="", figures=False):
     """Evaluates a run on the test clips of its corpus, or of another (then into RUN/on_<its name>); prints and writes
-    everything, returns the dict of metrics.json.
+    everything, figures too if wanted, and returns the dict of metrics.json.
 
     Clips without ratings are predicted and written to answer.txt, in the challenge's form; with no others that is
     all, and None is returned. Raises InputError for whatever cannot be used, a backbone other than the run's among it.
@@ -241,9 +244,10 @@ def evaluate(run, device="", corpus=""):
     per_model = sum(len(part) / len(test) * moemos.gate_entropies(part)[1] for part in gates.values())
     result = {**eight, "interval_95": intervals, "lcc_within_systems": lcc_within_systems(predicted, true, system),
               "reference": reference_rows(training, test),
-              "accuracy": float(np.mean(hits)) if hits and config.auxiliary != "none" else None,
+              "accuracy": float(np.mean(hits)) if hits and train.has_second_task(config) else None,
               "undefined": {level: moemos.undefined(*pair) for level, pair in moemos.levels(predicted, true, system).items()},
               "experts": {model: part.mean(0).tolist() for model, part in gates.items()},
+              "expert_use": output.gates[:len(test)].mean(0).tolist(),
               "gate_entropy": {"clip": per_clip.item(), "model": per_model.item(), "all": over_all.item()},
               "label_noise": label_noise(test), "adaptation": adaptation(model.raters, predicted, test) if raters else None,
               "backbone": {"name": backbone.name, "identity": backbone.identity, "precision": backbone.precision},
@@ -254,6 +258,8 @@ def evaluate(run, device="", corpus=""):
     plain = json.loads(json.dumps(result), parse_constant=lambda _: None)  # undefined numbers are null
     data.write_atomically(out / "metrics.json", (json.dumps(plain, indent=2) + "\n").encode())
     show(run, result, rater_table(training + test))
+    if figures:
+        plot(run, out)
     return result
 
 
@@ -293,13 +299,12 @@ def explain(run, path, device=""):
     frames = backbone.extract(waveform)
     inputs = [data.statistics_of(waveform, extractor, path)[None].to(backbone.device) for extractor in train.extractors(backbone, config)]
     output = model(*inputs)
-    z = torch.einsum("be,beh->bh", output.gates, output.experts)
     print(f"{path} by {run}, backbone {backbone.name}\n{'what':26}{'letters':11}{'shape':16}first values")
     for name, letters, tensor in (
             ("waveform", "(T,)", waveform), ("layers of the backbone", "(L, F, D)", frames), ("mean, deviation over F", "(L, 2D)", inputs[0][0]),
             ("fusion's layer weights", "(L,)", model.fusion.weights()), ("fused features", "(B, 2D)", model.fusion(inputs[0])),
             *([("prosody, standardised", "(B, P)", model.prosody(inputs[1]))] if model.prosody else []),
-            ("gates g", "(B, E)", output.gates), ("experts E_1 ... E_N", "(B, E, H)", output.experts), ("y = sum g_i E_i", "(B, H)", z),
+            ("gates g", "(B, E)", output.gates), ("experts E_1 ... E_N", "(B, E, H)", output.experts), ("y = sum g_i E_i", "(B, H)", output.y),
             ("MOS", "(B,)", output.mos), ("logits of the classes", "(B, C)", output.logits)):
         values = tensor.flatten()[:4].tolist()
         print(f"{name:26}{letters:11}{tuple(tensor.shape)!s:16}" + " ".join(f"{value:8.4f}" for value in values) + " ..." * (tensor.numel() > 4))
@@ -307,13 +312,13 @@ def explain(run, path, device=""):
     print("class probabilities: " + ", ".join(f"{name} {p:.2f}" for p, name in probabilities[:4]))
     clip = next((clip for clip in data.read_manifest(config.data, config.scale) if clip.path.resolve() == Path(path).resolve()), None)
     if clip:
+        clip.rate = data.check_clip(path, config.max_seconds)[0]
         label, stage = train.LABELS[config.auxiliary](clip), train.SCHEDULES[config.schedule][-1]
         ratings = torch.tensor([[clip.ratings.get(rater, math.nan) for rater in raters]] if raters else [clip.mos], device=backbone.device)
-        terms = moemos.losses(output, ratings, torch.tensor([classes.index(label) if label in classes else -1], device=backbone.device),
-                              alpha=stage.alpha_end, beta=1 - stage.alpha_end, lambda_1=config.lambda_1, lambda_2=config.lambda_2,
-                              smooth_l1_beta=config.smooth_l1_beta, unit=model.unit)
-        print(f"rated MOS {clip.mos:.2f}, class {label}; its loss at the end of stage {stage.name}:\n"
-              + ", ".join(f"{name} {term.item():.4f}" for name, term in terms.items()))
+        terms = train.weighted_losses(config, stage.alpha_end, output, ratings,
+                                      torch.tensor([classes.index(label) if label in classes else -1], device=backbone.device), model.unit)
+        print(f"rated MOS {clip.mos:.2f}" + ", by none of the training raters" * bool(ratings.isnan().all()) + f", class {label}; a batch of it alone "
+              f"has at the end of stage {stage.name}:\n" + ", ".join(f"{name} {term.item():.4f}" for name, term in terms.items()))
 
 
 HEADING = f"{'':34}---------- utterance ---------- ----------- system -----------\n{'':34}" + "     MSE     LCC    SRCC    KTAU" * 2
@@ -361,9 +366,11 @@ def show(run, result, raters):
 
 class Run(NamedTuple):
     config: dict
-    result: dict      # of metrics.json
-    clips: tuple      # of names, true MOS, predicted MOS and systems, in the order of predictions.csv
-    resampled: dict   # resample() of these
+    result: dict            # of metrics.json
+    wav: list               # the rated test clips, as in predictions.csv
+    true: np.ndarray        # (n,)
+    numbers: dict           # the eight
+    resampled: dict         # resample()
 
 
 def read_run(run, device=""):
@@ -377,109 +384,115 @@ def read_run(run, device=""):
     try:
         config, result = (json.loads((run / name).read_bytes()) for name in ("config.json", "metrics.json"))
         with open(run / "predictions.csv", newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        wav, true, predicted, system = ([row[column] for row in rows] for column in ("wav", "mos", "predicted", "system"))
-        clips = wav, np.array(true, float), np.array(predicted, float), system
-        return Run(config, result, clips, resample(clips[2], clips[1], system, seed=config["seed"]))
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{run}: its files are damaged or of another version ({moemos.first_line(error)}); train it again") from None
+            wav, true, predicted, system = zip(*((row["wav"], float(row["mos"]), float(row["predicted"]), row["system"]) for row in csv.DictReader(file)))
+        same_for_a_corpus = zlib.crc32(corpus_and_panel(config)[0].name.encode())  # so that pairs of runs on one corpus draw the same clips
+        return Run({setting.name: config[setting.name] for setting in fields(train.Config)}, {name: result[name] for name in COMPARED}, list(wav), np.array(true),
+                   moemos.metrics(predicted, true, system), resample(predicted, true, system, same_for_a_corpus))
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise InputError(f"{run}: its files are damaged or of another version ({moemos.first_line(error)}); delete its metrics.json, "
+                         "or train it again") from None
+
+
+def corpus_and_panel(config):
+    """A simulated corpus's ratings_<panel>.csv -> (its folder, the panel); any other data -> (itself, "")."""
+    path = Path(config["data"])
+    return (path.parent, path.stem.removeprefix("ratings_")) if path.stem.startswith("ratings_") else (path, "")
 
 
 def student(values):
-    """Mean of values of several seeds and its 95 % interval (mean, low, high), without width for one value."""
+    """Mean of values of several seeds and its 95 % interval: (mean, low, high), without width for one value."""
     mean, n = float(np.mean(values)), len(values)
     half = float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else 0.0
     return mean, mean - half, mean + half
 
 
-def difference(ours, theirs):
-    """Two lists of runs, the n-th of both on the same clips -> {"utterance": {"MSE": (mean difference, low, high), ...}, "system": ...}.
+def difference(variant, first):
+    """Two lists of Runs, the n-th of both on the same clips -> {"utterance": {"MSE": (mean difference, low, high), ...}, "system": ...}.
 
-    The interval is the paired bootstrap's, over clips and systems, of the mean over the pairs, or, where that is wider,
-    Student's over the pairs: the first says what other test clips might have shown, the second what other seeds might.
+    The interval joins two: the paired bootstrap's of the mean over the pairs, which says what other clips of these systems, or
+    other systems, might have shown, and Student's over the pairs, which says what other seeds and corpora might.
     """
     result = {}
     for level in ("utterance", "system"):
         result[level] = {}
-        for name, metric in moemos.METRICS.items():
-            of_pairs = [metric(*moemos.levels(one.clips[2], one.clips[1], one.clips[3])[level])
-                        - metric(*moemos.levels(other.clips[2], other.clips[1], other.clips[3])[level]) for one, other in zip(ours, theirs)]
-            low, high = interval(np.mean([one.resampled[level][name] - other.resampled[level][name] for one, other in zip(ours, theirs)], axis=0))
-            mean, least, most = student(of_pairs)
+        for name in moemos.METRICS:
+            low, high = interval(np.mean([one.resampled[level][name] - other.resampled[level][name] for one, other in zip(variant, first)], axis=0))
+            mean, least, most = student([one.numbers[level][name] - other.numbers[level][name] for one, other in zip(variant, first)])
             result[level][name] = mean, min(low, least), max(high, most)
     return result
 
 
-def compare(runs, device=""):
-    """Groups runs into variants, those whose settings differ by seed and corpus alone; prints the mean and deviation over each one's
-    runs, and what differs from the first; writes comparison.json into the folder that they share and returns its rows and the folder.
+def decompose(variant, first):
+    """The utterance MSE as a sum of three parts, each (mean, low, high) over the pairs of runs: label noise; what is left of it against
+    the training panel's ratings, those of `first` ("model"); and what the variant's ratings of the same clips add ("panel")."""
+    def error(run):
+        return run.numbers["utterance"]["MSE"] - run.result["label_noise"]
 
-    Raises InputError for a run that cannot be used.
+    return {"model": student([error(other) for other in first]),
+            "panel": student([error(one) - error(other) for one, other in zip(variant, first)]),
+            "label noise": student([one.result["label_noise"] for one in variant])}
+
+
+def compare(runs, device=""):
+    """Compares variants: runs of one folder whose settings differ by seed and corpus alone. Prints each one's mean and deviation and how it
+    differs from the first, or the first with the same ratings; writes comparison.json into the folder that they share.
+
+    Returns its rows and that folder. Raises InputError for a run that cannot be used.
     """
+    runs = list(dict.fromkeys(map(Path, runs)))
     for run in runs:
-        if not Path(run, "model.pt").is_file():
+        if not (run / "model.pt").is_file():
             raise InputError(f"{run}: is no folder of a run; compare folders that train.py wrote")
-    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(min(os.cpu_count(), len(runs)), multiprocessing.get_context("spawn")) as pool:
         read = list(pool.map(functools.partial(read_run, device=device), runs))
     variants = defaultdict(dict)  # settings -> (seed, corpus) -> Run
-    for run in read:
-        corpus = Path(run.config["data"])
-        panel, corpus = (corpus.stem.removeprefix("ratings_"), corpus.parent) if corpus.suffix == ".csv" else ("", corpus)
-        settings = {name: value for name, value in run.config.items() if name not in ("seed", "out", "cache", "device", "data")} | {"ratings": panel}
-        variants[json.dumps(settings)][run.config["seed"], str(corpus)] = run
-    settings = [json.loads(variant) for variant in variants]
-    first, table = next(iter(variants.values())), []
+    for path, run in zip(runs, read):
+        corpus, panel = corpus_and_panel(run.config)
+        settings = {name: value for name, value in run.config.items() if name not in ("seed", "out", "cache", "device", "data")}
+        settings |= {"ratings": panel, "folder": str(path.parent), "run": ""}
+        if (run.config["seed"], corpus) in variants[json.dumps(settings)]:  # the same settings, so the code was another
+            settings["run"] = path.name
+        variants[json.dumps(settings)][run.config["seed"], corpus] = run
+    variants = [(json.loads(settings), members) for settings, members in variants.items() if members]
+    rows = []
     print(HEADING)
-    for own, members in zip(settings, variants.values()):
-        others = settings[1:] if members is first else settings[:1]  # named is what differs from any of them
-        label = ", ".join(f"{name} {value}" for name, value in own.items() if any(value != other[name] for other in others)) or "all runs"
-        shared = [key for key in members if key in first and members[key].clips[0] == first[key].clips[0]]
-        table.append(summary(label, list(members.values()), [members[key] for key in shared], [first[key] for key in shared] if members is not first else []))
+    for i, (own, members) in enumerate(variants):
+        j = next(j for j, (other, _) in enumerate(variants) if other["ratings"] == own["ratings"])
+        j = j if j < i else 0
+        first = variants[j][1]
+        shared = [key for key in members if i and key in first and members[key].wav == first[key].wav]
+        others = [settings for settings, _ in (variants[:1] if i else variants[1:])]
+        label = ", ".join(f"{name} {value}" for name, value in own.items() if any(value != other[name] for other in others)) or f"backbone {own['backbone']}"
+        rows.append(summary(f"{i + 1}: {label}", list(members.values())))
+        if shared:
+            pairs = [members[key] for key in shared], [first[key] for key in shared]
+            rows[-1] |= {"first": j + 1, "pairs": len(shared), "difference": difference(*pairs)}
+            if variants[j][0]["ratings"] == "training":
+                rows[-1]["parts"] = decompose(*pairs)
+        show_row(rows[-1])
     print("\nlower, higher: the interval of the difference does not hold zero; none: it does, no difference shown")
-    folder = Path(os.path.commonpath([Path(run).parent for run in runs]))
-    data.write_atomically(folder / "comparison.json", (json.dumps(table, indent=2).replace("NaN", "null") + "\n").encode())
+    folder = Path(os.path.commonpath([run.resolve().parent for run in runs]))
+    folder = Path(os.path.relpath(folder)) if folder.is_relative_to(Path.cwd()) else folder
+    data.write_atomically(folder / "comparison.json", (json.dumps(rows, indent=2).replace("NaN", "null") + "\n").encode())
     print(f"wrote {folder}/comparison.json")
-    return table, folder
+    return rows, folder
 
 
-def summary(label, runs, ours, theirs):
-    """Prints a variant's rows and returns them as a dict. ours, theirs: its runs and the first variant's, in pairs."""
+def summary(label, runs):
+    """Means over a variant's runs, and the deviation of the eight numbers, as a dict."""
     def mean(*path):
         """Of a number in metrics.json, NaN where a run has none."""
         values = [functools.reduce(lambda part, key: part[key], path, run.result) for run in runs]
         return math.nan if None in values else float(np.mean(values))
 
-    each = [(level, name) for level in ("utterance", "system") for name in moemos.METRICS]
-    values = np.array([[math.nan if run.result[level][name] is None else run.result[level][name] for run in runs] for level, name in each])
-    row = {"variant": label, "runs": len(runs), "mean": nested(values.mean(1)), "sd": nested(values.std(1, ddof=1)) if len(runs) > 1 else None,
-           "lcc_within_systems": mean("lcc_within_systems"), "accuracy": mean("accuracy"), "label_noise": mean("label_noise"),
-           "gate_entropy": {which: mean("gate_entropy", which) for which in ("clip", "model", "all")},
-           "expert_use": np.mean([np.sort(np.mean(list(run.result["experts"].values()), 0))[::-1] for run in runs], 0).tolist()}
-    print(f"\n{label}: {len(runs)} runs\n{line('  mean', eight(row['mean']))}")
-    if len(runs) > 1:
-        print(line("  sd over runs", eight(row["sd"])))
-    if theirs:
-        row["difference"] = difference(ours, theirs)
-        shown = ["higher" if low > 0 else "lower" if high < 0 else "none" for _, low, high in eight(row["difference"])]
-        for i, name in enumerate(("  difference from the first", "  95 % interval from", "  to")):
-            print(line(name, [numbers[i] for numbers in eight(row["difference"])]))
-        print("  no difference shown" if set(shown) == {"none"} else f"{'  difference shown':34}" + "".join(f"{word:>8}" for word in shown))
-    entropy, (mse, lcc, *_), system_lcc = row["gate_entropy"], eight(row["mean"]), row["mean"]["system"]["LCC"]
-    print(f"  system LCC less utterance LCC {system_lcc - lcc:.3f}; LCC within systems {row['lcc_within_systems']:.3f}"
-          + ("" if math.isnan(row["accuracy"]) else f"; accuracy of the second task {row['accuracy']:.3f}"))
-    print(f"  gate entropies: clip {entropy['clip']:.2f}, model's mean {entropy['model']:.2f}, mean {entropy['all']:.2f}; use of experts "
-          + " ".join(f"{100 * share:.0f}" for share in row["expert_use"]) + " %")
-    if not math.isnan(row["label_noise"]):
-        row["parts"] = decompose(ours or runs, theirs or runs)
-        print(f"  utterance MSE {mse:.3f} = " + " ".join(f"{'-' if value < 0 else '+'} {abs(value):.3f} {part}" for part, value in row["parts"].items()
-                                                         if value or part != "panel").removeprefix("+ "))
-    if all(run.result["adaptation"] for run in runs):
-        row["adaptation"] = {k: {what: mean("adaptation", k, what) for what in ("MOS", "rating")} for k in map(str, SHOTS)}
-        print(f"{'  after k ratings of each new rater':34}" + "".join(f"{f'k = {k}':>8}" for k in SHOTS) + f"{'last less first, from, to':>26}")
-        for what, name in (("MOS", "  utterance MSE"), ("rating", "  MSE of a single rating")):
-            gain = student([run.result["adaptation"][str(SHOTS[-1])][what] - run.result["adaptation"][str(SHOTS[0])][what] for run in runs])
-            print(line(name, [*(errors[what] for errors in row["adaptation"].values()), *gain]))
-    return row
+    values = np.array([eight(run.numbers) for run in runs])
+    return {"variant": label, "runs": len(runs), "mean": nested(values.mean(0)), "sd": nested(values.std(0, ddof=1)) if len(runs) > 1 else None,
+            "lcc_within_systems": mean("lcc_within_systems"), "accuracy": mean("accuracy"), "label_noise": mean("label_noise"),
+            "gate_entropy": {which: mean("gate_entropy", which) for which in ("clip", "model", "all")},
+            "expert_use": np.mean([sorted(run.result["expert_use"], reverse=True) for run in runs], 0).tolist(),
+            "adaptation": {what: {k: mean("adaptation", k, what) for k in map(str, SHOTS)}
+                           | {"gain": student([run.result["adaptation"][str(SHOTS[-1])][what] - run.result["adaptation"][str(SHOTS[0])][what] for run in runs])}
+                           for what in ("MOS", "rating")} if all(run.result["adaptation"] for run in runs) else None}
 
 
 def nested(values):
@@ -488,15 +501,36 @@ def nested(values):
     return {level: {name: next(values) for name in moemos.METRICS} for level in ("utterance", "system")}
 
 
-def decompose(ours, theirs):
-    """The utterance MSE of our runs as a sum: label noise, and what is left of it against the first variant's ratings ("model")
-    and beyond that against our own, of the same clips by another panel ("panel"). The noise is taken from either MSE."""
-    def error(runs):  # without label noise
-        return float(np.mean([run.result["utterance"]["MSE"] - run.result["label_noise"] for run in runs]))
-
-    same_ratings = all(np.array_equal(one.clips[1], other.clips[1]) for one, other in zip(ours, theirs))
-    model = error(ours if same_ratings else theirs)
-    return {"model": model, "panel": error(ours) - model, "label noise": float(np.mean([run.result["label_noise"] for run in ours]))}
+def show_row(row):
+    print(f"\n{row['variant']}: {row['runs']} run{'s' * (row['runs'] > 1)}\n{line('  mean', eight(row['mean']))}")
+    if row["sd"]:
+        print(line("  sd over runs", eight(row["sd"])))
+    if "difference" in row:
+        numbers = eight(row["difference"])
+        shown = ["higher" if low > 0 else "lower" if high < 0 else "none" if low <= 0 <= high else "nan" for _, low, high in numbers]
+        pairs = f", {row['pairs']} pairs" * (row["pairs"] < row["runs"])
+        for side, name in enumerate((f"  difference from {row['first']}{pairs}", "  95 % interval from", "  to")):
+            print(line(name, [number[side] for number in numbers]))
+        print("  no difference shown" if set(shown) == {"none"} else f"{'  difference shown':34}" + "".join(f"{word:>8}" for word in shown))
+    elif not row["variant"].startswith("1:"):
+        print("  shares no clips and seed with the first variant")
+    print(f"  system LCC less utterance LCC {row['mean']['system']['LCC'] - row['mean']['utterance']['LCC']:.3f}; "
+          f"LCC within systems {row['lcc_within_systems']:.3f}"
+          + ("" if math.isnan(row["accuracy"]) else f"; accuracy of the second task {row['accuracy']:.3f}"))
+    entropy = row["gate_entropy"]
+    print(f"  gate entropies: clip {entropy['clip']:.2f}, model's mean {entropy['model']:.2f}, mean {entropy['all']:.2f}; use of experts "
+          + " ".join(f"{100 * share:.0f}" for share in row["expert_use"]) + " %")
+    mse = row["mean"]["utterance"]["MSE"]
+    if "parts" in row:
+        model, (panel, low, high), noise = row["parts"].values()
+        print(f"  utterance MSE {mse:.3f} = {model[0]:.3f} model + {panel:.3f} panel (from {low:.3f} to {high:.3f}) + {noise[0]:.3f} label noise")
+    elif not math.isnan(row["label_noise"]):
+        print(f"  utterance MSE {mse:.3f} = {mse - row['label_noise']:.3f} + {row['label_noise']:.3f} label noise")
+    if row["adaptation"]:
+        print(f"{'  after k ratings of each new rater':34}" + "".join(f"{f'k = {k}':>8}" for k in SHOTS) + f"{'last less first, from, to':>26}")
+        for what, name in (("MOS", "  utterance MSE"), ("rating", "  MSE of a single rating")):
+            *errors, gain = row["adaptation"][what].values()
+            print(line(name, [*errors, *gain]))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -523,12 +557,12 @@ def save(drawing, path):
     print(f"wrote {path}")
 
 
-def plot(run):
-    """predictions.png, experts.png, training.png and raters.png of an evaluated run, into its folder."""
-    run = Path(run)
-    result = json.loads((run / "metrics.json").read_bytes())
-    predictions, log, raters = (list(csv.DictReader((run / name).read_text(encoding="utf-8").splitlines()))
-                                for name in ("predictions.csv", "log.csv", "raters.csv"))
+def plot(run, out):
+    """predictions.png, experts.png, training.png and raters.png of a run, evaluated into the folder out, into that folder."""
+    run, out = Path(run), Path(out)
+    result = json.loads((out / "metrics.json").read_bytes())
+    predictions, log, raters = (list(csv.DictReader(io.StringIO(path.read_bytes().decode(), newline="")))
+                                for path in (out / "predictions.csv", run / "log.csv", out / "raters.csv"))
     drawing, axes = figure(2, width=5.5, height=5.2)
     models = sorted({row["model"] for row in predictions})
     for axis, level in zip(axes, ("utterance", "system")):
@@ -538,14 +572,14 @@ def plot(run):
             for j, row in enumerate(row for row in predictions if row["model"] == model):
                 groups[j if level == "utterance" else row["system"]].append((float(row["mos"]), float(row["predicted"])))
             means = np.array([np.mean(group, 0) for group in groups.values()])
-            errors = np.array([1.96 * np.std(group, 0) / math.sqrt(len(group)) for group in groups.values()])
+            errors = np.array([[mean - low for mean, low, _ in map(student, zip(*group))] for group in groups.values()])
             axis.errorbar(*means.T, **(dict(zip(("xerr", "yerr"), errors.T)) | {"elinewidth": 0.8} if level == "system" else {}), **style)
         axis.axline((result["scale"][0],) * 2, slope=1, color="0.6", linewidth=0.8)
         lcc, (low, high) = result[level]["LCC"], result["interval_95"][level]["LCC"]
-        axis.set(xlabel="rated MOS", ylabel="predicted MOS", xlim=result["scale"], ylim=result["scale"], aspect="equal",
+        axis.set(xlabel="rated MOS", ylabel="predicted MOS", xlim=result["scale"], aspect="equal", adjustable="datalim",
                  title=f"{level} level: LCC " + (f"{lcc:.3f}, 95 % from {low:.3f} to {high:.3f}" if lcc is not None and low is not None else "undefined"))
     axes[1].legend(title="synthesis model; bars: 95 % of the mean", fontsize="small", title_fontsize="small")
-    save(drawing, run / "predictions.png")
+    save(drawing, out / "predictions.png")
 
     gates = np.array(list(result["experts"].values()))
     drawing, (axis,) = figure(1, width=2.5 + 0.8 * gates.shape[1], height=1.5 + 0.4 * len(gates))
@@ -555,14 +589,15 @@ def plot(run):
     for (y, x), gate in np.ndenumerate(gates):
         axis.text(x, y, f"{100 * gate:.0f}", ha="center", va="center", color="black" if gate > 0.5 else "white")
     drawing.colorbar(image, label="mean gate, %")
-    save(drawing, run / "experts.png")
+    save(drawing, out / "experts.png")
 
     drawing, axes = figure(1, 3, width=9, height=2.8)
-    panels = (("loss terms", ("mos", "classification", "diversity", "sparsity")), ("held-out clips", ("val_mse", "val_lcc", "val_accuracy")),
-              ("mean gate of each expert", [name for name in log[0] if name.startswith("gate_") and name != "gate_entropy"]))
-    for axis, (title, columns) in zip(axes, panels):
-        for i, column in enumerate(columns):
-            axis.plot(range(1, len(log) + 1), [float(row[column]) for row in log], color=COLOURS[i % 8], linestyle=("-", "--", ":", "-.")[i // 2 % 4], label=column)
+    gates = {name: f"expert {name[5:]}" for name in log[0] if name.startswith("gate_") and name != "gate_entropy"}
+    panels = (("loss terms", {"mos": "MOS", "classification": "classification", "diversity": "diversity", "sparsity": "sparsity"}, 1),
+              ("held-out clips", {"val_mse": "MSE", "val_lcc": "LCC", "val_accuracy": "accuracy"}, 1), ("mean gate, %", gates, 100))
+    for axis, (title, columns, times) in zip(axes, panels):
+        for i, (column, name) in enumerate(columns.items()):
+            axis.plot(range(1, len(log) + 1), [times * float(row[column]) for row in log], color=COLOURS[i % 8], linestyle=("-", "--", ":", "-.")[i // 2 % 4], label=name)
         for epoch, row in enumerate(log, 1):
             if row["epoch"] == "1":
                 axis.axvline(epoch, color="0.7", linewidth=0.8)
@@ -570,7 +605,7 @@ def plot(run):
         axis.set(ylabel=title)
         axis.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     axes[-1].set_xlabel("epoch")
-    save(drawing, run / "training.png")
+    save(drawing, out / "training.png")
 
     drawing, (axis,) = figure(1, width=9)
     for i, split in enumerate(("train", "test")):
@@ -584,12 +619,15 @@ def plot(run):
     axis.set(xlabel="rater; dotted: mean of the panel's raters", ylabel="rating",
              xticks=range(len(raters)) if few else [], xticklabels=[row["rater"] for row in raters] if few else [])
     axis.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1))
-    save(drawing, run / "raters.png")
+    save(drawing, out / "raters.png")
 
 
 def plot_comparison(rows, path):
     """comparison.png: of what compare() returns, each variant's difference from the first, with its interval, in all eight numbers."""
     variants = [row for row in rows if "difference" in row]
+    if not variants:
+        print("no two variants share clips: no figure")
+        return
     drawing, axes = figure(4, 2, width=3.4, height=1.4 + 0.35 * len(variants))
     for axis, (level, name) in zip(axes, ((level, name) for level in ("utterance", "system") for name in moemos.METRICS)):
         numbers = np.array([row["difference"][level][name] for row in variants], float)
@@ -597,7 +635,7 @@ def plot_comparison(rows, path):
         axis.axvline(0, color="0.6", linewidth=0.8)
         axis.set(title=f"{level} {name}", ylim=(len(variants) - 0.5, -0.5), yticks=range(len(variants)),
                  yticklabels=[row["variant"] for row in variants] if name == "MSE" else [])
-    drawing.suptitle(f"difference from: {rows[0]['variant']}, with 95 % intervals")
+    drawing.suptitle(f"difference from {rows[0]['variant']} (or the first with the same ratings), with 95 % intervals")
     save(drawing, path)
 
 
@@ -609,8 +647,10 @@ def main():
     parser.add_argument("--explain", metavar="WAV", help="print every tensor between this file and its MOS")
     parser.add_argument("--plot", action="store_true", help="write figures of a run, or of several compared, too (needs matplotlib)")
     parser.add_argument("--device", default="", help="cpu, cuda, ...; not given: the accelerator if there is one")
-    arguments = parser.parse_args()
+    arguments, skipped = parser.parse_args(), False
     try:
+        if arguments.plot:
+            figure(1)  # before any work
         run, *others = [run for run in arguments.run if len(arguments.run) == 1 or not Path(run).is_file()]  # runs/experts/* has comparison.json too
         if others:
             if arguments.wav or arguments.data or arguments.explain:
@@ -619,18 +659,14 @@ def main():
             if arguments.plot:
                 plot_comparison(rows, folder / "comparison.png")
             return
-        if arguments.plot:
-            figure(1)  # before any work
         if arguments.explain:
             explain(run, arguments.explain, arguments.device)
             return
         if not arguments.wav:
-            evaluate(run, arguments.device, arguments.data)
-            if arguments.plot:
-                plot(run)
+            evaluate(run, arguments.device, arguments.data, arguments.plot)
             return
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # names of files may be anything
-        table, skipped = csv.writer(sys.stdout, lineterminator="\n"), False
+        table = csv.writer(sys.stdout, lineterminator="\n")
         scores = score(run, arguments.wav, arguments.device)
         table.writerow(["wav", "mos"])
         for path, mos in scores:

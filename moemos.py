@@ -78,7 +78,7 @@ class LogMel(nn.Module):
 class Prosody(nn.Module):
     """Pitch, energy and duration, which section IV names as future work; --prosody yes joins them to the fused features.
 
-    One "layer" of three tracks: octaves about 100 Hz, dB, and log2 of the seconds, which is the same in all frames.
+    One "layer" of three tracks: octaves above 100 Hz, voiced or not, dB, and log2 of the seconds, which is the same in all frames.
     """
 
     def extract_features(self, waveforms):
@@ -230,6 +230,7 @@ class Output(NamedTuple):
     logits: torch.Tensor   # (B, C) of the synthesis model
     gates: torch.Tensor    # (B, E) rows sum to one
     experts: torch.Tensor  # (B, E, H) what each expert says
+    y: torch.Tensor        # (B, H) their sum, weighted by the gates
 
 
 class MixtureOfExperts(nn.Module):
@@ -252,8 +253,8 @@ class MixtureOfExperts(nn.Module):
         gates = self.gate(x).softmax(1)                                         # (B, E)
         hidden = F.gelu(torch.einsum("bi,eih->beh", x, self.w1) + self.b1)      # (B, E, H)
         experts = torch.einsum("beh,ehk->bek", self.dropout(hidden), self.w2) + self.b2
-        z = torch.einsum("be,beh->bh", gates, experts)                          # (B, H)
-        return z, gates, experts
+        y = torch.einsum("be,beh->bh", gates, experts)                          # (B, H)
+        return y, gates, experts
 
 
 class Raters(nn.Module):
@@ -301,9 +302,9 @@ class MoEMOS(nn.Module):
         if self.prosody:
             x = torch.cat([x, self.prosody(prosody)], 1)   # (B, 2D + P)
         x = self.dropout(x)
-        z, gates, experts = self.moe(x)                    # (B, H), (B, E), (B, E, H)
-        mos = self.middle + self.unit * self.mos_head(z).squeeze(1)  # (B,)
-        return Output(mos, self.raters(mos), self.class_head(z), gates, experts)
+        y, gates, experts = self.moe(x)                    # (B, H), (B, E), (B, E, H)
+        mos = self.middle + self.unit * self.mos_head(y).squeeze(1)  # (B,)
+        return Output(mos, self.raters(mos), self.class_head(y), gates, experts, y)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -96,7 +96,7 @@ def test_experts_are_drawn_independently():
 
 def test_output_shapes_and_gates_sum_to_one():
     _, output = some_output()
-    assert [tuple(part.shape) for part in output] == [(6,), (6,), (6, 3), (6, 4), (6, 4, 7)]
+    assert [tuple(part.shape) for part in output] == [(6,), (6,), (6, 3), (6, 4), (6, 4, 7), (6, 7)]
     torch.testing.assert_close(output.gates.sum(1), torch.ones(6))
 
 
@@ -1077,7 +1077,7 @@ def test_an_experiment_loses_no_finished_run_and_gives_the_same_table_again(smal
         assert start(folder, *words).wait() == 0
         assert name == "whole" or all(path.stat().st_mtime_ns == when for path, when in finished.items())
         runs = sorted((folder / "runs" / "auxiliary").iterdir())
-        assert [run.name for run in runs] == [f"{i}_{label}_seed{seed}" for i, label in enumerate(("auxiliary=none", "default", "auxiliary=condition", "auxiliary=rate"), 1)
+        assert [run.name for run in runs] == [f"{i:02d}_{label}_seed{seed}" for i, label in enumerate(("auxiliary=none", "default", "auxiliary=condition", "auxiliary=rate"), 1)
                                               for seed in (0, 1)]
         done = subprocess.run([sys.executable, HERE / "evaluate.py", *runs], check=True, capture_output=True, text=True, cwd=folder)
         again = subprocess.run([sys.executable, HERE / "evaluate.py", *runs, runs[0].parent / "comparison.json"], check=True, capture_output=True, text=True, cwd=folder)
@@ -1085,7 +1085,7 @@ def test_an_experiment_loses_no_finished_run_and_gives_the_same_table_again(smal
         tables.append((folder / "runs" / "auxiliary" / "comparison.json").read_bytes())
     assert tables[0] == tables[1]
     assert [(row["variant"], row["runs"], "difference" in row) for row in json.loads(tables[0])] == [
-        ("auxiliary none", 2, False), ("auxiliary model", 2, True), ("auxiliary condition", 2, True), ("auxiliary rate", 2, True)]
+        ("1: auxiliary none", 2, False), ("2: auxiliary model", 2, True), ("3: auxiliary condition", 2, True), ("4: auxiliary rate", 2, True)]
     results = [json.loads((run / "metrics.json").read_text())["system"]["MSE"] for run in runs[:4]]
     rows = json.loads(tables[0])
     assert rows[0]["mean"]["system"]["MSE"] == pytest.approx(np.mean(results[:2])) and rows[0]["sd"]["system"]["MSE"] == pytest.approx(np.std(results[:2], ddof=1))
@@ -1094,26 +1094,31 @@ def test_an_experiment_loses_no_finished_run_and_gives_the_same_table_again(smal
 
 
 def run_of(predicted, true, system, seed=0):
-    return evaluate.Run({}, {}, (list(range(len(true))), true, predicted, system), evaluate.resample(predicted, true, system, seed))
+    return evaluate.Run({}, {"label_noise": 0.04}, [], true, moemos.metrics(predicted, true, system), evaluate.resample(predicted, true, system, seed))
 
 
 def test_intervals_of_differences_find_a_known_one_and_miss_none_in_about_95_of_100_cases(monkeypatch):
     monkeypatch.setattr(moemos, "METRICS", {"MSE": moemos.mse, "LCC": moemos.lcc})
     monkeypatch.setattr(evaluate, "RESAMPLES", 100)
-    rng, system = np.random.default_rng(0), np.arange(120) % 12
-    found = {"one pair": [], "five pairs": [], "worse": []}
-    for _ in range(100):
-        pairs = {"equal": [], "worse": []}
+    rng, system = np.random.default_rng(0), np.arange(120) % 20
+    found = {"one pair": [], "five pairs": [], "worse": [], "one corpus": []}
+    for _ in range(80):
+        pairs = {"equal": [], "worse": [], "one corpus": []}
+        shared = rng.normal(size=120) + rng.normal(size=20)[system]
+        predictors = [shared + 0.5 * rng.normal(size=120) for _ in range(2)]  # what clips do to both, whatever the seed
         for seed in range(5):
-            true = rng.normal(size=120) + rng.normal(size=12)[system]
+            true = rng.normal(size=120) + rng.normal(size=20)[system]
             one, other, worse = (run_of(true + sd * rng.normal(size=120), true, system, seed) for sd in (0.5, 0.5, 1.0))
             pairs["equal"].append((one, other))
             pairs["worse"].append((worse, one))
-        for name, these in (("one pair", pairs["equal"][:1]), ("five pairs", pairs["equal"]), ("worse", pairs["worse"])):
-            found[name].append(evaluate.difference(*zip(*these))["utterance"])
-    for name, low, high in (("one pair", 0.88, 0.99), ("five pairs", 0.91, 1.0)):
+            pairs["one corpus"].append([run_of(predicted + 0.1 * rng.normal(size=120), shared, system, 7) for predicted in predictors])
+        for name, these in (("one pair", pairs["equal"][:1]), ("five pairs", pairs["equal"]), ("worse", pairs["worse"]), ("one corpus", pairs["one corpus"])):
+            found[name].append(evaluate.difference(*zip(*these)))
+    for name, low, high in (("one pair", 0.87, 0.99), ("five pairs", 0.9, 1.0), ("one corpus", 0.87, 1.0)):
         for metric in ("MSE", "LCC"):
-            assert low <= np.mean([bounds[metric][1] <= 0 <= bounds[metric][2] for bounds in found[name]]) <= high
+            assert low <= np.mean([bounds["utterance"][metric][1] <= 0 <= bounds["utterance"][metric][2] for bounds in found[name]]) <= high
+    assert 0.83 <= np.mean([bounds["system"]["MSE"][1] <= 0 <= bounds["system"]["MSE"][2] for bounds in found["one pair"]]) <= 0.99
+    found["worse"] = [bounds["utterance"] for bounds in found["worse"]]
     assert np.mean([bounds["MSE"][0] for bounds in found["worse"]]) == pytest.approx(0.75, abs=0.01)          # 1.0 ** 2 - 0.5 ** 2
     assert 0.92 <= np.mean([bounds["MSE"][1] <= 0.75 <= bounds["MSE"][2] for bounds in found["worse"]])
     assert all(bounds["MSE"][1] > 0 > bounds["LCC"][2] for bounds in found["worse"])
@@ -1138,14 +1143,23 @@ def test_the_parts_of_the_error_add_up_and_find_a_shifted_panel():
     rng, system = np.random.default_rng(0), np.arange(4000) % 20
     quality = rng.normal(size=4000)
     predicted = quality + 0.3 * rng.normal(size=4000)
-    runs = []
-    for shift in (0.0, 0.5):
-        true = quality + shift + 0.2 * rng.normal(size=4000)
-        runs.append(evaluate.Run({}, {"utterance": {"MSE": moemos.mse(predicted, true)}, "label_noise": 0.04}, ([], true, predicted, system), {}))
-    parts = evaluate.decompose(runs[1:], runs[:1])
-    assert sum(parts.values()) == pytest.approx(runs[1].result["utterance"]["MSE"])
+    labels = [quality + shift + 0.2 * rng.normal(size=4000) for shift in (0.0, 0.5)]
+    training, second = (evaluate.Run({}, {"label_noise": 0.04}, [], true, moemos.metrics(predicted, true, system), {}) for true in labels)
+    parts = {part: numbers[0] for part, numbers in evaluate.decompose([second], [training]).items()}
+    assert sum(parts.values()) == pytest.approx(second.numbers["utterance"]["MSE"])
     assert list(parts) == ["model", "panel", "label noise"] and list(parts.values()) == pytest.approx([0.09, 0.25, 0.04], abs=0.02)
-    assert evaluate.decompose(runs[1:], runs[1:])["panel"] == 0
+    assert evaluate.decompose([second], [second])["panel"][0] == 0
+
+
+def test_runs_of_changed_code_and_of_other_folders_are_variants_of_their_own(small, tmp_path, capsys):
+    folders = [tmp_path / "a" / "one", tmp_path / "a" / "two", tmp_path / "b" / "one"]
+    for folder in folders:
+        train.train(quick(small, tmp_path, epochs=1, out=str(folder)))
+        evaluate.evaluate(folder, "cpu")
+    rows, folder = evaluate.compare([*folders, folders[0]], "cpu")
+    assert [row["variant"] for row in rows][1:] == ["2: run two", f"3: folder {tmp_path / 'b'}"] and folder == tmp_path
+    assert all(set(map(tuple, row["difference"]["utterance"].values())) == {(0, 0, 0)} for row in rows[1:])
+    assert (tmp_path / "comparison.json").exists()
 
 
 def test_the_table_of_raters_by_hand(small, tmp_path):
@@ -1211,8 +1225,8 @@ def test_calibration_by_hand_and_never_on_the_clips_scored():
     for k, bias in ((0, 0.0), (1, 2 / (1 + 0.5)), (5, 2 * 2 / (2 + 0.5))):  # two of the four clips are for calibration
         assert errors[k]["MOS"] == errors[k]["rating"] == pytest.approx((2 - bias) ** 2)
     odd = [dataclasses.replace(clip, ratings={"r": 3.0 if i else 5.0}) for i, clip in enumerate(clips)]
-    both = evaluate.adaptation(raters, predicted, odd)[20]["MOS"]
-    assert both > 1.0  # half of the time the odd clip is scored and its rating not known
+    expected = (2 ** 2 + 2 * (2 / 2.5) ** 2 + 0) / 4  # the odd clip's rating shifts the two of the other half alone, by 2 / (2 + 0.5)
+    assert evaluate.adaptation(raters, predicted, odd)[20]["MOS"] == pytest.approx(expected)
 
 
 def test_raters_are_centred_and_the_mean_rater_is_the_mos():
@@ -1248,9 +1262,18 @@ def test_prosody_joins_the_fused_features_and_a_clip_keeps_its_one_score(small, 
 
 @pytest.mark.parametrize(("auxiliary", "classes"), [("model", ["m0", "m1", "x"]), ("condition", ["s0", "s1", "s2", "s3", "x"]), ("rate", ["16000 Hz"])])
 def test_the_second_task_classifies_what_it_is_told_to(small, tmp_path, auxiliary, classes):
-    train.train(quick(small, tmp_path, auxiliary=auxiliary))
+    model = train.train(quick(small, tmp_path, auxiliary=auxiliary, epochs=5)).eval()
     assert torch.load(tmp_path / "run" / "model.pt")["classes"] == classes
-    assert evaluate.evaluate(tmp_path / "run", "cpu")["accuracy"] <= 1.0
+    test = [clip for clip in data.read_corpus(small) if clip.split == "test"]
+    said = model(data.extract_features(test, moemos.load_backbone("logmel"), tmp_path / "cache")).logits.argmax(1)
+    true = {"model": [clip.model for clip in test], "condition": [clip.system for clip in test], "rate": ["16000 Hz"] * 16}[auxiliary]
+    assert evaluate.evaluate(tmp_path / "run", "cpu")["accuracy"] == np.mean([classes[i] == name for i, name in zip(said, true)])
+
+
+def test_an_untrained_second_head_has_no_accuracy(small, tmp_path):
+    for settings in ({"auxiliary": "none"}, {"schedule": "mos"}):
+        train.train(quick(small, tmp_path, **settings))
+        assert evaluate.evaluate(tmp_path / "run", "cpu")["accuracy"] is None
 
 
 def test_schedules_are_what_they_are_compared_as():
@@ -1363,7 +1386,7 @@ def test_exercise_7_a_column_of_ratings_would_be_compared_with_every_clip():
 def test_exercise_8_a_class_label_moves_the_experts_that_the_mos_head_reads():
     model, _ = some_output()
     output = model(torch.randn(6, 3, 10))
-    moemos.losses(output, torch.full((6,), nan), torch.zeros(6, dtype=torch.long), alpha=0.5, beta=0.5)["total"].backward()
+    moemos.losses(output, torch.full((6,), nan), torch.zeros(6, dtype=torch.long), alpha=0.5, beta=0.5, lambda_1=0, lambda_2=0)["total"].backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in (model.moe.w1, model.moe.w2, model.moe.gate.weight, model.fusion.layer_logits))
 
 
@@ -1398,16 +1421,16 @@ def test_every_row_of_the_audit_table_names_code_and_a_test(audit):
 
 
 def test_every_setting_and_stage_stands_in_the_audit_table(audit):
+    rows = [line for line in audit.splitlines() if line.startswith("| ")]
     for setting in dataclasses.fields(train.Config):
-        assert re.search(rf"`{setting.name}`", audit), setting.name
+        assert any(f"`{setting.name}`" in row for row in rows), setting.name
     assert "train.STAGES" in audit and len(train.STAGES) == 3
 
 
 def test_the_readme_names_each_experiment_with_its_question_and_command(readme):
     for name, experiment in train.EXPERIMENTS.items():
-        if name != "choices":  # in the audit table
-            assert f"### {name}\n\n{experiment.question}" in readme
-            assert f"    python train.py --experiment {name} --seeds 5 && python evaluate.py runs/{name}/*\n" in readme
+        assert f"### {name}\n\n{experiment.question}" in readme
+        assert f"    python train.py --experiment {name} --seeds 5 && python evaluate.py runs/{name}/*\n" in readme
 
 
 def test_every_shape_of_the_explanation_is_printed_and_its_numbers_are_those_of_the_score(small, tmp_path, monkeypatch, capsys):
@@ -1439,7 +1462,7 @@ def test_figures_show_the_numbers_of_the_tables(small, tmp_path, monkeypatch):
     result = evaluate.evaluate(tmp_path / "run", "cpu")
     drawn = {}
     monkeypatch.setattr(evaluate, "save", lambda drawing, path: drawn.update({path.name: drawing}))
-    evaluate.plot(tmp_path / "run")
+    evaluate.plot(tmp_path / "run", tmp_path / "run")
     assert set(drawn) == {"predictions.png", "experts.png", "training.png", "raters.png"}
     utterance, system = drawn["predictions.png"].axes
     assert utterance.get_title().startswith(f"utterance level: LCC {result['utterance']['LCC']:.3f}, 95 % from {result['interval_95']['utterance']['LCC'][0]:.3f}")
@@ -1450,8 +1473,15 @@ def test_figures_show_the_numbers_of_the_tables(small, tmp_path, monkeypatch):
     np.testing.assert_allclose(drawn["experts.png"].axes[0].images[0].get_array(), 100 * np.array(list(result["experts"].values())))
     borders = [line.get_xdata()[0] for line in drawn["training.png"].axes[0].get_lines() if line.get_color() == "0.7"]
     assert borders == [1, 3, 5]
-    for axis in drawn["training.png"].axes:
-        assert axis.get_ylabel()
+    assert [axis.get_ylabel() for axis in drawn["training.png"].axes] == ["loss terms", "held-out clips", "mean gate, %"]
+    (raters,) = drawn["raters.png"].axes
+    assert [text.get_text() for text in raters.get_xticklabels()] == ["0", "1", "0", "1"]
+    rows = evaluate.compare([tmp_path / "run"], "cpu")[0] * 2
+    rows[1] = rows[1] | {"variant": "2", "difference": evaluate.nested([0.0] * 8) | {level: dict.fromkeys(moemos.METRICS, (0.1, -0.1, 0.4)) for level in ("utterance", "system")}}
+    evaluate.plot_comparison(rows, tmp_path / "comparison.png")
+    assert [axis.get_title() for axis in drawn["comparison.png"].axes][:2] == ["utterance MSE", "utterance LCC"] and len(drawn["comparison.png"].axes) == 8
+    evaluate.plot_comparison(rows[:1], tmp_path / "none.png")
+    assert "none.png" not in drawn  # one variant differs from nothing
 
 
 def start(folder, *words, torchrun=False, **options):

@@ -44,7 +44,7 @@ STAGES = (  # III.E
     Stage("joint", 60, 3e-3, 0.3, 0.7),           # alpha: paper; lr ours: validated, as Config says, and so are the epochs of these two
     Stage("mos", 20, 1e-5, 0.9, 0.9),             # lr, alpha: paper
 )
-SCHEDULES = {  # the others are ours, for comparison; each has the paper's number of epochs
+SCHEDULES = {  # the others are ours, for comparison, with as many epochs in all
     "three": STAGES,
     "joint": (Stage("joint", 140, 3e-3, 0.3, 0.7),),
     "mos": (Stage("mos", 140, 3e-3, 1.0, 1.0),),
@@ -144,6 +144,16 @@ SCREEN = {  # column of log.csv: heading, width and format on the screen
 }
 
 
+def weighted_losses(config, alpha, output, ratings, model, unit):
+    """moemos.losses with a configuration's weights; beta = 1 - alpha (III.E), or 0 without second task."""
+    return moemos.losses(output, ratings, model, alpha=alpha, beta=1 - alpha if config.auxiliary != "none" else 0.0, lambda_1=config.lambda_1,
+                         lambda_2=config.lambda_2, smooth_l1_beta=config.smooth_l1_beta, unit=unit)
+
+
+def has_second_task(config):
+    return config.auxiliary != "none" and min(stage.alpha_start for stage in SCHEDULES[config.schedule]) < 1
+
+
 def run_stage(model, stage, config, clips, validation, log):
     """Trains model on clips for one stage, and hands log() a dict after each epoch: terms are means over its batches.
 
@@ -159,13 +169,11 @@ def run_stage(model, stage, config, clips, validation, log):
             step, steps = epoch * batches + i, stage.epochs * batches
             lr = learning_rate(step, steps, stage.lr)
             a = alpha(step, steps, stage.alpha_start, stage.alpha_end)
-            b = 1 - a if config.auxiliary != "none" else 0.0
             optimiser.param_groups[0]["lr"] = lr
 
             batch = clips.take(rows)
             output = model(*batch.inputs)
-            terms = moemos.losses(output, batch.ratings, batch.model, alpha=a, beta=b, lambda_1=config.lambda_1,
-                                  lambda_2=config.lambda_2, smooth_l1_beta=config.smooth_l1_beta, unit=model.unit)
+            terms = weighted_losses(config, a, output, batch.ratings, batch.model, model.unit)
             model.zero_grad()
             terms["total"].backward()
             terms["grad_norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)  # the one before clipping
@@ -232,7 +240,7 @@ def extractors(backbone, config):
 def build(config, layers, width, classes, raters):
     """The untrained model of a configuration; layers and width are the backbone's."""
     return moemos.MoEMOS(layers, width, len(classes), config.experts, config.hidden, config.dropout, config.scale,
-                         prosody=6 * (config.prosody == "yes"), raters=len(raters) * (config.raters == "yes"))
+                         prosody=2 * 3 * (config.prosody == "yes"), raters=len(raters) * (config.raters == "yes"))
 
 
 def recorded(config):
@@ -341,7 +349,7 @@ EXPERIMENTS = {
     "raters": Experiment("How much of the utterance-level error is the panel, the noise of the labels, the model?",
                          ({"data": "training"}, {"data": "second"}, {"data": "unbiased"})),
     "adaptation": Experiment("Do biases and gains of raters help, and how many ratings does a new rater need?",
-                             ({"data": "second"}, *({"data": panel, "raters": "yes"} for panel in ("second", "strict", "unbiased")))),
+                             tuple({"data": panel, "raters": raters} for panel in ("second", "strict", "unbiased") for raters in ("no", "yes"))),
     "augmentation": Experiment("Do 400 clips of four more models, without MOS, help?", ({"augmentation": "no"}, {})),
     "auxiliary": Experiment("Which second task helps?", ({"auxiliary": "none"}, {}, {"auxiliary": "condition"}, {"auxiliary": "rate"})),
     "stages": Experiment("Do three stages in this order help?", ({}, *({"schedule": name} for name in ("joint", "mos", "reversed")))),
@@ -371,7 +379,7 @@ def run_experiment(name, seeds, base):
         for seed in range(base.seed, base.seed + seeds):
             corpus = base.data if base.data != Config.data else f"corpora/{FIRST_CORPUS + seed}"
             ratings = {"data": data.panel_file(corpus, changes["data"]) if "data" in changes else corpus}
-            jobs.append(replace(base, **changes | ratings, seed=seed, out=f"runs/{name}/{i + 1}_{label}_seed{seed}"))
+            jobs.append(replace(base, **changes | ratings, seed=seed, out=f"runs/{name}/{i + 1:02d}_{label}_seed{seed}"))
     print(f"{experiment.question} {len(jobs)} runs")
     start = time.monotonic()
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
