@@ -590,7 +590,7 @@ def vocal_tract(track, tract, widening, hz, rate):
 NOBODY = np.zeros(RATERS), np.ones(RATERS)  # a panel without bias, of gain 1
 PANELS = {  # who may rate the test clips instead, for experiments: condition's two MOS, the two panels -> MOS, panel, first rater's id
     "training": lambda mos, panels: (mos[0], panels[0], 0),            # raters 0-9, who hear each condition as in the training test
-    "second": lambda mos, panels: (mos[1], panels[1], RATERS),         # the corpus's own
+    "second": None,                                                    # the corpus's own
     "unbiased": lambda mos, panels: (mos[0], NOBODY, RATERS),          # others, who agree with the training panel
     "strict": lambda mos, panels: (mos[1] - 0.5, panels[1], RATERS),   # the corpus's own, half a point stricter
 }
@@ -607,7 +607,7 @@ def plan_corpus(seed, panel="second"):
             traces = METHODS[method.removesuffix("SR")] | (SUPER_RESOLUTION if method.endswith("SR") else {})
             severity = rng.normal(size=CLIPS[khz]).clip(-2.5, 2.5)
             scores, first = rate_clips(rng, mos[half], severity, *panels[half]), half * RATERS  # (clips, RATERS)
-            if half and panel != "second":
+            if half and panel != "second":  # the scores above were drawn all the same, so that the clips stay those of the corpus
                 target, raters, first = PANELS[panel](mos, panels)
                 scores = rate_clips(again, target, severity, *raters)
             sentences = half * SENTENCES + np.sort(rng.permutation(SENTENCES)[:CLIPS[khz]])
@@ -658,9 +658,9 @@ def panel_file(corpus, panel):
 
 
 def prepare(corpus):
-    """Simulates corpora/<seed>, unless it is there, with the ratings of all PANELS."""
+    """Simulates a corpus whose folder's name is its seed, unless it is there, with the ratings of all PANELS."""
     seed = int(Path(corpus).name)
-    if not Path(corpus).exists():
+    if not Path(corpus, "ratings.csv").exists():
         simulate(corpus, seed)
     for panel in PANELS:
         write_ratings(panel_file(corpus, panel), plan_corpus(seed, panel))

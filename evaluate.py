@@ -18,14 +18,12 @@ import io
 import itertools
 import json
 import math
-import multiprocessing
 import os
 import pickle
 import sys
 import time
 import zlib
 from collections import defaultdict
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
@@ -162,7 +160,8 @@ def lcc_within_systems(predicted, true, system):
 def label_noise(clips):
     """Variance of a clip's MOS that other ratings by the same raters would show, mean over clips; None where it is not to be told.
 
-    From the residuals of the additive model rating = clip + rater, each clip's variance over its number of ratings.
+    From the residuals of the additive model rating = clip + rater, each clip's variance over its number of ratings. Raters' gains
+    count as noise in it: in the simulation it comes out 3 % high.
     """
     raters, ratings = rating_matrix(clips)
     residuals = ratings - np.nanmean(ratings, axis=0)
@@ -249,7 +248,7 @@ def evaluate(run, device="", corpus="", figures=False):
               "experts": {model: part.mean(0).tolist() for model, part in gates.items()},
               "expert_use": output.gates[:len(test)].mean(0).tolist(),
               "gate_entropy": {"clip": per_clip.item(), "model": per_model.item(), "all": over_all.item()},
-              "label_noise": label_noise(test), "adaptation": adaptation(model.raters, predicted, test) if raters else None,
+              "label_noise": label_noise(test), "adaptation": adaptation(model.raters, predicted, test) if raters and len(test) > 1 else None,
               "backbone": {"name": backbone.name, "identity": backbone.identity, "precision": backbone.precision},
               "data": corpus, "scale": config.scale, "clips": len(test), "systems": len(set(system)), "seed": config.seed}
     rows = [(clip.wav, clip.system, clip.model, *values) for clip, *values in zip(test, true, predicted)]
@@ -309,9 +308,13 @@ def explain(run, path, device=""):
         values = tensor.flatten()[:4].tolist()
         print(f"{name:26}{letters:11}{tuple(tensor.shape)!s:16}" + " ".join(f"{value:8.4f}" for value in values) + " ..." * (tensor.numel() > 4))
     probabilities = sorted(zip(output.logits[0].softmax(0).tolist(), classes), reverse=True)
-    print("class probabilities: " + ", ".join(f"{name} {p:.2f}" for p, name in probabilities[:4]))
-    clip = next((clip for clip in data.read_manifest(config.data, config.scale) if clip.path.resolve() == Path(path).resolve()), None)
-    if clip:
+    print("class probabilities: " + ", ".join(f"{name:.18} {p:.2f}" for p, name in probabilities[:4]))
+    try:
+        clip = next((clip for clip in data.read_manifest(config.data, config.scale) if clip.path.resolve() == Path(path).resolve()), None)
+    except InputError:
+        print(f"no loss: the run's corpus {config.data} is not there")
+        return
+    if clip and clip.ratings:
         clip.rate = data.check_clip(path, config.max_seconds)[0]
         label, stage = train.LABELS[config.auxiliary](clip), train.SCHEDULES[config.schedule][-1]
         ratings = torch.tensor([[clip.ratings.get(rater, math.nan) for rater in raters]] if raters else [clip.mos], device=backbone.device)
@@ -339,10 +342,14 @@ def show(run, result, raters):
     if result["accuracy"] is not None:
         print(f"classification accuracy {result['accuracy']:.3f}")
     for split in ("train", "test"):
-        means, variances = np.array([row[3:] for row in raters if row[0] == split]).reshape(-1, 2).T
-        if len(means) > 1:
-            print(f"{len(means)} raters of {split} clips: means {means.min():.2f} to {means.max():.2f} (sd {means.std(ddof=1):.2f}), "
-                  f"variances {variances.min():.2f} to {variances.max():.2f}; see raters.csv")
+        _, names, _, *numbers = zip(*own) if (own := [row for row in raters if row[0] == split]) else ((), (), ())
+        if 1 < len(names) <= 10:
+            print(f"\n{f'raters of {split} clips':20}" + "".join(f"{name:>7.6}" for name in names))
+            for what, values in zip(("mean", "variance"), numbers):
+                print(f"  {what:18}" + "".join(f"{value:7.2f}" for value in values))
+        elif names:
+            print(f"{len(names)} raters of {split} clips: means {min(numbers[0]):.2f} to {max(numbers[0]):.2f}, variances {min(numbers[1]):.2f} to "
+                  f"{max(numbers[1]):.2f}; each is in raters.csv")
     if result["scale"] == (1.0, 5.0):
         print(f"\nthe real Track 3, published: other clips, not to be compared with the rows below\n{HEADING}")
         for label, levels in PUBLISHED.items():
@@ -378,13 +385,15 @@ def read_run(run, device=""):
     torch.set_num_threads(1)
     run = Path(run)
     if not ((run / "metrics.json").exists() and (run / "predictions.csv").exists()):
-        with contextlib.redirect_stdout(None):
+        with contextlib.redirect_stdout(io.StringIO()):
             if evaluate(run, device) is None:
                 raise InputError(f"{run}: its corpus has no test clips with ratings, so there is nothing to compare")
     try:
         config, result = (json.loads((run / name).read_bytes()) for name in ("config.json", "metrics.json"))
         with open(run / "predictions.csv", newline="", encoding="utf-8") as file:
             wav, true, predicted, system = zip(*((row["wav"], float(row["mos"]), float(row["predicted"]), row["system"]) for row in csv.DictReader(file)))
+        if len(wav) != result["clips"]:
+            raise ValueError("predictions.csv is not whole")
         same_for_a_corpus = zlib.crc32(corpus_and_panel(config)[0].name.encode())  # so that pairs of runs on one corpus draw the same clips
         return Run({setting.name: config[setting.name] for setting in fields(train.Config)}, {name: result[name] for name in COMPARED}, list(wav), np.array(true),
                    moemos.metrics(predicted, true, system), resample(predicted, true, system, same_for_a_corpus))
@@ -400,9 +409,9 @@ def corpus_and_panel(config):
 
 
 def student(values):
-    """Mean of values of several seeds and its 95 % interval: (mean, low, high), without width for one value."""
+    """Mean of values of several seeds and its 95 % interval: (mean, low, high), NaN for one value."""
     mean, n = float(np.mean(values)), len(values)
-    half = float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else 0.0
+    half = float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else math.nan
     return mean, mean - half, mean + half
 
 
@@ -418,7 +427,7 @@ def difference(variant, first):
         for name in moemos.METRICS:
             low, high = interval(np.mean([one.resampled[level][name] - other.resampled[level][name] for one, other in zip(variant, first)], axis=0))
             mean, least, most = student([one.numbers[level][name] - other.numbers[level][name] for one, other in zip(variant, first)])
-            result[level][name] = mean, min(low, least), max(high, most)
+            result[level][name] = mean, np.fmin(low, least).item(), np.fmax(high, most).item()
     return result
 
 
@@ -443,11 +452,12 @@ def compare(runs, device=""):
     for run in runs:
         if not (run / "model.pt").is_file():
             raise InputError(f"{run}: is no folder of a run; compare folders that train.py wrote")
-    with ProcessPoolExecutor(min(os.cpu_count(), len(runs)), multiprocessing.get_context("spawn")) as pool:
+    with train.worker_pool(len(runs)) as pool:
         read = list(pool.map(functools.partial(read_run, device=device), runs))
     variants = defaultdict(dict)  # settings -> (seed, corpus) -> Run
     for path, run in zip(runs, read):
         corpus, panel = corpus_and_panel(run.config)
+        corpus = corpus.resolve()
         settings = {name: value for name, value in run.config.items() if name not in ("seed", "out", "cache", "device", "data")}
         settings |= {"ratings": panel, "folder": str(path.parent), "run": ""}
         if (run.config["seed"], corpus) in variants[json.dumps(settings)]:  # the same settings, so the code was another
@@ -550,6 +560,11 @@ def figure(columns, rows=1, width=4.5, height=4.0):
     return drawing, drawing.subplots(rows, columns, squeeze=False).ravel().tolist()
 
 
+def label(name):
+    """A name as matplotlib shows it: short, without formulas, and not hidden."""
+    return " " * name.startswith("_") + f"{name:.20}".replace("$", r"\$")
+
+
 def save(drawing, path):
     content = io.BytesIO()
     drawing.savefig(content, dpi=150)
@@ -567,7 +582,7 @@ def plot(run, out):
     models = sorted({row["model"] for row in predictions})
     for axis, level in zip(axes, ("utterance", "system")):
         for i, model in enumerate(models):
-            style = {"color": COLOURS[i % 8], "marker": MARKERS[(i + i // 8) % 8], "linestyle": "none", "label": model, "alpha": 0.8, "markersize": 4 if axis is axes[0] else 7}
+            style = {"color": COLOURS[i % 8], "marker": MARKERS[(i + i // 8) % 8], "linestyle": "none", "label": label(model), "alpha": 0.8, "markersize": 4 if axis is axes[0] else 7}
             groups = defaultdict(list)
             for j, row in enumerate(row for row in predictions if row["model"] == model):
                 groups[j if level == "utterance" else row["system"]].append((float(row["mos"]), float(row["predicted"])))
@@ -578,13 +593,13 @@ def plot(run, out):
         lcc, (low, high) = result[level]["LCC"], result["interval_95"][level]["LCC"]
         axis.set(xlabel="rated MOS", ylabel="predicted MOS", xlim=result["scale"], aspect="equal", adjustable="datalim",
                  title=f"{level} level: LCC " + (f"{lcc:.3f}, 95 % from {low:.3f} to {high:.3f}" if lcc is not None and low is not None else "undefined"))
-    axes[1].legend(title="synthesis model; bars: 95 % of the mean", fontsize="small", title_fontsize="small")
+    drawing.legend(*axes[1].get_legend_handles_labels(), loc="outside right upper", title="synthesis model;\nbars: 95 % of\nthe mean", fontsize="small")
     save(drawing, out / "predictions.png")
 
     gates = np.array(list(result["experts"].values()))
     drawing, (axis,) = figure(1, width=2.5 + 0.8 * gates.shape[1], height=1.5 + 0.4 * len(gates))
     image = axis.imshow(100 * gates, cmap="cividis", vmin=0, vmax=100, aspect="auto")
-    axis.set(xticks=range(gates.shape[1]), xticklabels=range(1, gates.shape[1] + 1), yticks=range(len(gates)), yticklabels=result["experts"],
+    axis.set(xticks=range(gates.shape[1]), xticklabels=range(1, gates.shape[1] + 1), yticks=range(len(gates)), yticklabels=map(label, result["experts"]),
              xlabel="expert", ylabel="synthesis model", title="use of the experts")
     for (y, x), gate in np.ndenumerate(gates):
         axis.text(x, y, f"{100 * gate:.0f}", ha="center", va="center", color="black" if gate > 0.5 else "white")
@@ -617,7 +632,7 @@ def plot(run, out):
             axis.hlines(mean.mean(), place[0] - 0.5, place[-1] + 0.5, color=COLOURS[i], linestyle=":", linewidth=1)
     few = len(raters) <= 40
     axis.set(xlabel="rater; dotted: mean of the panel's raters", ylabel="rating",
-             xticks=range(len(raters)) if few else [], xticklabels=[row["rater"] for row in raters] if few else [])
+             xticks=range(len(raters)) if few else [], xticklabels=[label(row["rater"]) for row in raters] if few else [])
     axis.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1))
     save(drawing, out / "raters.png")
 
@@ -651,10 +666,10 @@ def main():
     try:
         if arguments.plot:
             figure(1)  # before any work
-        run, *others = [run for run in arguments.run if len(arguments.run) == 1 or not Path(run).is_file()]  # runs/experts/* has comparison.json too
+        run, *others = [run for run in arguments.run if not Path(run).is_file()] or arguments.run[:1]  # runs/experts/* has comparison.json too
+        if others and arguments.data or (arguments.wav or arguments.explain) and (others or arguments.data or arguments.plot):
+            raise InputError("--data goes with one run, --wav and --explain with one run and without --data and --plot")
         if others:
-            if arguments.wav or arguments.data or arguments.explain:
-                raise InputError("--wav, --data and --explain go with one run, not with several")
             rows, folder = compare([run, *others], arguments.device)
             if arguments.plot:
                 plot_comparison(rows, folder / "comparison.png")

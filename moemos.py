@@ -215,7 +215,7 @@ class Standardise(nn.Module):
 
     def set_statistics(self, values):
         self.center.copy_(values.flatten(1).mean(0))
-        self.scale.copy_(values.flatten(1).std(0, correction=0).clamp_min(1e-3))
+        self.scale.copy_(values.flatten(1).std(0, correction=0).clamp_min(0.1))  # octaves, dB: clips of one length tell nothing of others
 
     def forward(self, values):
         return (values.flatten(1) - self.center) / self.scale

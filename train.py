@@ -15,8 +15,10 @@ import math
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from pathlib import Path
@@ -363,43 +365,67 @@ FIRST_CORPUS = 30  # training seed s has corpus seed 30 + s; nothing was tuned o
 
 def run_experiment(name, seeds, base):
     """Trains what is missing of an experiment's runs, each into runs/NAME/<variant>_seed<s>, in as many processes as there are cores,
-    of one thread each. base: Config of everything that the variants leave open. Raises InputError."""
-    experiment = EXPERIMENTS[name]
+    of one thread each. base: Config of everything that the variants leave open. Raises InputError before any work."""
+    experiment, own_data = EXPERIMENTS[name], base.data != Config.data
     if seeds < 1:
         raise InputError(f"--seeds {seeds}: must be at least 1")
-    if base.data != Config.data and any("data" in changes for changes in experiment.variants):
+    if "RANK" in os.environ:
+        raise InputError("--experiment starts processes of its own; run it without torchrun")
+    for setting in {"out", *(key for changes in experiment.variants for key in changes)} - {"data"}:
+        if getattr(base, setting) != getattr(Config, setting):
+            raise InputError(f"{flag(setting)}: experiment {name} sets it itself; leave it out")
+    if own_data and any("data" in changes for changes in experiment.variants):
         raise InputError(f"--data {base.data}: experiment {name} has its test clips rated again, so it needs the simulated corpora")
-    if "backbone" not in experiment.variants[0] and not base.backbone:
-        base = replace(base, backbone=default_backbone("cpu").name)
+    check(base)
+    if "backbone" not in experiment.variants[0]:  # loaded here once, so that no two processes download it
+        base = replace(base, backbone=(moemos.load_backbone(base.backbone) if base.backbone else default_backbone("cpu")).name)
     jobs = []
     for i, changes in enumerate(experiment.variants):
         if not moemos.at_hand(changes.get("backbone", "logmel")):
             continue
         label = ",".join(f"{key}={value}" for key, value in changes.items()) or "default"
         for seed in range(base.seed, base.seed + seeds):
-            corpus = base.data if base.data != Config.data else f"corpora/{FIRST_CORPUS + seed}"
+            corpus = base.data if own_data else f"corpora/{FIRST_CORPUS + seed}"
             ratings = {"data": data.panel_file(corpus, changes["data"]) if "data" in changes else corpus}
             jobs.append(replace(base, **changes | ratings, seed=seed, out=f"runs/{name}/{i + 1:02d}_{label}_seed{seed}"))
-    print(f"{experiment.question} {len(jobs)} runs")
+            check(jobs[-1])
+    print(f"{experiment.question} {len(jobs)} runs, {sum(map(finished, jobs))} there already")
     start = time.monotonic()
-    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-        if base.data == Config.data:
-            list(pool.map(data.prepare, sorted({Path(job.data).parent if job.data.endswith(".csv") else Path(job.data) for job in jobs})))
+    with worker_pool(len(jobs)) as pool:
+        if not own_data:
+            list(pool.map(data.prepare, [f"corpora/{FIRST_CORPUS + seed}" for seed in range(base.seed, base.seed + seeds)]))
         print(f"corpora are there after {time.monotonic() - start:.0f} s")
         for i, job in enumerate(pool.map(finish, jobs)):
             print(f"{i + 1}/{len(jobs)} {job}, {time.monotonic() - start:.0f} s")
     print(f"now: python evaluate.py runs/{name}/*")
 
 
+def worker_pool(jobs):
+    """As many processes as there are cores, or jobs; they end with this one, even if it is killed."""
+    return ProcessPoolExecutor(min(os.cpu_count(), jobs), multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+
+
+def _end_with_parent():
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+
+
+def finished(config):
+    """Whether the run is there. Raises InputError for one with other settings."""
+    try:
+        there = torch.load(Path(config.out, "model.pt"), weights_only=True)["config"]  # written last
+    except Exception:  # noqa: BLE001 - missing or damaged: to be trained
+        return False
+    if there != recorded(config):
+        names = sorted(name for name in there.keys() | recorded(config).keys() if there.get(name) != recorded(config).get(name))
+        raise InputError(f"{config.out} holds a run with other settings ({', '.join(names)}); delete or rename {Path(config.out).parent}")
+    return True
+
+
 def finish(config):
     """Trains a run, unless it is there; returns its folder."""
     torch.set_num_threads(1)
-    try:
-        there = torch.load(Path(config.out, "model.pt"), weights_only=True)["config"] == recorded(config)  # it is written last
-    except Exception:  # noqa: BLE001 - missing, damaged or another's: train it
-        there = False
-    if not there:
-        with contextlib.redirect_stdout(None):
+    if not finished(config):
+        with contextlib.redirect_stdout(io.StringIO()):
             train(config)
     return config.out
 
@@ -411,16 +437,23 @@ def main():
         parser.add_argument(flag(setting.name), **kind, default=setting.default, choices=setting.metadata["choices"],
                             help=f"{setting.metadata['help']} (default: {setting.default!r})")
     parser.add_argument("--experiment", choices=tuple(EXPERIMENTS), help="train the runs of an experiment, into runs/EXPERIMENT/")
-    parser.add_argument("--seeds", type=int, default=5, help="of an experiment; the first is --seed (default: 5)")
+    parser.add_argument("--seeds", type=int, help="of an experiment; the first is --seed (default: 5)")
     arguments = vars(parser.parse_args())
     experiment, seeds = arguments.pop("experiment"), arguments.pop("seeds")
+    config = Config(**arguments | {"scale": tuple(arguments["scale"])})
     try:
         if experiment:
-            run_experiment(experiment, seeds, Config(**arguments))
+            run_experiment(experiment, 5 if seeds is None else seeds, config)
+        elif seeds is not None:
+            raise InputError("--seeds goes with --experiment; --seed sets the seed of one run")
         else:
-            train(Config(**arguments))
+            train(config)
     except FloatingPointError as error:
         parser.exit(1, f"train.py: {error}\n")
+    except BrokenProcessPool:
+        parser.exit(1, "train.py: a process was killed, perhaps for lack of memory; start again, what is finished stays\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "train.py: interrupted; start again, what is finished stays\n")
     except InputError as error:
         parser.exit(2, f"train.py: {error}\n")
 
