@@ -47,7 +47,7 @@ PUBLISHED = {  # on the real evaluation set: 400 clips, 20 conditions; another c
 RESAMPLES = 1000
 SPLITS = 20            # of raters, or clips, into halves
 SHOTS = (0, 1, 5, 20)  # ratings of a new rater
-COMPARED = ("lcc_within_systems", "accuracy", "label_noise", "gate_entropy", "expert_use", "adaptation")  # of metrics.json, besides the eight
+COMPARED = ("lcc_within_systems", "accuracy", "label_noise", "gate_entropy", "expert_use", "adaptation")  # of runs, besides the eight
 
 
 def load_run(run, device):
@@ -66,7 +66,8 @@ def load_run(run, device):
         checkpoint = torch.load(run / "model.pt", map_location=device, weights_only=True)  # tensors and plain values only
         if checkpoint["config"] != train.recorded(config):
             raise ValueError("config.json is of another run")
-        classes, raters, (name, identity, layers, width) = checkpoint["classes"], checkpoint.get("raters", []), checkpoint["backbone"].values()
+        classes, raters = checkpoint["classes"], checkpoint.get("raters", [])
+        name, identity, layers, width = checkpoint["backbone"].values()
         model = train.build(config, layers, width, classes, raters)
         model.load_state_dict(checkpoint["weights"])
         if not all(tensor.isfinite().all() for tensor in checkpoint["weights"].values()):
@@ -175,21 +176,24 @@ def rater_table(clips):
     """Rows (split, rater, ratings, their mean, their variance) of every rater."""
     rows = []
     for split in ("train", "test"):
-        raters, ratings = rating_matrix([clip for clip in clips if clip.split == split])
-        rows += [(split, rater, int((~np.isnan(own)).sum()), float(np.nanmean(own)), float(np.nanvar(own))) for rater, own in zip(raters, ratings)]
+        for rater, own in zip(*rating_matrix([clip for clip in clips if clip.split == split])):
+            own = own[~np.isnan(own)]
+            rows.append((split, rater, len(own), float(own.mean()), float(own.var())))
     return rows
 
 
 def adaptation(raters, predicted, clips, seed=0):
     """Utterance MSE once each new rater has given k ratings: {k: {"MOS": of clips, "rating": of single ratings}}; mean over SPLITS.
 
-    A half of the clips, drawn anew in each split, is scored after calibration on the other, each rater on k clips of his own (all that
-    he has, where fewer), and the other way round. A rater's bias and gain are the posterior mean given the k ratings (ridge regression): beforehand as spread
-    as those of the training raters, a moemos.Raters, and with its noise. A clip's MOS is the mean of what its raters would give.
+    A half of the clips, drawn anew in each split, is scored after calibration on the other, each rater on k clips of his own (all
+    that he has, where fewer), and the other way round. A rater's bias and gain are the posterior mean given the k ratings (ridge
+    regression): beforehand as spread as those of the training raters, a moemos.Raters, and with its noise. A clip's MOS is the mean
+    of what its raters would give.
     """
     bias, gain = (part.detach().cpu().numpy() for part in raters.bias_and_gain())
     precision, noise = np.diag(1 / np.maximum([bias.var(), gain.var()], 1e-6)), raters.noise.item()
-    predicted, mos, rng, errors = np.asarray(predicted), np.array([clip.mos for clip in clips]), np.random.default_rng(seed), defaultdict(list)
+    predicted, mos = np.asarray(predicted), np.array([clip.mos for clip in clips])
+    rng, errors = np.random.default_rng(seed), defaultdict(list)
     x = np.stack([np.ones(len(clips)), predicted - raters.middle], axis=1)                   # (clips, 2): a gain turns about the middle
     _, ratings = rating_matrix(clips)
     for _ in range(SPLITS):
@@ -238,7 +242,8 @@ def evaluate(run, device="", corpus="", figures=False):
     eight, intervals = moemos.metrics(predicted, true, system), bootstrap(predicted, true, system)
     label = train.LABELS[config.auxiliary]
     hits = [classes[logits.argmax()] == label(clip) for logits, clip in zip(output.logits, test) if label(clip) in classes]
-    gates = {model: output.gates[[i for i, clip in enumerate(test) if clip.model == model]] for model in sorted({clip.model for clip in test})}
+    models = np.array([clip.model for clip in test])
+    gates = {name: output.gates[:len(test)][models == name] for name in np.unique(models).tolist()}
     per_clip, over_all = moemos.gate_entropies(output.gates[:len(test)])
     per_model = sum(len(part) / len(test) * moemos.gate_entropies(part)[1] for part in gates.values())
     result = {**eight, "interval_95": intervals, "lcc_within_systems": lcc_within_systems(predicted, true, system),
@@ -248,7 +253,8 @@ def evaluate(run, device="", corpus="", figures=False):
               "experts": {model: part.mean(0).tolist() for model, part in gates.items()},
               "expert_use": output.gates[:len(test)].mean(0).tolist(),
               "gate_entropy": {"clip": per_clip.item(), "model": per_model.item(), "all": over_all.item()},
-              "label_noise": label_noise(test), "adaptation": adaptation(model.raters, predicted, test) if raters and len(test) > 1 else None,
+              "label_noise": label_noise(test),
+              "adaptation": adaptation(model.raters, predicted, test) if raters and len(test) > 1 else None,
               "backbone": {"name": backbone.name, "identity": backbone.identity, "precision": backbone.precision},
               "data": corpus, "scale": config.scale, "clips": len(test), "systems": len(set(system)), "seed": config.seed}
     rows = [(clip.wav, clip.system, clip.model, *values) for clip, *values in zip(test, true, predicted)]
@@ -300,13 +306,15 @@ def explain(run, path, device=""):
     output = model(*inputs)
     print(f"{path} by {run}, backbone {backbone.name}\n{'what':26}{'letters':11}{'shape':16}first values")
     for name, letters, tensor in (
-            ("waveform", "(T,)", waveform), ("layers of the backbone", "(L, F, D)", frames), ("mean, deviation over F", "(L, 2D)", inputs[0][0]),
+            ("waveform", "(T,)", waveform), ("layers of the backbone", "(L, F, D)", frames),
+            ("mean, deviation over F", "(L, 2D)", inputs[0][0]),
             ("fusion's layer weights", "(L,)", model.fusion.weights()), ("fused features", "(B, 2D)", model.fusion(inputs[0])),
             *([("prosody, standardised", "(B, P)", model.prosody(inputs[1]))] if model.prosody else []),
-            ("gates g", "(B, E)", output.gates), ("experts E_1 ... E_N", "(B, E, H)", output.experts), ("y = sum g_i E_i", "(B, H)", output.y),
+            ("gates g", "(B, E)", output.gates), ("experts E_1 ... E_N", "(B, E, H)", output.experts),
+            ("y = sum g_i E_i", "(B, H)", output.y),
             ("MOS", "(B,)", output.mos), ("logits of the classes", "(B, C)", output.logits)):
-        values = tensor.flatten()[:4].tolist()
-        print(f"{name:26}{letters:11}{tuple(tensor.shape)!s:16}" + " ".join(f"{value:8.4f}" for value in values) + " ..." * (tensor.numel() > 4))
+        values = " ".join(f"{value:8.4f}" for value in tensor.flatten()[:4].tolist()) + " ..." * (tensor.numel() > 4)
+        print(f"{name:26}{letters:11}{tuple(tensor.shape)!s:16}{values}")
     probabilities = sorted(zip(output.logits[0].softmax(0).tolist(), classes), reverse=True)
     print("class probabilities: " + ", ".join(f"{name:.18} {p:.2f}" for p, name in probabilities[:4]))
     try:
@@ -320,8 +328,9 @@ def explain(run, path, device=""):
         ratings = torch.tensor([[clip.ratings.get(rater, math.nan) for rater in raters]] if raters else [clip.mos], device=backbone.device)
         terms = train.weighted_losses(config, stage.alpha_end, output, ratings,
                                       torch.tensor([classes.index(label) if label in classes else -1], device=backbone.device), model.unit)
-        print(f"rated MOS {clip.mos:.2f}" + ", by none of the training raters" * bool(ratings.isnan().all()) + f", class {label}; a batch of it alone "
-              f"has at the end of stage {stage.name}:\n" + ", ".join(f"{name} {term.item():.4f}" for name, term in terms.items()))
+        unknown = ", by none of the training raters" * bool(ratings.isnan().all())
+        print(f"rated MOS {clip.mos:.2f}{unknown}, class {label}; a batch of it alone has at the end of stage {stage.name}:\n"
+              + ", ".join(f"{name} {term.item():.4f}" for name, term in terms.items()))
 
 
 HEADING = f"{'':34}---------- utterance ---------- ----------- system -----------\n{'':34}" + "     MSE     LCC    SRCC    KTAU" * 2
@@ -348,8 +357,8 @@ def show(run, result, raters):
             for what, values in zip(("mean", "variance"), numbers):
                 print(f"  {what:18}" + "".join(f"{value:7.2f}" for value in values))
         elif names:
-            print(f"{len(names)} raters of {split} clips: means {min(numbers[0]):.2f} to {max(numbers[0]):.2f}, variances {min(numbers[1]):.2f} to "
-                  f"{max(numbers[1]):.2f}; each is in raters.csv")
+            means, variances = (f"{min(values):.2f} to {max(values):.2f}" for values in numbers)
+            print(f"{len(names)} raters of {split} clips: means {means}, variances {variances}; each is in raters.csv")
     if result["scale"] == (1.0, 5.0):
         print(f"\nthe real Track 3, published: other clips, not to be compared with the rows below\n{HEADING}")
         for label, levels in PUBLISHED.items():
@@ -371,11 +380,15 @@ def show(run, result, raters):
 # ---------------------------------------------------------------------------------------------------------
 # Comparison of runs: variants over seeds
 
+def read_csv(path):
+    """The rows of a table that write_csv wrote, as dicts."""
+    return list(csv.DictReader(io.StringIO(path.read_bytes().decode(), newline="")))
+
+
 class Run(NamedTuple):
     config: dict
     result: dict            # of metrics.json
     wav: list               # the rated test clips, as in predictions.csv
-    true: np.ndarray        # (n,)
     numbers: dict           # the eight
     resampled: dict         # resample()
 
@@ -390,13 +403,14 @@ def read_run(run, device=""):
                 raise InputError(f"{run}: its corpus has no test clips with ratings, so there is nothing to compare")
     try:
         config, result = (json.loads((run / name).read_bytes()) for name in ("config.json", "metrics.json"))
-        with open(run / "predictions.csv", newline="", encoding="utf-8") as file:
-            wav, true, predicted, system = zip(*((row["wav"], float(row["mos"]), float(row["predicted"]), row["system"]) for row in csv.DictReader(file)))
+        rows = read_csv(run / "predictions.csv")
+        wav, system = ([row[column] for row in rows] for column in ("wav", "system"))
+        true, predicted = (np.array([row[column] for row in rows], float) for column in ("mos", "predicted"))
         if len(wav) != result["clips"]:
             raise ValueError("predictions.csv is not whole")
-        same_for_a_corpus = zlib.crc32(corpus_and_panel(config)[0].name.encode())  # so that pairs of runs on one corpus draw the same clips
-        return Run({setting.name: config[setting.name] for setting in fields(train.Config)}, {name: result[name] for name in COMPARED}, list(wav), np.array(true),
-                   moemos.metrics(predicted, true, system), resample(predicted, true, system, same_for_a_corpus))
+        seed = zlib.crc32(corpus_and_panel(config)[0].name.encode())  # all runs on one corpus draw the same clips
+        return Run({setting.name: config[setting.name] for setting in fields(train.Config)}, {name: result[name] for name in COMPARED},
+                   wav, moemos.metrics(predicted, true, system), resample(predicted, true, system, seed))
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise InputError(f"{run}: its files are damaged or of another version ({moemos.first_line(error)}); delete its metrics.json, "
                          "or train it again") from None
@@ -425,7 +439,8 @@ def difference(variant, first):
     for level in ("utterance", "system"):
         result[level] = {}
         for name in moemos.METRICS:
-            low, high = interval(np.mean([one.resampled[level][name] - other.resampled[level][name] for one, other in zip(variant, first)], axis=0))
+            resampled = [one.resampled[level][name] - other.resampled[level][name] for one, other in zip(variant, first)]
+            low, high = interval(np.mean(resampled, axis=0))         # over (RESAMPLES,), each the mean of the pairs
             mean, least, most = student([one.numbers[level][name] - other.numbers[level][name] for one, other in zip(variant, first)])
             result[level][name] = mean, np.fmin(low, least).item(), np.fmax(high, most).item()
     return result
@@ -472,8 +487,8 @@ def compare(runs, device=""):
         first = variants[j][1]
         shared = [key for key in members if i and key in first and members[key].wav == first[key].wav]
         others = [settings for settings, _ in (variants[:1] if i else variants[1:])]
-        label = ", ".join(f"{name} {value}" for name, value in own.items() if any(value != other[name] for other in others)) or f"backbone {own['backbone']}"
-        rows.append(summary(f"{i + 1}: {label}", list(members.values())))
+        differing = [f"{name} {value}" for name, value in own.items() if any(value != other[name] for other in others)]
+        rows.append(summary(f"{i + 1}: {', '.join(differing) or own['backbone']}", list(members.values())))
         if shared:
             pairs = [members[key] for key in shared], [first[key] for key in shared]
             rows[-1] |= {"first": j + 1, "pairs": len(shared), "difference": difference(*pairs)}
@@ -495,14 +510,18 @@ def summary(label, runs):
         values = [functools.reduce(lambda part, key: part[key], path, run.result) for run in runs]
         return math.nan if None in values else float(np.mean(values))
 
-    values = np.array([eight(run.numbers) for run in runs])
-    return {"variant": label, "runs": len(runs), "mean": nested(values.mean(0)), "sd": nested(values.std(0, ddof=1)) if len(runs) > 1 else None,
+    def after_ratings(what):
+        """{k: mean error, "gain": (the last k's less the first's, low, high)}"""
+        errors = np.array([[run.result["adaptation"][str(k)][what] for k in SHOTS] for run in runs])
+        return dict(zip(map(str, SHOTS), errors.mean(0).tolist())) | {"gain": student(errors[:, -1] - errors[:, 0])}
+
+    values, all_adapt = np.array([eight(run.numbers) for run in runs]), all(run.result["adaptation"] for run in runs)
+    return {"variant": label, "runs": len(runs), "mean": nested(values.mean(0)),
+            "sd": nested(values.std(0, ddof=1)) if len(runs) > 1 else None,
             "lcc_within_systems": mean("lcc_within_systems"), "accuracy": mean("accuracy"), "label_noise": mean("label_noise"),
             "gate_entropy": {which: mean("gate_entropy", which) for which in ("clip", "model", "all")},
             "expert_use": np.mean([sorted(run.result["expert_use"], reverse=True) for run in runs], 0).tolist(),
-            "adaptation": {what: {k: mean("adaptation", k, what) for k in map(str, SHOTS)}
-                           | {"gain": student([run.result["adaptation"][str(SHOTS[-1])][what] - run.result["adaptation"][str(SHOTS[0])][what] for run in runs])}
-                           for what in ("MOS", "rating")} if all(run.result["adaptation"] for run in runs) else None}
+            "adaptation": {what: after_ratings(what) for what in ("MOS", "rating")} if all_adapt else None}
 
 
 def nested(values):
@@ -533,11 +552,12 @@ def show_row(row):
     mse = row["mean"]["utterance"]["MSE"]
     if "parts" in row:
         model, (panel, low, high), noise = row["parts"].values()
-        print(f"  utterance MSE {mse:.3f} = {model[0]:.3f} model + {panel:.3f} panel (from {low:.3f} to {high:.3f}) + {noise[0]:.3f} label noise")
+        print(f"  utterance MSE {mse:.3f} = {model[0]:.3f} model + {panel:.3f} panel (from {low:.3f} to {high:.3f}) "
+              f"+ {noise[0]:.3f} label noise")
     elif not math.isnan(row["label_noise"]):
         print(f"  utterance MSE {mse:.3f} = {mse - row['label_noise']:.3f} + {row['label_noise']:.3f} label noise")
     if row["adaptation"]:
-        print(f"{'  after k ratings of each new rater':34}" + "".join(f"{f'k = {k}':>8}" for k in SHOTS) + f"{'last less first, from, to':>26}")
+        print("  after k ratings of each new rater" + "".join(f"{f'k = {k}':>8}" for k in SHOTS) + " last less first, from, to")
         for what, name in (("MOS", "  utterance MSE"), ("rating", "  MSE of a single rating")):
             *errors, gain = row["adaptation"][what].values()
             print(line(name, [*errors, *gain]))
@@ -546,7 +566,8 @@ def show_row(row):
 # ---------------------------------------------------------------------------------------------------------
 # Figures, of the numbers in a run's files; matplotlib is no requirement
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")  # Okabe and Ito's, told apart by the colour-blind
+# Okabe and Ito's colours, which the colour-blind tell apart; the n-th model has the n-th, and a marker of its own
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = "osD^vPX*"
 
 
@@ -576,31 +597,30 @@ def plot(run, out):
     """predictions.png, experts.png, training.png and raters.png of a run, evaluated into the folder out, into that folder."""
     run, out = Path(run), Path(out)
     result = json.loads((out / "metrics.json").read_bytes())
-    predictions, log, raters = (list(csv.DictReader(io.StringIO(path.read_bytes().decode(), newline="")))
-                                for path in (out / "predictions.csv", run / "log.csv", out / "raters.csv"))
+    predictions, log, raters = map(read_csv, (out / "predictions.csv", run / "log.csv", out / "raters.csv"))
     drawing, axes = figure(2, width=5.5, height=5.2)
-    models = sorted({row["model"] for row in predictions})
-    for axis, level in zip(axes, ("utterance", "system")):
-        for i, model in enumerate(models):
-            style = {"color": COLOURS[i % 8], "marker": MARKERS[(i + i // 8) % 8], "linestyle": "none", "label": label(model), "alpha": 0.8, "markersize": 4 if axis is axes[0] else 7}
-            groups = defaultdict(list)
+    for axis, level, size in zip(axes, ("utterance", "system"), (4, 7)):
+        for i, model in enumerate(sorted({row["model"] for row in predictions})):
+            groups = defaultdict(list)  # a system's points at system level, one point each at utterance level
             for j, row in enumerate(row for row in predictions if row["model"] == model):
                 groups[j if level == "utterance" else row["system"]].append((float(row["mos"]), float(row["predicted"])))
-            means = np.array([np.mean(group, 0) for group in groups.values()])
-            errors = np.array([[mean - low for mean, low, _ in map(student, zip(*group))] for group in groups.values()])
-            axis.errorbar(*means.T, **(dict(zip(("xerr", "yerr"), errors.T)) | {"elinewidth": 0.8} if level == "system" else {}), **style)
+            points = np.array([[student(values) for values in zip(*group)] for group in groups.values()])  # (points, 2, mean low high)
+            x_error, y_error = (points[:, :, 0] - points[:, :, 1]).T if level == "system" else (None, None)
+            axis.errorbar(*points[:, :, 0].T, y_error, x_error, color=COLOURS[i % 8], marker=MARKERS[(i + i // 8) % 8], markersize=size,
+                          linestyle="none", elinewidth=0.8, alpha=0.8, label=label(model))
         axis.axline((result["scale"][0],) * 2, slope=1, color="0.6", linewidth=0.8)
         lcc, (low, high) = result[level]["LCC"], result["interval_95"][level]["LCC"]
         axis.set(xlabel="rated MOS", ylabel="predicted MOS", xlim=result["scale"], aspect="equal", adjustable="datalim",
-                 title=f"{level} level: LCC " + (f"{lcc:.3f}, 95 % from {low:.3f} to {high:.3f}" if lcc is not None and low is not None else "undefined"))
-    drawing.legend(*axes[1].get_legend_handles_labels(), loc="outside right upper", title="synthesis model;\nbars: 95 % of\nthe mean", fontsize="small")
+                 title=f"{level} level: LCC " + ("undefined" if None in (lcc, low) else f"{lcc:.3f}, 95 % from {low:.3f} to {high:.3f}"))
+    drawing.legend(*axes[1].get_legend_handles_labels(), loc="outside right upper", fontsize="small",
+                   title="synthesis model;\nbars: 95 % of\nthe mean")
     save(drawing, out / "predictions.png")
 
     gates = np.array(list(result["experts"].values()))
     drawing, (axis,) = figure(1, width=2.5 + 0.8 * gates.shape[1], height=1.5 + 0.4 * len(gates))
     image = axis.imshow(100 * gates, cmap="cividis", vmin=0, vmax=100, aspect="auto")
-    axis.set(xticks=range(gates.shape[1]), xticklabels=range(1, gates.shape[1] + 1), yticks=range(len(gates)), yticklabels=map(label, result["experts"]),
-             xlabel="expert", ylabel="synthesis model", title="use of the experts")
+    axis.set(xticks=range(gates.shape[1]), xticklabels=range(1, gates.shape[1] + 1), xlabel="expert", title="use of the experts",
+             yticks=range(len(gates)), yticklabels=map(label, result["experts"]), ylabel="synthesis model")
     for (y, x), gate in np.ndenumerate(gates):
         axis.text(x, y, f"{100 * gate:.0f}", ha="center", va="center", color="black" if gate > 0.5 else "white")
     drawing.colorbar(image, label="mean gate, %")
@@ -612,7 +632,8 @@ def plot(run, out):
               ("held-out clips", {"val_mse": "MSE", "val_lcc": "LCC", "val_accuracy": "accuracy"}, 1), ("mean gate, %", gates, 100))
     for axis, (title, columns, times) in zip(axes, panels):
         for i, (column, name) in enumerate(columns.items()):
-            axis.plot(range(1, len(log) + 1), [times * float(row[column]) for row in log], color=COLOURS[i % 8], linestyle=("-", "--", ":", "-.")[i // 2 % 4], label=name)
+            axis.plot(range(1, len(log) + 1), [times * float(row[column]) for row in log], color=COLOURS[i % 8],
+                      linestyle=("-", "--", ":", "-.")[i // 2 % 4], label=name)
         for epoch, row in enumerate(log, 1):
             if row["epoch"] == "1":
                 axis.axvline(epoch, color="0.7", linewidth=0.8)
@@ -646,7 +667,8 @@ def plot_comparison(rows, path):
     drawing, axes = figure(4, 2, width=3.4, height=1.4 + 0.35 * len(variants))
     for axis, (level, name) in zip(axes, ((level, name) for level in ("utterance", "system") for name in moemos.METRICS)):
         numbers = np.array([row["difference"][level][name] for row in variants], float)
-        axis.errorbar(numbers[:, 0], range(len(variants)), xerr=np.abs(numbers[:, 1:] - numbers[:, :1]).T, color=COLOURS[0], marker="o", linestyle="none", capsize=3)
+        axis.errorbar(numbers[:, 0], range(len(variants)), xerr=np.abs(numbers[:, 1:] - numbers[:, :1]).T, color=COLOURS[0],
+                      marker="o", linestyle="none", capsize=3)
         axis.axvline(0, color="0.6", linewidth=0.8)
         axis.set(title=f"{level} {name}", ylim=(len(variants) - 0.5, -0.5), yticks=range(len(variants)),
                  yticklabels=[row["variant"] for row in variants] if name == "MSE" else [])
@@ -655,7 +677,7 @@ def plot_comparison(rows, path):
 
 
 def main():
-    parser = argparse.ArgumentParser(allow_abbrev=False, description="Evaluates a run of train.py: the eight numbers, with intervals and references.")
+    parser = argparse.ArgumentParser(allow_abbrev=False, description="Evaluates runs of train.py: eight numbers, intervals, references.")
     parser.add_argument("run", nargs="*", default=["runs/default"], help="folder of the run (default: runs/default); several are compared")
     parser.add_argument("--data", default="", help="another corpus than the run's, in any form that train.py reads")
     parser.add_argument("--wav", nargs="+", metavar="PATH", help="score these files, and all in these folders: wav,mos lines in CSV")
@@ -666,9 +688,9 @@ def main():
     try:
         if arguments.plot:
             figure(1)  # before any work
-        run, *others = [run for run in arguments.run if not Path(run).is_file()] or arguments.run[:1]  # runs/experts/* has comparison.json too
+        run, *others = [run for run in arguments.run if not Path(run).is_file()] or arguments.run[:1]  # not runs/experts/comparison.json
         if others and arguments.data or (arguments.wav or arguments.explain) and (others or arguments.data or arguments.plot):
-            raise InputError("--data goes with one run, --wav and --explain with one run and without --data and --plot")
+            raise InputError("--data, --wav and --explain go with one run; --wav and --explain without --data and --plot")
         if others:
             rows, folder = compare([run, *others], arguments.device)
             if arguments.plot:

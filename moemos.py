@@ -282,8 +282,9 @@ class Raters(nn.Module):
 class MoEMOS(nn.Module):
     """Statistics of a frozen backbone -> MOS and synthesis model; all that is trained.
 
-    layers, width: the backbone's L and D. classes: C. prosody, raters: P and R, 0 without. scale: lowest and highest rating; the MOS head speaks in
-    quarters of it from its middle (ours: 1 on the 1-5 scale; from 0 a learning rate of 1e-4 would spend a stage on climbing).
+    layers, width: the backbone's L and D. classes: C. prosody, raters: P and R, 0 without. scale: lowest and highest
+    rating; the MOS head speaks in quarters of it from its middle (ours: 1 on the 1-5 scale; from 0 a learning rate of 1e-4
+    would spend a stage on climbing).
     """
 
     def __init__(self, layers, width, classes, experts=4, hidden=64, dropout=0.5, scale=(1.0, 5.0), prosody=0, raters=0):
@@ -347,7 +348,8 @@ def losses(output, ratings, model, alpha, beta, lambda_1=0.02, lambda_2=0.02, sm
     alpha and beta come from the stage. unit: a quarter of the scale, so that a loss on any scale is that of 1-5.
     """
     if ratings.shape != output.ratings.shape or model.shape != output.mos.shape:  # (B, 1) against (B,) would broadcast to (B, B)
-        raise ValueError(f"ratings {tuple(ratings.shape)} must be {tuple(output.ratings.shape)}, model {tuple(model.shape)} {tuple(output.mos.shape)}")
+        raise ValueError(f"ratings {tuple(ratings.shape)} must be {tuple(output.ratings.shape)}, "
+                         f"model {tuple(model.shape)} {tuple(output.mos.shape)}")
     terms = {
         "mos": mos_loss(output.ratings / unit, ratings / unit, smooth_l1_beta),
         "classification": classification_loss(output.logits, model),

@@ -722,6 +722,13 @@ def test_augment_adds_a_folder_of_clips_without_mos_a_subfolder_a_model(small, t
     assert torch.load(tmp_path / "run" / "model.pt")["classes"] == ["m0", "m1", "tts1", "tts2", "x"]
 
 
+def test_a_scale_of_the_command_line_is_that_of_its_run(small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, train, "--data", small, "--backbone", "logmel", "--epochs", 1, "--scale", 0, 6) == 0
+    assert call(monkeypatch, evaluate) == 0
+    assert evaluate.load_run("runs/default", "cpu")[-1].scale == (0.0, 6.0)
+
+
 def test_another_scale_gives_the_same_predictions_on_that_scale(small, tmp_path):
     mushra = tmp_path / "mushra"
     mushra.mkdir()
@@ -1093,8 +1100,35 @@ def test_an_experiment_loses_no_finished_run_and_gives_the_same_table_again(smal
     assert all(f"{row['mean']['utterance']['MSE']:8.3f}" in done.stdout for row in rows)
 
 
+def test_a_finished_run_with_other_settings_is_not_overwritten(small, tmp_path):
+    config = quick(small, tmp_path, epochs=1)
+    assert not train.finished(config)
+    assert train.finish(config) == config.out and train.finished(config)
+    before = (tmp_path / "run" / "model.pt").read_bytes()
+    with pytest.raises(moemos.InputError, match=r"holds a run with other settings \(epochs\)"):
+        train.finish(dataclasses.replace(config, epochs=2))
+    assert (tmp_path / "run" / "model.pt").read_bytes() == before
+    (tmp_path / "run" / "model.pt").write_bytes(b"half")
+    assert not train.finished(config)
+
+
+def test_an_experiment_under_torchrun_is_refused(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(moemos.InputError, match="without torchrun"):
+        train.run_experiment("stages", 1, train.Config())
+
+
+@pytest.mark.parametrize(("name", "content"), [("metrics.json", "{}"), ("metrics.json", "null"), ("predictions.csv", "wav,system,model,mos,predicted\n"), ("config.json", "[]")])
+def test_damaged_files_of_a_run_are_refused_in_a_comparison(small, tmp_path, name, content):
+    train.train(quick(small, tmp_path, epochs=1))
+    evaluate.evaluate(tmp_path / "run", "cpu")
+    (tmp_path / "run" / name).write_text(content)
+    with pytest.raises(moemos.InputError, match="its files are damaged"):
+        evaluate.read_run(tmp_path / "run")
+
+
 def run_of(predicted, true, system, seed=0):
-    return evaluate.Run({}, {"label_noise": 0.04}, [], true, moemos.metrics(predicted, true, system), evaluate.resample(predicted, true, system, seed))
+    return evaluate.Run({}, {"label_noise": 0.04}, [], moemos.metrics(predicted, true, system), evaluate.resample(predicted, true, system, seed))
 
 
 def test_intervals_of_differences_find_a_known_one_and_miss_none_in_about_95_of_100_cases(monkeypatch):
@@ -1144,7 +1178,7 @@ def test_the_parts_of_the_error_add_up_and_find_a_shifted_panel():
     quality = rng.normal(size=4000)
     predicted = quality + 0.3 * rng.normal(size=4000)
     labels = [quality + shift + 0.2 * rng.normal(size=4000) for shift in (0.0, 0.5)]
-    training, second = (evaluate.Run({}, {"label_noise": 0.04}, [], true, moemos.metrics(predicted, true, system), {}) for true in labels)
+    training, second = (evaluate.Run({}, {"label_noise": 0.04}, [], moemos.metrics(predicted, true, system), {}) for true in labels)
     parts = {part: numbers[0] for part, numbers in evaluate.decompose([second], [training]).items()}
     assert sum(parts.values()) == pytest.approx(second.numbers["utterance"]["MSE"])
     assert list(parts) == ["model", "panel", "label noise"] and list(parts.values()) == pytest.approx([0.09, 0.25, 0.04], abs=0.02)
@@ -1247,6 +1281,12 @@ def test_prosody_of_a_tone_by_hand():
     assert moemos.pool_statistics(moemos.load_backbone("prosody").extract(torch.zeros(400))).isfinite().all()
 
 
+def test_clips_of_one_length_teach_nothing_of_others():
+    standardise = moemos.Standardise(6)
+    standardise.set_statistics(torch.tensor([[[0.3, -20.0, 0.0, 0.2, 8.0, 0.0]], [[0.5, -25.0, 0.0, 0.3, 9.0, 0.0]]]))
+    assert standardise(torch.tensor([[[0.4, -22.0, 1.0, 0.25, 8.5, 0.0]]])).abs().max() <= 10  # twice the length
+
+
 def test_prosody_joins_the_fused_features_and_a_clip_keeps_its_one_score(small, tmp_path):
     model = train.train(quick(small, tmp_path, prosody="yes", raters="yes", auxiliary="rate"))
     evaluate.evaluate(tmp_path / "run", "cpu")
@@ -1304,9 +1344,11 @@ def test_a_bundle_is_at_hand_where_its_file_is(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("module", "words", "why"), [
-    (evaluate, ["a", "b"], "a: is no folder of a run"), (evaluate, ["a", "b", "--wav", "c.wav"], "go with one run"),
+    (evaluate, ["a", "b"], "a: is no folder of a run"), (evaluate, ["a", "b", "--wav", "c.wav"], "--explain go with one run"),
     (train, ["--experiment", "raters", "--data", "SMALL"], "needs the simulated corpora"), (train, ["--experiment", "none"], "invalid choice"),
-    (train, ["--experiment", "stages", "--seeds", "0"], "--seeds 0")])
+    (train, ["--experiment", "stages", "--seeds", "0"], "--seeds 0"), (train, ["--seeds", "2"], "goes with --experiment"),
+    (train, ["--experiment", "prosody", "--prosody", "yes"], "--prosody: experiment prosody sets it itself"), (train, ["--experiment", "stages", "--out", "x"], "--out: experiment"),
+    (train, ["--experiment", "stages", "--epochs", "-1"], "--epochs -1"), (evaluate, ["a", "--wav", "c.wav", "--plot"], "without --data and --plot")])
 def test_bad_comparisons_and_experiments_get_one_sentence(small, tmp_path, monkeypatch, capsys, module, words, why):
     monkeypatch.chdir(tmp_path)
     assert call(monkeypatch, module, *(word.replace("SMALL", str(small)) for word in words)) == 2

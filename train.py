@@ -82,7 +82,7 @@ class Config:
     experts: int = option(4, "N of III.B; ours: validated against 8", least=1, below=1000)
     hidden: int = option(64, "width H of an expert; ours: validated against 32", least=1, below=10000)
     dropout: float = option(0.5, "on the fused features and inside the experts; ours: validated", least=0, below=1)
-    auxiliary: str = option("model", "what the second task classifies: the synthesis model (III.C), or something else", choices=tuple(LABELS))
+    auxiliary: str = option("model", "what the second task classifies: the synthesis model (III.C), or others of ours", choices=tuple(LABELS))
     augmentation: str = option("yes", "train on clips without MOS too (III.D)", choices=("yes", "no"))
     batch_size: int = option(32, "ours: the usual", least=1)
     weight_decay: float = option(0.01, "of AdamW; ours: its default", least=0)
@@ -148,8 +148,9 @@ SCREEN = {  # column of log.csv: heading, width and format on the screen
 
 def weighted_losses(config, alpha, output, ratings, model, unit):
     """moemos.losses with a configuration's weights; beta = 1 - alpha (III.E), or 0 without second task."""
-    return moemos.losses(output, ratings, model, alpha=alpha, beta=1 - alpha if config.auxiliary != "none" else 0.0, lambda_1=config.lambda_1,
-                         lambda_2=config.lambda_2, smooth_l1_beta=config.smooth_l1_beta, unit=unit)
+    beta = 1 - alpha if config.auxiliary != "none" else 0.0
+    return moemos.losses(output, ratings, model, alpha=alpha, beta=beta, lambda_1=config.lambda_1, lambda_2=config.lambda_2,
+                         smooth_l1_beta=config.smooth_l1_beta, unit=unit)
 
 
 def has_second_task(config):
@@ -307,7 +308,7 @@ def train(config):
               "", *(f"{100 * row[f'gate_{e + 1}']:2.0f}" for e in range(config.experts)))
 
     stages = [stage._replace(epochs=config.epochs or stage.epochs) for stage in SCHEDULES[config.schedule]
-              if max(stage.alpha_start, stage.alpha_end) > 0 or config.auxiliary != "none"]  # a first stage without second task has nothing to learn
+              if max(stage.alpha_start, stage.alpha_end) > 0 or config.auxiliary != "none"]  # stage 1 would have nothing to learn
     for stage in stages:
         run_stage(model, stage, config, training, validation, log)
     if config.raters == "yes":
@@ -351,13 +352,15 @@ EXPERIMENTS = {
     "raters": Experiment("How much of the utterance-level error is the panel, the noise of the labels, the model?",
                          ({"data": "training"}, {"data": "second"}, {"data": "unbiased"})),
     "adaptation": Experiment("Do biases and gains of raters help, and how many ratings does a new rater need?",
-                             tuple({"data": panel, "raters": raters} for panel in ("second", "strict", "unbiased") for raters in ("no", "yes"))),
+                             tuple({"data": panel, "raters": raters} for panel in ("second", "strict", "unbiased")
+                                   for raters in ("no", "yes"))),
     "augmentation": Experiment("Do 400 clips of four more models, without MOS, help?", ({"augmentation": "no"}, {})),
     "auxiliary": Experiment("Which second task helps?", ({"auxiliary": "none"}, {}, {"auxiliary": "condition"}, {"auxiliary": "rate"})),
     "stages": Experiment("Do three stages in this order help?", ({}, *({"schedule": name} for name in ("joint", "mos", "reversed")))),
     "prosody": Experiment("Do pitch, energy and duration add to the fused features?", ({}, {"prosody": "yes"})),
     "choices": Experiment("What do the other choices of ours change?",
-                          ({}, {"hidden": 128}, {"batch_size": 64}, {"smooth_l1_beta": 0.5}, {"weight_decay": 0.1}, {"dropout": 0.2}, {"lambda_2": 0.0})),
+                          ({}, {"hidden": 128}, {"batch_size": 64}, {"smooth_l1_beta": 0.5}, {"weight_decay": 0.1},
+                           {"dropout": 0.2}, {"lambda_2": 0.0})),
     "frontend": Experiment("Which backbone?", tuple({"backbone": name} for name in ("logmel", *moemos.bundles()))),
 }
 FIRST_CORPUS = 30  # training seed s has corpus seed 30 + s; nothing was tuned on these
