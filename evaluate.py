@@ -44,7 +44,7 @@ PUBLISHED = {  # on the real evaluation set: 400 clips, 20 conditions; another c
     "B03, the organisers' SSL-MOS": {"utterance": (0.273, 0.821, 0.695, 0.508), "system": (0.119, 0.941, 0.749, 0.547)},
     "condition's mean training MOS": {"utterance": (0.222, 0.856, 0.702, 0.520), "system": (0.101, 0.945, 0.748, 0.575)},
 }
-RESAMPLES = 1000
+RESAMPLES = 1000       # these three are ours
 SPLITS = 20            # of raters, or clips, into halves
 SHOTS = (0, 1, 5, 20)  # ratings of a new rater
 COMPARED = ("lcc_within_systems", "accuracy", "label_noise", "gate_entropy", "expert_use", "adaptation")  # of runs, besides the eight

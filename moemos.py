@@ -78,7 +78,8 @@ class LogMel(nn.Module):
 class Prosody(nn.Module):
     """Pitch, energy and duration, which section IV names as future work; --prosody yes joins them to the fused features.
 
-    One "layer" of three tracks: octaves above 100 Hz, voiced or not, dB, and log2 of the seconds, which is the same in all frames.
+    The form is ours: one "layer" of three tracks, which are octaves above 100 Hz, voiced or not, dB, and log2 of the
+    seconds, the same in all frames.
     """
 
     def extract_features(self, waveforms):
@@ -236,7 +237,7 @@ class Output(NamedTuple):
 class MixtureOfExperts(nn.Module):
     """y = sum_i g_i(x) E_i(x), the paper's combination, with a softmax gate over all experts: no top-k.
 
-    Each expert is a small MLP of its own (2D -> H -> H); the paper gives no widths. All experts are one
+    Each expert is a small MLP of its own (2D -> H -> H); widths, GELU and initial weights are ours. All experts are one
     batched product. Each is drawn independently: copies of one another would never become different.
     """
 
