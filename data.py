@@ -591,7 +591,7 @@ NOBODY = np.zeros(RATERS), np.ones(RATERS)  # a panel without bias, of gain 1
 PANELS = {  # who may rate the test clips instead, for experiments: condition's two MOS, the two panels -> MOS, panel, first rater's id
     "training": lambda mos, panels: (mos[0], panels[0], 0),            # raters 0-9, who hear each condition as in the training test
     "second": None,                                                    # the corpus's own
-    "unbiased": lambda mos, panels: (mos[0], NOBODY, RATERS),          # others, who agree with the training panel
+    "unbiased": lambda mos, panels: (mos[0], NOBODY, RATERS),          # ids of the second, who agree with the first
     "strict": lambda mos, panels: (mos[1] - 0.5, panels[1], RATERS),   # the corpus's own, half a point stricter
 }
 
@@ -648,6 +648,7 @@ def simulate(directory, seed):
 
 
 def write_ratings(path, plan):
+    """The table of a plan's clips and scores."""
     write_csv(path, [HEADER, *((f"wav/{clip['name']}.wav", clip["split"], clip["system"], clip["model"], rater, score)
                                for clip in plan for rater, score in clip["scores"].items())])
 

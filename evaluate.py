@@ -24,6 +24,7 @@ import sys
 import time
 import zlib
 from collections import defaultdict
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
@@ -93,13 +94,13 @@ def predict(model, *inputs):
 def resample(predicted, true, system, seed=0):
     """The eight numbers of RESAMPLES bootstrap resamples: {"utterance": {"MSE": (RESAMPLES,), ...}, "system": ...}.
 
-    Clips are resampled at utterance level and systems, with their means, at system level: the same ones for the
-    same seed, so that differences of two predictors are paired.
+    Clips are resampled at utterance level, the same ones for the same seed, and systems, with their means, at system level, the
+    same ones for the same systems, so that differences of two predictors are paired.
     """
-    rng = np.random.default_rng(seed)
+    seeds = {"utterance": seed, "system": zlib.crc32(" ".join(sorted(set(map(str, system)))).encode())}
     values = {}
     for level, (p, t) in moemos.levels(predicted, true, system).items():
-        draws = rng.integers(len(p), size=(RESAMPLES, len(p)))
+        draws = np.random.default_rng(seeds[level]).integers(len(p), size=(RESAMPLES, len(p)))
         values[level] = {name: np.array([metric(p[rows], t[rows]) for rows in draws]) for name, metric in moemos.METRICS.items()}
     return values
 
@@ -260,12 +261,16 @@ def evaluate(run, device="", corpus="", figures=False):
     rows = [(clip.wav, clip.system, clip.model, *values) for clip, *values in zip(test, true, predicted)]
     data.write_csv(out / "predictions.csv", [("wav", "system", "model", "mos", "predicted"), *rows])
     data.write_csv(out / "raters.csv", [("split", "rater", "ratings", "mean", "variance"), *rater_table(training + test)])
-    plain = json.loads(json.dumps(result), parse_constant=lambda _: None)  # undefined numbers are null
-    data.write_atomically(out / "metrics.json", (json.dumps(plain, indent=2) + "\n").encode())
+    data.write_atomically(out / "metrics.json", plain_json(result))
     show(run, result, rater_table(training + test))
     if figures:
         plot(run, out)
     return result
+
+
+def plain_json(value):
+    """As bytes; numbers that are not finite are null."""
+    return (json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None), indent=2) + "\n").encode()
 
 
 def score(run, paths, device=""):
@@ -291,6 +296,19 @@ def score(run, paths, device=""):
             data.show_progress("scored", i + 1, len(files), seconds, start)
 
     return scores()
+
+
+def print_scores(scores):
+    """wav,mos lines of what score() yields; returns whether a file was skipped."""
+    sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # names of files may be anything
+    table, skipped = csv.writer(sys.stdout, lineterminator="\n"), False
+    table.writerow(["wav", "mos"])
+    for path, mos in scores:
+        if math.isnan(mos):
+            skipped = True
+        else:
+            table.writerow([path, f"{mos:.4f}"])
+    return skipped
 
 
 @torch.no_grad()
@@ -324,7 +342,7 @@ def explain(run, path, device=""):
         return
     if clip and clip.ratings:
         clip.rate = data.check_clip(path, config.max_seconds)[0]
-        label, stage = train.LABELS[config.auxiliary](clip), train.SCHEDULES[config.schedule][-1]
+        label, stage = train.LABELS[config.auxiliary](clip), train.stages_of(config)[-1]
         ratings = torch.tensor([[clip.ratings.get(rater, math.nan) for rater in raters]] if raters else [clip.mos], device=backbone.device)
         terms = train.weighted_losses(config, stage.alpha_end, output, ratings,
                                       torch.tensor([classes.index(label) if label in classes else -1], device=backbone.device), model.unit)
@@ -337,14 +355,17 @@ HEADING = f"{'':34}---------- utterance ---------- ----------- system ----------
 
 
 def line(label, numbers):
+    """A row below HEADING."""
     return f"{label:34}" + "".join(f" {number:7.3f}" for number in numbers)
 
 
 def eight(numbers):
+    """{"utterance": {"MSE": ..., ...}, "system": ...} -> the eight in HEADING's order."""
     return [numbers[level][name] for level in ("utterance", "system") for name in moemos.METRICS]
 
 
 def show(run, result, raters):
+    """Prints what evaluate() found; raters: rows of rater_table."""
     print("\nuse of the experts (mean gate, %): who serves whom")
     for model, gates in result["experts"].items():
         print(f"  {model:24}" + "".join(f"{100 * gate:6.1f}" for gate in gates))
@@ -457,11 +478,11 @@ def decompose(variant, first):
             "label noise": student([one.result["label_noise"] for one in variant])}
 
 
-def compare(runs, device=""):
-    """Compares variants: runs of one folder whose settings differ by seed and corpus alone. Prints each one's mean and deviation and how it
-    differs from the first, or the first with the same ratings; writes comparison.json into the folder that they share.
+def compare(runs, device="", figures=False):
+    """Compares variants: runs of one folder whose settings differ by seed and corpus alone. Prints each one's mean and deviation and how
+    it differs from the first that has one setting other, or from the first; writes comparison.json into the folder that they share.
 
-    Returns its rows and that folder. Raises InputError for a run that cannot be used.
+    Returns its rows. Raises InputError for a run that cannot be used.
     """
     runs = list(dict.fromkeys(map(Path, runs)))
     for run in runs:
@@ -482,25 +503,26 @@ def compare(runs, device=""):
     rows = []
     print(HEADING)
     for i, (own, members) in enumerate(variants):
-        j = next(j for j, (other, _) in enumerate(variants) if other["ratings"] == own["ratings"])
-        j = j if j < i else 0
-        first = variants[j][1]
+        j = next((j for j in range(i) if sum(own[name] != variants[j][0][name] for name in own) == 1), 0)
+        reference, first = variants[j]
         shared = [key for key in members if i and key in first and members[key].wav == first[key].wav]
         others = [settings for settings, _ in (variants[:1] if i else variants[1:])]
-        differing = [f"{name} {value}" for name, value in own.items() if any(value != other[name] for other in others)]
+        differing = [f"{name} {value}" for name, value in own.items() if any(value != other[name] for other in others) and value != ""]
         rows.append(summary(f"{i + 1}: {', '.join(differing) or own['backbone']}", list(members.values())))
         if shared:
             pairs = [members[key] for key in shared], [first[key] for key in shared]
             rows[-1] |= {"first": j + 1, "pairs": len(shared), "difference": difference(*pairs)}
-            if variants[j][0]["ratings"] == "training":
+            if reference | {"ratings": own["ratings"]} == own and reference["ratings"] == "training" and not math.isnan(rows[-1]["label_noise"]):
                 rows[-1]["parts"] = decompose(*pairs)
         show_row(rows[-1])
     print("\nlower, higher: the interval of the difference does not hold zero; none: it does, no difference shown")
     folder = Path(os.path.commonpath([run.resolve().parent for run in runs]))
     folder = Path(os.path.relpath(folder)) if folder.is_relative_to(Path.cwd()) else folder
-    data.write_atomically(folder / "comparison.json", (json.dumps(rows, indent=2).replace("NaN", "null") + "\n").encode())
+    data.write_atomically(folder / "comparison.json", plain_json(rows))
     print(f"wrote {folder}/comparison.json")
-    return rows, folder
+    if figures:
+        plot_comparison(rows, folder / "comparison.png")
+    return rows
 
 
 def summary(label, runs):
@@ -531,6 +553,7 @@ def nested(values):
 
 
 def show_row(row):
+    """Prints a variant's part of the table of compare()."""
     print(f"\n{row['variant']}: {row['runs']} run{'s' * (row['runs'] > 1)}\n{line('  mean', eight(row['mean']))}")
     if row["sd"]:
         print(line("  sd over runs", eight(row["sd"])))
@@ -547,7 +570,7 @@ def show_row(row):
           f"LCC within systems {row['lcc_within_systems']:.3f}"
           + ("" if math.isnan(row["accuracy"]) else f"; accuracy of the second task {row['accuracy']:.3f}"))
     entropy = row["gate_entropy"]
-    print(f"  gate entropies: clip {entropy['clip']:.2f}, model's mean {entropy['model']:.2f}, mean {entropy['all']:.2f}; use of experts "
+    print(f"  gate entropies: clip {entropy['clip']:.2f}, model's mean {entropy['model']:.2f}, mean {entropy['all']:.2f}; experts, most used first "
           + " ".join(f"{100 * share:.0f}" for share in row["expert_use"]) + " %")
     mse = row["mean"]["utterance"]["MSE"]
     if "parts" in row:
@@ -587,6 +610,7 @@ def label(name):
 
 
 def save(drawing, path):
+    """Writes a figure as PNG."""
     content = io.BytesIO()
     drawing.savefig(content, dpi=150)
     data.write_atomically(path, content.getvalue())
@@ -671,8 +695,8 @@ def plot_comparison(rows, path):
                       marker="o", linestyle="none", capsize=3)
         axis.axvline(0, color="0.6", linewidth=0.8)
         axis.set(title=f"{level} {name}", ylim=(len(variants) - 0.5, -0.5), yticks=range(len(variants)),
-                 yticklabels=[row["variant"] for row in variants] if name == "MSE" else [])
-    drawing.suptitle(f"difference from {rows[0]['variant']} (or the first with the same ratings), with 95 % intervals")
+                 yticklabels=[f"{row['variant']} [{row['first']}]".replace("$", r"\$") for row in variants] if name == "MSE" else [])
+    drawing.suptitle("difference from the variant whose number is in brackets, with 95 % intervals")
     save(drawing, path)
 
 
@@ -686,36 +710,26 @@ def main():
     parser.add_argument("--device", default="", help="cpu, cuda, ...; not given: the accelerator if there is one")
     arguments, skipped = parser.parse_args(), False
     try:
+        run, *others = [run for run in arguments.run if not Path(run).is_file()] or arguments.run[:1]  # not runs/experts/comparison.json
+        if sum(map(bool, (others, arguments.wav, arguments.explain, arguments.data))) > 1 or (arguments.wav or arguments.explain) and arguments.plot:
+            raise InputError("only one of several runs, --data, --wav and --explain can be had at once, and --plot not with the last two")
         if arguments.plot:
             figure(1)  # before any work
-        run, *others = [run for run in arguments.run if not Path(run).is_file()] or arguments.run[:1]  # not runs/experts/comparison.json
-        if others and arguments.data or (arguments.wav or arguments.explain) and (others or arguments.data or arguments.plot):
-            raise InputError("--data, --wav and --explain go with one run; --wav and --explain without --data and --plot")
         if others:
-            rows, folder = compare([run, *others], arguments.device)
-            if arguments.plot:
-                plot_comparison(rows, folder / "comparison.png")
-            return
-        if arguments.explain:
+            compare([run, *others], arguments.device, arguments.plot)
+        elif arguments.explain:
             explain(run, arguments.explain, arguments.device)
-            return
-        if not arguments.wav:
+        elif arguments.wav:
+            skipped = print_scores(score(run, arguments.wav, arguments.device))
+        else:
             evaluate(run, arguments.device, arguments.data, arguments.plot)
-            return
-        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # names of files may be anything
-        table = csv.writer(sys.stdout, lineterminator="\n")
-        scores = score(run, arguments.wav, arguments.device)
-        table.writerow(["wav", "mos"])
-        for path, mos in scores:
-            if math.isnan(mos):
-                skipped = True
-            else:
-                table.writerow([path, f"{mos:.4f}"])
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, head for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except InputError as error:
         parser.exit(2, f"evaluate.py: {error}\n")
+    except (BrokenProcessPool, KeyboardInterrupt):
+        parser.exit(1, "evaluate.py: interrupted; start again\n")
     sys.exit(skipped)
 
 

@@ -29,7 +29,7 @@ from torch import nn
 SAMPLE_RATE = 16000      # what every wav2vec2 bundle was trained on; clips are resampled to it
 MIN_SAMPLES = 400        # 25 ms, the receptive field of one wav2vec2 frame
 PAPER_BACKBONE = "WAV2VEC2_BASE"  # "wav2vec2" is the paper's (III.B); the size is ours: the smallest
-STALL_SECONDS = 30.0     # a download that is silent for so long is given up
+STALL_SECONDS = 30.0     # ours: a download that is silent for so long is given up
 
 
 class InputError(ValueError):
@@ -129,6 +129,7 @@ def bundles():
 
 
 def check_backbone(name):
+    """Raises InputError for a name that load_backbone does not know."""
     if name not in OWN and name not in bundles():
         raise InputError(f"there is no backbone {name!r}; choose one of {', '.join([*OWN, *bundles()])}")
 

@@ -1158,6 +1158,17 @@ def test_intervals_of_differences_find_a_known_one_and_miss_none_in_about_95_of_
     assert all(bounds["MSE"][1] > 0 > bounds["LCC"][2] for bounds in found["worse"])
 
 
+def test_other_systems_count_once_however_many_corpora_have_the_same():
+    """Two predictors whose errors differ by system alike in all corpora: the interval of five pairs must not be narrower than one's."""
+    rng, system = np.random.default_rng(0), np.repeat([f"s{i}" for i in range(20)], 5)
+    offset, pairs = np.repeat(rng.normal(size=20), 5), []
+    for seed in range(5):
+        true = np.repeat(rng.normal(size=20), 5)
+        pairs.append((run_of(true + offset, true, system, seed), run_of(true, true, system, seed)))
+    one, five = evaluate.difference(*zip(*pairs[:1]))["system"]["MSE"], evaluate.difference(*zip(*pairs))["system"]["MSE"]
+    assert five == pytest.approx(one, rel=1e-6) and one[2] - one[1] > 0.4
+
+
 def test_a_difference_of_equal_runs_is_nothing():
     rng = np.random.default_rng(0)
     true = rng.normal(size=40)
@@ -1190,8 +1201,8 @@ def test_runs_of_changed_code_and_of_other_folders_are_variants_of_their_own(sma
     for folder in folders:
         train.train(quick(small, tmp_path, epochs=1, out=str(folder)))
         evaluate.evaluate(folder, "cpu")
-    rows, folder = evaluate.compare([*folders, folders[0]], "cpu")
-    assert [row["variant"] for row in rows][1:] == ["2: run two", f"3: folder {tmp_path / 'b'}"] and folder == tmp_path
+    rows = evaluate.compare([*folders, folders[0]], "cpu")
+    assert [row["variant"] for row in rows][1:] == ["2: run two", f"3: folder {tmp_path / 'b'}"]
     assert all(set(map(tuple, row["difference"]["utterance"].values())) == {(0, 0, 0)} for row in rows[1:])
     assert (tmp_path / "comparison.json").exists()
 
@@ -1220,6 +1231,36 @@ def test_panels_rate_the_same_test_clips_and_leave_training_alone():
     assert scores["second"].mean() - scores["strict"].mean() == pytest.approx(0.5, abs=0.05)
     assert scores["unbiased"].mean(0).std() < 0.1 and scores["second"].mean(0).std() > 0.3
     assert moemos.lcc(scores["training"].mean(0), np.array([list(clip["scores"].values()) for clip in half["second"][0]]).mean(0)) > 0.95  # the same raters
+
+
+def test_each_variant_is_compared_with_the_first_that_has_one_setting_other_and_panels_are_told_apart(small, tmp_path):
+    folder, rows = tmp_path / "corpus", table(small / "ratings.csv")
+    folder.mkdir()
+    for panel, shift in (("training", 0.0), ("second", 1.0)):
+        data.write_csv(folder / f"ratings_{panel}.csv", [data.HEADER, *(
+            (small / row["wav"], *list(row.values())[1:5], min(5.0, float(row["score"]) + shift * (row["split"] == "test")) if row["score"] else "") for row in rows)])
+    runs = []
+    for i, (panel, extra) in enumerate((("training", {}), ("second", {}), ("training", {"experts": 2}), ("second", {"experts": 2}))):
+        runs.append(tmp_path / "runs" / str(i))
+        train.train(quick(folder / f"ratings_{panel}.csv", tmp_path, epochs=1, out=str(runs[-1]), **extra))
+    compared = evaluate.compare(runs, "cpu")
+    assert [row.get("first") for row in compared] == [None, 1, 1, 2] and [("parts" in row) for row in compared] == [False, True, False, False]
+    mse = [json.loads((run / "metrics.json").read_text())["utterance"]["MSE"] for run in runs]
+    assert [row["difference"]["utterance"]["MSE"][0] for row in compared[1:]] == pytest.approx([mse[1] - mse[0], mse[2] - mse[0], mse[3] - mse[1]])
+    assert sum(part[0] for part in compared[1]["parts"].values()) == pytest.approx(mse[1])
+
+
+def test_a_corpus_is_prepared_with_the_ratings_of_all_panels(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "CONDITIONS", dict(list(data.CONDITIONS.items())[19:]))  # a part of it, for the time's sake
+    monkeypatch.setattr(data, "AUGMENTATION_CLIPS", 1)
+    data.prepare(tmp_path / "7")
+    ratings = {panel: Path(data.panel_file(tmp_path / "7", panel)).read_bytes() for panel in data.PANELS}
+    assert ratings["second"] == (tmp_path / "7" / "ratings.csv").read_bytes() and len(set(ratings.values())) == 4
+    data.simulate(tmp_path / "again", 7)
+    assert ratings["second"] == (tmp_path / "again" / "ratings.csv").read_bytes()
+    before = [path.stat().st_mtime_ns for path in (tmp_path / "7" / "wav").iterdir()]
+    data.prepare(tmp_path / "7")
+    assert before == [path.stat().st_mtime_ns for path in (tmp_path / "7" / "wav").iterdir()]
 
 
 @pytest.fixture(scope="session")
@@ -1329,6 +1370,11 @@ def test_extensions_leave_the_default_run_as_it_was(small, tmp_path):
     assert not set(train.EXTENSIONS) & set(checkpoint["config"]) and list(checkpoint) == ["weights", "config", "stages", "classes", "backbone"]
     assert {name.split(".")[0] for name in checkpoint["weights"]} == {"fusion", "moe", "mos_head", "class_head"}
     assert model.moe.gate.weight.shape == (4, 160)
+    weights = []
+    for raters in (0, 2):
+        torch.manual_seed(0)
+        weights.append(moemos.MoEMOS(3, 80, 3, raters=raters).state_dict())
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())  # no random number more
     for extension in ({"schedule": "mos"}, {"prosody": "yes"}, {"raters": "yes"}):
         train.train(quick(small, tmp_path, out=str(tmp_path / "other"), **extension))
         other = torch.load(tmp_path / "other" / "model.pt", weights_only=True)
@@ -1344,11 +1390,11 @@ def test_a_bundle_is_at_hand_where_its_file_is(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("module", "words", "why"), [
-    (evaluate, ["a", "b"], "a: is no folder of a run"), (evaluate, ["a", "b", "--wav", "c.wav"], "--explain go with one run"),
+    (evaluate, ["a", "b"], "a: is no folder of a run"), (evaluate, ["a", "b", "--wav", "c.wav"], "only one of several runs, --data, --wav"),
     (train, ["--experiment", "raters", "--data", "SMALL"], "needs the simulated corpora"), (train, ["--experiment", "none"], "invalid choice"),
     (train, ["--experiment", "stages", "--seeds", "0"], "--seeds 0"), (train, ["--seeds", "2"], "goes with --experiment"),
     (train, ["--experiment", "prosody", "--prosody", "yes"], "--prosody: experiment prosody sets it itself"), (train, ["--experiment", "stages", "--out", "x"], "--out: experiment"),
-    (train, ["--experiment", "stages", "--epochs", "-1"], "--epochs -1"), (evaluate, ["a", "--wav", "c.wav", "--plot"], "without --data and --plot")])
+    (train, ["--experiment", "stages", "--epochs", "-1"], "--epochs -1"), (evaluate, ["a", "--wav", "c.wav", "--plot"], "--plot not with the last two")])
 def test_bad_comparisons_and_experiments_get_one_sentence(small, tmp_path, monkeypatch, capsys, module, words, why):
     monkeypatch.chdir(tmp_path)
     assert call(monkeypatch, module, *(word.replace("SMALL", str(small)) for word in words)) == 2
@@ -1518,8 +1564,8 @@ def test_figures_show_the_numbers_of_the_tables(small, tmp_path, monkeypatch):
     assert [axis.get_ylabel() for axis in drawn["training.png"].axes] == ["loss terms", "held-out clips", "mean gate, %"]
     (raters,) = drawn["raters.png"].axes
     assert [text.get_text() for text in raters.get_xticklabels()] == ["0", "1", "0", "1"]
-    rows = evaluate.compare([tmp_path / "run"], "cpu")[0] * 2
-    rows[1] = rows[1] | {"variant": "2", "difference": evaluate.nested([0.0] * 8) | {level: dict.fromkeys(moemos.METRICS, (0.1, -0.1, 0.4)) for level in ("utterance", "system")}}
+    rows = evaluate.compare([tmp_path / "run"], "cpu") * 2
+    rows[1] = rows[1] | {"variant": "2", "first": 1, "difference": evaluate.nested([0.0] * 8) | {level: dict.fromkeys(moemos.METRICS, (0.1, -0.1, 0.4)) for level in ("utterance", "system")}}
     evaluate.plot_comparison(rows, tmp_path / "comparison.png")
     assert [axis.get_title() for axis in drawn["comparison.png"].axes][:2] == ["utterance MSE", "utterance LCC"] and len(drawn["comparison.png"].axes) == 8
     evaluate.plot_comparison(rows[:1], tmp_path / "none.png")

@@ -154,6 +154,7 @@ def weighted_losses(config, alpha, output, ratings, model, unit):
 
 
 def has_second_task(config):
+    """Whether the class head is trained at all."""
     return config.auxiliary != "none" and min(stage.alpha_start for stage in SCHEDULES[config.schedule]) < 1
 
 
@@ -197,6 +198,7 @@ def run_stage(model, stage, config, clips, validation, log):
 
 @torch.no_grad()
 def validate(model, clips):
+    """What log.csv says of the held-out clips."""
     model.eval()
     outputs = [model(*part) for part in zip(*(tensor.split(256) for tensor in clips.inputs))]
     predicted, mos = torch.cat([output.mos for output in outputs]).cpu(), clips.mos.cpu()
@@ -246,6 +248,12 @@ def build(config, layers, width, classes, raters):
                          prosody=2 * 3 * (config.prosody == "yes"), raters=len(raters) * (config.raters == "yes"))
 
 
+def stages_of(config):
+    """The stages that a run goes through: those of its schedule, less those that have nothing to learn without second task."""
+    return [stage._replace(epochs=config.epochs or stage.epochs) for stage in SCHEDULES[config.schedule]
+            if max(stage.alpha_start, stage.alpha_end) > 0 or config.auxiliary != "none"]
+
+
 def recorded(config):
     """The settings that a checkpoint has."""
     return {name: value for name, value in asdict(config).items()
@@ -271,7 +279,7 @@ def train(config):
     clips = [clip for clip in clips if clip.split == "train" and (clip.ratings or config.augmentation == "yes")]
     order = torch.randperm(len(clips), generator=torch.Generator().manual_seed(config.seed)).tolist()
     clips = [clips[i] for i in order]  # before extraction: what follows are views, no copies
-    held_out = max(len(clips) // 10, 1)
+    held_out = max(len(clips) // 10, 1)  # ours
     if sum(bool(clip.ratings) for clip in clips[held_out:]) < 2:
         raise InputError(f"{config.data}: fewer than two training clips with ratings, a tenth being held out")
     backbone = (moemos.load_backbone(config.backbone, device, config.precision) if config.backbone
@@ -307,32 +315,31 @@ def train(config):
         print(" ".join(f"{row[column]:{width}{form}}" for column, (_, width, form) in SCREEN.items()),
               "", *(f"{100 * row[f'gate_{e + 1}']:2.0f}" for e in range(config.experts)))
 
-    stages = [stage._replace(epochs=config.epochs or stage.epochs) for stage in SCHEDULES[config.schedule]
-              if max(stage.alpha_start, stage.alpha_end) > 0 or config.auxiliary != "none"]  # stage 1 would have nothing to learn
-    for stage in stages:
+    for stage in stages_of(config):
         run_stage(model, stage, config, training, validation, log)
     if config.raters == "yes":
         with torch.no_grad():
             model.raters.noise.fill_((model.eval()(*validation.inputs).ratings - validation.ratings).square().nanmean()
                                      .nan_to_num(model.unit ** 2))
-    write_run(config, stages, model, classes, raters, backbone, rows)
+    write_run(config, model, classes, raters, backbone, rows)
     return model
 
 
-def write_run(config, stages, model, classes, raters, backbone, rows):
+def write_run(config, model, classes, raters, backbone, rows):
     """Writes log.csv, config.json and, last, model.pt: the head as plain tensors and values, without the run's and the cache's place."""
     out = Path(config.out)
     data.write_csv(out / "log.csv", [rows[0].keys(), *(row.values() for row in rows)])
     data.write_atomically(out / "config.json", (json.dumps(asdict(config), indent=2) + "\n").encode())
     checkpoint = io.BytesIO()  # saved by name, the file would hold that name
     torch.save({"weights": {name: tensor.cpu() for name, tensor in model.state_dict().items()},
-                "config": recorded(config), "stages": [stage._asdict() for stage in stages], "classes": classes,
+                "config": recorded(config), "stages": [stage._asdict() for stage in stages_of(config)], "classes": classes,
                 **({"raters": raters} if config.raters == "yes" else {}),
                 "backbone": {"name": backbone.name, "identity": backbone.identity, "layers": backbone.layers, "width": backbone.width}},
                checkpoint)
+    for path in out.glob("*"):  # what was found of the model that was there
+        if path.name in ("metrics.json", "predictions.csv", "answer.txt", "raters.csv") or path.suffix == ".png":
+            path.unlink()
     data.write_atomically(out / "model.pt", checkpoint.getvalue())
-    for name in ("metrics.json", "predictions.csv", "answer.txt"):  # of the model that was there
-        (out / name).unlink(missing_ok=True)
     print(f"wrote {out}/model.pt, config.json, log.csv")
 
 
@@ -341,19 +348,19 @@ def write_run(config, stages, model, classes, raters, backbone, rows):
 
 class Experiment(NamedTuple):
     question: str
-    variants: tuple  # of changes to Config; the first is what the others are compared with. data: the panel that rates the test clips
+    variants: tuple  # of changes to Config; each is compared with the first that has one setting other. data: who rates the test clips
 
 
 EXPERIMENTS = {
     "baseline": Experiment("What do experts, second task and clips without MOS add to one expert?",
                            ({"experts": 1, "auxiliary": "none", "augmentation": "no"}, {})),
     "experts": Experiment("How many experts, and does L_diversity prevent collapse?",  # with one expert it is constant
-                          ({"experts": 1}, *({"experts": n, "lambda_1": weight} for n in (2, 4, 8) for weight in (0.02, 0.0)))),
+                          ({"experts": 1}, *({"experts": n, "lambda_1": weight} for weight in (0.02, 0.0) for n in (2, 4, 8)))),
     "raters": Experiment("How much of the utterance-level error is the panel, the noise of the labels, the model?",
                          ({"data": "training"}, {"data": "second"}, {"data": "unbiased"})),
     "adaptation": Experiment("Do biases and gains of raters help, and how many ratings does a new rater need?",
-                             tuple({"data": panel, "raters": raters} for panel in ("second", "strict", "unbiased")
-                                   for raters in ("no", "yes"))),
+                             tuple({"data": panel, "raters": raters} for raters in ("no", "yes")
+                                   for panel in ("second", "strict", "unbiased"))),
     "augmentation": Experiment("Do 400 clips of four more models, without MOS, help?", ({"augmentation": "no"}, {})),
     "auxiliary": Experiment("Which second task helps?", ({"auxiliary": "none"}, {}, {"auxiliary": "condition"}, {"auxiliary": "rate"})),
     "stages": Experiment("Do three stages in this order help?", ({}, *({"schedule": name} for name in ("joint", "mos", "reversed")))),
@@ -405,7 +412,8 @@ def run_experiment(name, seeds, base):
 
 def worker_pool(jobs):
     """As many processes as there are cores, or jobs; they end with this one, even if it is killed."""
-    return ProcessPoolExecutor(min(os.cpu_count(), jobs), multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return ProcessPoolExecutor(min(cores, jobs), multiprocessing.get_context("spawn"), initializer=_end_with_parent)
 
 
 def _end_with_parent():
