@@ -661,8 +661,12 @@ def panel_file(corpus, panel):
 def prepare(corpus):
     """Simulates a corpus whose folder's name is its seed, unless it is there, with the ratings of all PANELS."""
     seed = int(Path(corpus).name)
-    if not Path(corpus, "ratings.csv").exists():
-        simulate(corpus, seed)
+    try:
+        if not Path(corpus, "ratings.csv").exists():
+            simulate(corpus, seed)
+    except InputError:  # unless another process has made it meanwhile
+        if not Path(corpus, "ratings.csv").exists():
+            raise
     for panel in PANELS:
         write_ratings(panel_file(corpus, panel), plan_corpus(seed, panel))
 

@@ -1261,6 +1261,16 @@ def test_a_corpus_is_prepared_with_the_ratings_of_all_panels(tmp_path, monkeypat
     before = [path.stat().st_mtime_ns for path in (tmp_path / "7" / "wav").iterdir()]
     data.prepare(tmp_path / "7")
     assert before == [path.stat().st_mtime_ns for path in (tmp_path / "7" / "wav").iterdir()]
+    (tmp_path / "8" / "x").mkdir(parents=True)
+    with pytest.raises(moemos.InputError, match="no empty folder"):
+        data.prepare(tmp_path / "8")
+
+    def made_meanwhile(corpus, seed):
+        os.replace(tmp_path / "again", tmp_path / "9")
+        raise moemos.InputError("it is there")
+    monkeypatch.setattr(data, "simulate", made_meanwhile)
+    data.prepare(tmp_path / "9")
+    assert Path(data.panel_file(tmp_path / "9", "strict")).exists()
 
 
 @pytest.fixture(scope="session")

@@ -461,6 +461,9 @@ def main():
             train(config)
     except FloatingPointError as error:
         parser.exit(1, f"train.py: {error}\n")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        parser.exit(1, "train.py: nobody reads what it prints, so it stopped; start again, what is finished stays\n")
     except BrokenProcessPool:
         parser.exit(1, "train.py: a process was killed, perhaps for lack of memory; start again, what is finished stays\n")
     except KeyboardInterrupt:
