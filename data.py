@@ -9,6 +9,7 @@ the published figures. All of the simulation is ours. Letters of dimensions: see
 import argparse
 import contextlib
 import csv
+import glob
 import hashlib
 import inspect
 import io
@@ -45,7 +46,8 @@ from moemos import InputError
 FULL_SCALE = {"uint8": 128, "int16": 2 ** 15, "int32": 2 ** 31, "float32": 1, "float64": 1}  # 24 bits arrive in int32
 
 
-def _read(path):
+def read_bytes(path):
+    """What a file holds. Raises InputError."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -80,17 +82,17 @@ def read_wav(path, content=None):
     Raises InputError, a ValueError, naming the file.
     """
     from scipy.signal import resample_poly  # here, as --help need not wait for it
-    rate, mono = decode(path, content or _read(path))
+    rate, mono = decode(path, content or read_bytes(path))
     common = math.gcd(rate, moemos.SAMPLE_RATE)
     return torch.from_numpy(resample_poly(mono, moemos.SAMPLE_RATE // common, rate // common).astype(np.float32))
 
 
-def check_clip(path, max_seconds):
-    """Rate and seconds of a clip to be scored; a silent one is warned of. Raises InputError for one that cannot be, or is too long."""
-    rate, mono = decode(path, _read(path))
+def check_clip(path, max_seconds, content=None):
+    """Rate and seconds of a clip; a silent one is warned of. Raises InputError for one that cannot be used or is too long."""
+    rate, mono = decode(path, content or read_bytes(path))
     seconds = len(mono) / rate
     if seconds > max_seconds:
-        raise InputError(f"{path}: {seconds:.0f} s long, above train.py's --max-seconds {max_seconds:g}; the backbone's memory "
+        raise InputError(f"{path}: {seconds:.2f} s long, above train.py's --max-seconds {max_seconds:g}; the backbone's memory "
                          "grows with the square of the length, so cut the clip or train with a higher limit")
     if not mono.any():
         print(f"WARNING: {path} is all digital silence; its score says nothing", file=sys.stderr)
@@ -98,19 +100,29 @@ def check_clip(path, max_seconds):
 
 
 def find_wavs(paths):
-    """Files as they are given, folders as all WAV files below them, sorted. Raises InputError for a folder without any."""
+    """Files as they are given, folders as all WAV files below them, sorted, links followed. Raises InputError for one without any."""
     found = []
-    for path in map(Path, paths):
-        wavs = sorted(p for p in path.rglob("*") if p.suffix.lower() == ".wav" and p.is_file()) if path.is_dir() else [path]
-        if not wavs:
+    for path in paths:
+        if not str(path):
+            raise InputError("an empty name is no file")
+        path, wavs, seen = Path(path), [], set()
+        for folder, below, names in os.walk(path, followlinks=True):
+            if os.path.realpath(folder) in seen:
+                below.clear()  # links in a circle
+                continue
+            seen.add(os.path.realpath(folder))
+            wavs += [Path(folder, name) for name in names if name.lower().endswith(".wav")]
+        if not wavs and os.path.isdir(path):
             raise InputError(f"{path}: there is no WAV file in this folder")
-        found += wavs
+        found += sorted(wavs) or [path]
     return found
 
 
 def check_writable(*folders):
     """Raises InputError for a folder in which no file can be made."""
     for folder in map(Path, folders):
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder}: is no folder")
         write_atomically(folder / ".writable", b"")
         (folder / ".writable").unlink(missing_ok=True)
 
@@ -140,28 +152,10 @@ class Clip:
         return sum(self.ratings.values()) / len(self.ratings) if self.ratings else float("nan")
 
 
-def _table(path, columns, header):
-    """Yields (place, row as a dict) of a CSV file with these columns; a header may have them in any order, without model."""
-    try:
-        lines = io.StringIO(_read(path).decode("utf-8-sig"), newline="")
-        rows = csv.DictReader(lines, None if header else columns, strict=True)
-        names = rows.fieldnames or []
-        if {*names, "model"} != {*columns, "model"} or len({*names}) < len(names):
-            raise InputError(f"{path}: the first row must be {','.join(columns)}, not {','.join(names)!r}")
-        for row in rows:
-            place = f"{path}, row {rows.line_num}"
-            if None in row or None in row.values():
-                raise InputError(f"{place}: a row needs one value for each of {','.join(names)}")
-            yield place, row
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: is no CSV table in UTF-8 ({error}); save it as one") from None
-
-
 class Layout(NamedTuple):
     name: str
-    known_by: str     # a file of it
-    tables: dict      # pattern of the tables below the corpus's folder -> split
-    columns: tuple    # of each table
+    tables: dict      # pattern of tables below the corpus's folder -> split; the layout is known by the first
+    columns: str      # of each table
     header: bool      # whether its first row names them
     wavs: str         # folder of the clips
     fields: Callable  # row, table -> wav, system, model, rater, score; empty rater and score = a clip without MOS
@@ -190,21 +184,20 @@ def _somos(row, table):
     return row["utteranceId"].removesuffix(".wav") + ".wav", row["systemId"], row["systemId"], row["listenerId"], row["choice"]
 
 
-TRACK3, SOMOS = "AudioMOS 2025 Track 3, ", "training_files/split1/clean/"
-RATINGS = ("uttID", "lisID", "rating")
+TRACK3, RATINGS = "AudioMOS 2025 Track 3, ", "uttID,lisID,rating"
+BVCC = (("train", "TRAINSET", "train_mos_list.txt"), ("dev", "DEVSET", "val_mos_list.txt"), ("test", "TESTSET", "test_mos_list.txt"))
+SOMOS = (("train", "TRAINSET"), ("dev", "VALIDSET"), ("test", "TESTSET"))
 LAYOUTS = (  # the first that is there is taken; val/ of Track 3, a second test of the training clips, is not used (paper, IV)
-    Layout("manifest", "ratings.csv", {"ratings.csv": ""}, HEADER, True, "", _manifest),
-    Layout(TRACK3 + "post-evaluation archive", "test/utt_mix_test.csv",
-           {"train/utt_*.csv": "train", "test/utt_mix_test.csv": "test"}, RATINGS, True, "wav", _track3),
-    Layout(TRACK3 + "phase archives", "utt_16k.csv", {"utt_*k.csv": "train"}, RATINGS, True, "wav", _track3),
-    Layout(TRACK3 + "phase archives", "sets/eval_list.txt", {"sets/eval_list.txt": "test"}, ("uttID",), False, "wav", _track3),
-    Layout("BVCC, single ratings", "sets/TRAINSET", {"sets/TRAINSET": "train", "sets/DEVSET": "dev", "sets/TESTSET": "test"},
-           ("system", "wav", "score", "ignored", "listener"), False, "wav", _bvcc),
-    Layout("BVCC, mean ratings", "sets/train_mos_list.txt",
-           {"sets/train_mos_list.txt": "train", "sets/val_mos_list.txt": "dev", "sets/test_mos_list.txt": "test"},
-           ("wav", "score"), False, "wav", _bvcc),
-    Layout("SOMOS, clean split", SOMOS + "TRAINSET", {SOMOS + "TRAINSET": "train", SOMOS + "VALIDSET": "dev", SOMOS + "TESTSET": "test"},
-           ("systemId", "utteranceId", "choice", "listenerId"), True, "audios", _somos),
+    Layout("manifest", {"ratings.csv": ""}, ",".join(HEADER), True, "", _manifest),
+    Layout(TRACK3 + "post-evaluation archive", {"train/utt_*.csv": "train", "test/utt_mix_test.csv": "test"},
+           RATINGS, True, "wav", _track3),
+    Layout(TRACK3 + "phase archives", {"utt_*k.csv": "train"}, RATINGS, True, "wav", _track3),
+    Layout(TRACK3 + "phase archives", {"sets/eval_list.txt": "test"}, "uttID", False, "wav", _track3),
+    Layout("BVCC, single ratings", {f"sets/{table}": split for split, table, _ in BVCC},
+           "system,wav,score,ignored,listener", False, "wav", _bvcc),
+    Layout("BVCC, mean ratings", {f"sets/{means}": split for split, _, means in BVCC}, "wav,score", False, "wav", _bvcc),
+    Layout("SOMOS, clean split", {f"training_files/split1/clean/{table}": split for split, table in SOMOS},
+           "systemId,utteranceId,choice,listenerId", True, "audios", _somos),
 )
 FOLDERS = ("", "DATA", "track3_obf/DATA", "audiomos2025-track3-eval-phase/DATA", "post_eval_distro")  # below PATH
 
@@ -213,12 +206,32 @@ def recognise(path):
     """What lies at a path -> [(folder, Layout)], more than one where a corpus comes in parts. Raises InputError."""
     path = Path(path)
     if path.is_file():
-        return [(path.parent, LAYOUTS[0]._replace(tables={path.name: ""}))]
-    found = [(path / folder, layout) for layout in LAYOUTS for folder in FOLDERS if (path / folder / layout.known_by).is_file()]
+        return [(path.parent, LAYOUTS[0]._replace(tables={glob.escape(path.name): ""}))]
+    known = [(layout, next(iter(layout.tables))) for layout in LAYOUTS]
+    found = [(path / folder, layout) for layout, table in known for folder in FOLDERS if any((path / folder).glob(table))]
     if not found:
-        looked_for = ", ".join(f"{layout.known_by} ({layout.name})" for layout in LAYOUTS)
-        raise InputError(f"{path}: holds nothing that is known; looked for {looked_for}; `python data.py --out DIR` simulates a corpus")
+        looked_for = ", ".join(f"{table} ({layout.name})" for layout, table in known)
+        raise InputError(f"{path}: holds nothing that is known; looked for {looked_for}; "
+                         "`python data.py --out DIR` simulates a corpus")
     return [(folder, layout) for folder, layout in found if layout.name == found[0][1].name]
+
+
+def _rows(table, layout):
+    """Yields (place, row as a dict) of a table; a header may name the columns in any order, and leave out model."""
+    columns = layout.columns.split(",")
+    try:
+        text = io.StringIO(read_bytes(table).decode("utf-8-sig"), newline="")
+        rows = csv.DictReader(text, None if layout.header else columns, strict=True)
+        names = rows.fieldnames or []
+        if {*names, "model"} != {*columns, "model"} or len({*names}) < len(names):
+            raise InputError(f"{table}: the first row must be {layout.columns}, not {','.join(names)!r}")
+        for row in rows:
+            place = f"{table}, row {rows.line_num}"
+            if None in row or None in row.values():
+                raise InputError(f"{place}: a row needs one value for each of {','.join(names)}")
+            yield place, row
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{table}: is no CSV table in UTF-8 ({error}); save it as one") from None
 
 
 def read_manifest(path, scale=(1.0, 5.0)):
@@ -228,15 +241,15 @@ def read_manifest(path, scale=(1.0, 5.0)):
     """
     clips = {}
     for folder, layout in recognise(path):
-        for pattern, split in layout.tables.items():
-            for table in sorted(folder.glob(pattern)):
-                for place, row in _table(table, layout.columns, layout.header):
-                    try:
-                        wav, system, model, rater, score = layout.fields(row, table)
-                        clip = Clip(wav, folder / layout.wavs / wav, split or row["split"], system, model)
-                        _add_rating(clips, clip, rater, score, scale)
-                    except InputError as error:
-                        raise InputError(f"{place}: {error}") from None
+        tables = [(table, split) for pattern, split in layout.tables.items() for table in sorted(folder.glob(pattern))]
+        for table, split in tables:
+            for place, row in _rows(table, layout):
+                try:
+                    wav, system, model, rater, score = layout.fields(row, table)
+                    clip = Clip(wav, folder / layout.wavs / wav, split or row["split"], system, model)
+                    _add_rating(clips, clip, rater, score, scale)
+                except InputError as error:
+                    raise InputError(f"{place}: {error}") from None
     if not clips:
         raise InputError(f"{path}: there are no rows below the header")
     return list(clips.values())
@@ -247,10 +260,10 @@ def _add_rating(clips, new, rater, score, scale):
     if not new.wav or not new.system:
         raise InputError("wav and system must not be empty")
     if new.split not in ("train", "dev", "test"):
-        raise InputError(f"the split must be train or test, not {new.split!r}")
+        raise InputError(f"the split must be train, dev or test, not {new.split!r}")
     clip = clips.setdefault(os.path.abspath(new.path), new)  # ./a.wav is a.wav
     if clip is new and not os.path.isfile(clip.path):
-        raise InputError(f"{clip.path} is not there")
+        raise InputError(f"{clip.path} is not there, or no file")
     if (clip.split, clip.system, clip.model) != (new.split, new.system, new.model):
         raise InputError(f"{clip.wav} stood in another split, system or model above")
     if not score and not rater:
@@ -263,7 +276,8 @@ def _add_rating(clips, new, rater, score, scale):
     except ValueError:
         raise InputError(f"the score {score!r} is no number") from None
     if not scale[0] <= value <= scale[1]:
-        raise InputError(f"the score {score} is off the scale of {scale[0]:g} to {scale[1]:g} (train.py's --scale LOW HIGH sets another)")
+        raise InputError(f"the score {score} is off the scale of {scale[0]:g} to {scale[1]:g} (train.py's --scale LOW HIGH "
+                         "sets another)")
     clip.ratings[rater] = value
 
 
@@ -275,22 +289,24 @@ def read_corpus(path, augment="", scale=(1.0, 5.0), max_seconds=60.0, say=True):
     clips = read_manifest(path, scale)
     if augment and not Path(augment).is_dir():
         raise InputError(f"--augment {augment}: is no folder")
+    rated = {os.path.realpath(clip.path) for clip in clips}
     for wav in find_wavs([augment]) if augment else []:
         model = wav.relative_to(augment).parts[0]
+        if os.path.realpath(wav) in rated:
+            raise InputError(f"{wav}: is a clip of {path} too; take it out of {augment}")
         if model == wav.name:
             raise InputError(f"{wav}: must lie in a subfolder of {augment} that bears its synthesis model's name")
         clips.append(Clip(str(wav), wav, "train", model, model))
     for clip in clips:
         clip.rate, clip.seconds = check_clip(clip.path, max_seconds)
-    line = []
+    parts = []
     for split in ("train", "dev", "test"):
         these = [clip for clip in clips if clip.split == split]
         raters = [rater for clip in these for rater in clip.ratings]
-        if these or split != "dev":
-            line.append(f"{split} {len(these)} clips, {len(raters)} ratings, {len({clip.system for clip in these})} systems, "
-                        f"{len(set(raters))} raters, {sum(clip.seconds for clip in these):.0f} s")
+        parts.append(f"{split} {len(these)} clips, {len(raters)} ratings, {len({clip.system for clip in these})} systems, "
+                     f"{len(set(raters))} raters, {sum(clip.seconds for clip in these):.0f} s")
     if say:
-        print(f"{path}: {recognise(path)[0][1].name}; {'; '.join(line)}")
+        print(f"{path}: {recognise(path)[0][1].name}; " + "; ".join(part for part in parts if not part.startswith("dev 0")))
     return clips
 
 
@@ -301,14 +317,14 @@ def extract_features(clips, backbone, cache="cache"):
     """Clips -> (clips, L, 2D) float32, from the folder `cache` where they are there.
 
     An entry's name is a digest of the file's content, the backbone's weights and the code between them,
-    so nothing stale is ever used. Raises InputError for a file that read_wav refuses.
+    so nothing stale is used as long as the libraries are the same. Raises InputError for a file that read_wav refuses.
     """
     code = "".join(map(inspect.getsource, (decode, read_wav, moemos.Backbone.extract, moemos.pool_statistics)))
     shape = (backbone.layers, 2 * backbone.width)
     result = torch.empty(len(clips), *shape)
     seconds, start = 0.0, time.monotonic()
     for i, clip in enumerate(clips):
-        content = _read(clip.path)
+        content = read_bytes(clip.path)
         entry = Path(cache) / hashlib.sha256(f"{backbone.identity}{code}".encode() + content).hexdigest()
         statistics = _read_entry(entry, shape)
         if statistics is None:
@@ -376,7 +392,7 @@ def write_atomically(path, content):
 # ---------------------------------------------------------------------------------------------------------
 # A simulated Track 3: the make-up (published) and the listeners (calibrated on published figures)
 
-CONDITIONS = {  # sampling rate and method: MOS in the training test, in the evaluation test (published)
+CONDITIONS = {  # sampling rate and method: MOS in the training test, in the evaluation test (of the archive's labels)
     "16k_original": (3.943, 3.563), "16k_nv": (3.733, 3.437), "16k_tts": (3.270, 2.983), "16k_world": (2.197, 1.727),
     "24k_original": (3.863, 4.077), "24k_nv": (3.853, 3.960), "24k_tts": (3.203, 3.330), "24k_world": (2.170, 2.220),
     "24k_originalSR": (3.787, 3.963), "24k_nvSR": (3.707, 3.837), "24k_ttsSR": (3.143, 3.440), "24k_worldSR": (2.003, 1.867),
@@ -403,7 +419,7 @@ def draw_panel(rng):
 
 
 def rate_clips(rng, mos, severity, bias, gain):
-    """A panel rates the clips of one condition: severity (clips,), standard normal -> (clips, RATERS) integers 1-5.
+    """A panel rates the clips of one condition: severity (clips,), standard normal, high is bad -> (clips, RATERS) integers 1-5.
 
     A rating is 3 + gain (quality - 3) + bias + residual, rounded and clipped; the condition's mean quality is
     solved for, so that its expected MOS is `mos`.
@@ -424,7 +440,7 @@ def rate_clips(rng, mos, severity, bias, gain):
 
 FRAME_RATE = 100  # control frames a second
 
-VOWELS = (  # F1 F2 F3 (Hz), duration (ms)
+VOWELS = (  # F1 F2 F3 (Hz), near the men of Peterson and Barney (1952); duration (ms), ours, as is what follows
     (280, 2250, 2900, 100), (530, 1850, 2500, 100), (730, 1090, 2450, 110), (570, 840, 2400, 105), (310, 870, 2250, 95),
     (680, 1720, 2400, 115), (400, 1950, 2550, 80), (440, 1020, 2250, 80), (480, 1350, 1700, 95),
 )
@@ -436,7 +452,7 @@ CONSONANTS = (  # m n l s sh z f t k p; also voicing, centre (Hz) and level of f
 )
 PAUSE = (450, 1500, 2500, 90, 0, 3000, 0, -60)
 
-# What a method leaves behind, as the strength of each trace; a clip's severity scales all of its method's traces.
+# What a method leaves behind, as the strength of each trace; a clip's severity, standard normal, scales them all.
 #   room    the recording's own noise and reverberation: all that can be wrong with an original
 #   phase   a neural vocoder's phases wander, more towards high frequencies: roughness
 #   hiss    and its noise follows the spectrum of the speech
@@ -454,6 +470,7 @@ METHODS = {
 }
 SUPER_RESOLUTION = {"image": 0.5}  # joins the traces of a method whose name ends in SR
 SR_BAND = 6000                     # Hz; its input was sampled at 12 kHz
+SEVERITY = 0.6                     # a standard deviation more makes traces e^0.6 = 1.8 times as strong
 AUGMENTATION = {  # the paper's four models (III.D); their traces are ours: TTS with more or less of each
     "CosyVoice-300M": {"phase": 0.5, "hiss": 0.3, "flat": 0.3},
     "CosyVoice2-0.5B": {"phase": 0.2, "hiss": 0.1, "flat": 0.3},
@@ -509,7 +526,8 @@ def synthesize(phones, talker, traces, rate, rng):
     tilt = 1 / np.hypot(1, hz / talker["tilt"])                                        # -6 dB an octave: glottis and lips
     voice = track["voicing"] * (8 * tilt * pulses + breath)
     hiss = np.exp(-0.5 * ((hz - track["centre"] / talker["tract"]) / (300 + 0.2 * track["centre"])) ** 2)
-    spectrum = vocal_tract(track, talker["tract"], 1 + trace["smooth"], hz, rate) * voice + 0.3 * track["frication"] * hiss * noise
+    spectrum = vocal_tract(track, talker["tract"], 1 + trace["smooth"], hz, rate) * voice
+    spectrum = spectrum + 0.3 * track["frication"] * hiss * noise
     spectrum *= 10 ** (track["loudness"] / 20)                                         # (F, bins)
 
     if trace["phase"]:
@@ -587,18 +605,22 @@ def vocal_tract(track, tract, widening, hz, rate):
     return 1 / inverse
 
 
-NOBODY = np.zeros(RATERS), np.ones(RATERS)  # a panel without bias, of gain 1
-PANELS = {  # who may rate the test clips instead, for experiments: condition's two MOS, the two panels -> MOS, panel, first rater's id
-    "training": lambda mos, panels: (mos[0], panels[0], 0),            # raters 0-9, who hear each condition as in the training test
-    "second": None,                                                    # the corpus's own
-    "unbiased": lambda mos, panels: (mos[0], NOBODY, RATERS),          # ids of the second, who agree with the first
-    "strict": lambda mos, panels: (mos[1] - 0.5, panels[1], RATERS),   # the corpus's own, half a point stricter
+# Who may rate the test clips, for experiments: the condition MOS of which test (0 training, 1 evaluation), shifted by how much,
+# and the bias and gain of which panel
+PANELS = {
+    "second": (1, 0.0, 1),       # the corpus's own
+    "training": (0, 0.0, 0),     # raters 0-9, who hear each condition as in the training test
+    "unbiased": (0, 0.0, None),  # others, who agree with those on each condition and have no bias, and gain 1
+    "strict": (1, -0.5, 1),      # the corpus's own, half a point stricter
 }
 
 
 def plan_corpus(seed, panel="second"):
-    """Every clip of the corpus as a dict: its name and labels, its scores by rater, and what it is to sound like."""
-    rng, again = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 4])
+    """Every clip of the corpus as a dict: its name and labels, its scores by rater, and what it is to sound like.
+
+    Random numbers come from streams: [seed, 0] for the plan, 1 a sentence, 2 a talker, 3 a clip, 4 a panel by its place in PANELS.
+    """
+    rng, again = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 4, list(PANELS).index(panel)])
     plan, panels = [], []
     for half, split in enumerate(("train", "test")):
         panels.append(draw_panel(rng))
@@ -606,21 +628,45 @@ def plan_corpus(seed, panel="second"):
             khz, method = condition.split("k_")
             traces = METHODS[method.removesuffix("SR")] | (SUPER_RESOLUTION if method.endswith("SR") else {})
             severity = rng.normal(size=CLIPS[khz]).clip(-2.5, 2.5)
-            scores, first = rate_clips(rng, mos[half], severity, *panels[half]), half * RATERS  # (clips, RATERS)
-            if half and panel != "second":  # the scores above were drawn all the same, so that the clips stay those of the corpus
-                target, raters, first = PANELS[panel](mos, panels)
-                scores = rate_clips(again, target, severity, *raters)
+            scores, who = rate_clips(rng, mos[half], severity, *panels[half]), half  # (clips, RATERS)
+            if half and panel != "second":  # those were drawn all the same, so that the clips stay the corpus's
+                test, shift, who = PANELS[panel]
+                raters = (np.zeros(RATERS), np.ones(RATERS)) if who is None else panels[who]
+                scores = rate_clips(again, mos[test] + shift, severity, *raters)
+            first = 0 if who == 0 else RATERS
             sentences = half * SENTENCES + np.sort(rng.permutation(SENTENCES)[:CLIPS[khz]])
             for sentence, strength, ratings in zip(sentences, severity, scores):
-                talker = sentence % 2 if khz == "48" else 2 + sentence                 # HiFi-CAPTAIN, the source at 48 kHz, has two
+                talker = sentence % 2 if khz == "48" else 2 + sentence  # HiFi-CAPTAIN, the source at 48 kHz, has two
                 plan.append({"name": f"{condition}_s{sentence + 1:02d}", "split": split, "system": condition, "model": method,
                              "scores": dict(enumerate(ratings, first)), "sentence": sentence, "talker": talker,
                              "rate": 1000 * int(khz), "traces": traces, "severity": strength})
     for model, traces in AUGMENTATION.items():
         for i in range(AUGMENTATION_CLIPS):
-            plan.append({"name": f"{model}_{i + 1:03d}", "split": "train", "system": model, "model": model, "scores": {"": ""},
+            plan.append({"name": f"{model}_{i + 1:03d}", "split": "train", "system": model, "model": model,
+                         "scores": {"": ""},  # one row, no rating
                          "sentence": i % SENTENCES, "talker": len(plan), "rate": 24000, "traces": traces, "severity": rng.normal()})
     return plan
+
+
+def render(directory, plan, seed):
+    """Writes the clips of a plan into the directory."""
+    def write(i):
+        clip = plan[i]
+        phones = speak(np.random.default_rng([seed, 1, clip["sentence"]]))
+        talker = talk(np.random.default_rng([seed, 2, clip["talker"]]), studio=clip["rate"] == 48000)
+        louder = math.exp(SEVERITY * clip["severity"])
+        traces = {name: louder * strength for name, strength in (RECORDING | clip["traces"]).items()}
+        samples = synthesize(phones, talker, traces, clip["rate"], np.random.default_rng([seed, 3, i]))
+        wavfile.write(directory / "wav" / f"{clip['name']}.wav", clip["rate"], samples)
+
+    with ThreadPoolExecutor() as pool:  # numpy and scipy let go of the interpreter lock
+        list(pool.map(write, range(len(plan))))
+
+
+def write_ratings(path, plan):
+    """The table of a plan's clips and scores."""
+    write_csv(path, [HEADER, *((f"wav/{clip['name']}.wav", clip["split"], clip["system"], clip["model"], rater, score)
+                               for clip in plan for rater, score in clip["scores"].items())])
 
 
 def simulate(directory, seed):
@@ -647,54 +693,25 @@ def simulate(directory, seed):
         raise InputError(f"{directory}: cannot be written ({error.strerror}); make room or name another folder") from None
 
 
-def write_ratings(path, plan):
-    """The table of a plan's clips and scores."""
-    write_csv(path, [HEADER, *((f"wav/{clip['name']}.wav", clip["split"], clip["system"], clip["model"], rater, score)
-                               for clip in plan for rater, score in clip["scores"].items())])
-
-
-def panel_file(corpus, panel):
-    """Where experiments find a simulated corpus with its test clips rated by a panel of PANELS."""
-    return f"{corpus}/ratings_{panel}.csv"
-
-
-def prepare(corpus):
-    """Simulates a corpus whose folder's name is its seed, unless it is there, with the ratings of all PANELS."""
-    seed = int(Path(corpus).name)
+def prepare(corpus, seed):
+    """simulate(), unless it is there, with a table ratings_PANEL.csv of each of PANELS beside ratings.csv."""
     try:
-        if not Path(corpus, "ratings.csv").exists():
-            simulate(corpus, seed)
-    except InputError:  # unless another process has made it meanwhile
-        if not Path(corpus, "ratings.csv").exists():
+        simulate(corpus, seed)
+    except InputError:
+        if not Path(corpus, "ratings.csv").exists():  # else it was there, or another process has made it meanwhile
             raise
     for panel in PANELS:
-        write_ratings(panel_file(corpus, panel), plan_corpus(seed, panel))
-
-
-def render(directory, plan, seed):
-    """Writes the clips of a plan into the directory."""
-    def write(i):
-        clip = plan[i]
-        phones = speak(np.random.default_rng([seed, 1, clip["sentence"]]))
-        talker = talk(np.random.default_rng([seed, 2, clip["talker"]]), studio=clip["rate"] == 48000)
-        traces = {name: strength * math.exp(0.6 * clip["severity"]) for name, strength in (RECORDING | clip["traces"]).items()}
-        samples = synthesize(phones, talker, traces, clip["rate"], np.random.default_rng([seed, 3, i]))
-        wavfile.write(directory / "wav" / f"{clip['name']}.wav", clip["rate"], samples)
-
-    with ThreadPoolExecutor() as pool:  # numpy and scipy let go of the interpreter lock
-        list(pool.map(write, range(len(plan))))
+        write_ratings(f"{corpus}/ratings_{panel}.csv", plan_corpus(seed, panel))
 
 
 def main():
-    parser = argparse.ArgumentParser(allow_abbrev=False, description="Writes a simulated AudioMOS 2025 Track 3: WAV files and ratings.csv.")
+    parser = argparse.ArgumentParser(allow_abbrev=False, description="Writes a simulated Track 3: WAV files and ratings.csv.")
     parser.add_argument("--out", default="corpus", metavar="DIR", help="a folder that is not there yet (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     arguments = parser.parse_args()
-    try:
+    with moemos.one_sentence("data.py"):
         simulate(arguments.out, arguments.seed)
-    except InputError as error:
-        parser.exit(2, f"data.py: {error}\n")
-    print(f"wrote {arguments.out}: {len(read_manifest(arguments.out))} clips")
+        print(f"wrote {arguments.out}: {len(read_manifest(arguments.out))} clips")
 
 
 if __name__ == "__main__":

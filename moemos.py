@@ -5,13 +5,17 @@ heads (section III.B), the losses (III.C), the metrics (IV). The schedule (III.E
 clips (III.D) are in data.py. What the paper does not state is marked "ours", with the reason.
 
 Letters, here and in the other modules:
-    B clips   F frames   T samples   L layers   D feature width   E experts   H hidden width   C classes   R raters   P prosody
+    B clips     T samples   L layers   F frames (in code torch.nn.functional)   D feature width
+    E experts   H hidden width         C classes   R raters                     P prosody
 """
 
+import contextlib
 import hashlib
 import inspect
+import os
 import socket
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,13 +48,38 @@ def first_line(error):
     return str(error).partition("\n")[0] or type(error).__name__
 
 
+@contextlib.contextmanager
+def one_sentence(script):
+    """Whatever ends a script early becomes one sentence on standard error and an exit status, 2 for what was handed in."""
+    with contextlib.suppress(AttributeError):  # of a closed standard output
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files and systems may be anything
+    again = "start again, what is finished stays"
+    try:
+        yield
+        print(end="", flush=True)
+        return
+    except InputError as error:
+        status, why = 2, error
+    except FloatingPointError as error:
+        status, why = 1, error
+    except KeyboardInterrupt:
+        status, why = 130, f"interrupted; {again}"
+    except BrokenProcessPool:
+        status, why = 1, f"a process was killed, perhaps for lack of memory; {again}"
+    except OSError as error:  # a reader that stops early, a full disk behind standard output, a name too long
+        status, why = 1, f"nobody reads what it prints, so it stopped; {again}" if isinstance(error, BrokenPipeError) else error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes standard output once more at its end
+    print(f"{script}: {why}", file=sys.stderr)
+    sys.exit(status)
+
+
 def pick_device(name=""):
     """The device of that name, tried; without a name the accelerator if there is one, else the CPU. Raises InputError."""
     name = name or torch.accelerator.current_accelerator(check_available=True) or "cpu"
     try:
         torch.ones(1, device=name).item()
         return torch.device(name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise InputError(f"--device {name} cannot be used here ({first_line(error)})") from None
 
 
@@ -60,7 +89,8 @@ def pick_device(name=""):
 class LogMel(nn.Module):
     """A stand-in for a wav2vec2 network on machines without its weights (ours): it hears spectra, no speech.
 
-    Its three "layers" are the log-mel spectrum and its first and second differences over time.
+    Its three "layers" are the log-mel spectrum, 80 bands of 25 ms each 10 ms as is usual, and its first and second differences
+    over time.
     """
 
     def __init__(self):
@@ -69,7 +99,7 @@ class LogMel(nn.Module):
 
     def extract_features(self, waveforms):
         """(1, T) -> (three tensors (1, F, D), None), as torchaudio's networks do; 100 frames a second."""
-        log = (self.mel(waveforms) + 1e-8).log()  # about the rounding noise of 16 bits
+        log = (self.mel(waveforms) + 1e-8).log()  # floor: about the power in a band of the rounding noise of 16 bits
         delta = torchaudio.functional.compute_deltas(log)
         layers = (log, delta, torchaudio.functional.compute_deltas(delta))
         return [layer.transpose(1, 2) for layer in layers], None
@@ -78,21 +108,23 @@ class LogMel(nn.Module):
 class Prosody(nn.Module):
     """Pitch, energy and duration, which section IV names as future work; --prosody yes joins them to the fused features.
 
-    The form is ours: one "layer" of three tracks, which are octaves above 100 Hz, voiced or not, dB, and log2 of the
-    seconds, the same in all frames.
+    The form is ours: one "layer" of three tracks, which are octaves above 100 Hz (of voiced and unvoiced frames alike), dB, and
+    log2 of the clip's seconds, the same in all frames.
     """
 
+    tracks = 3
+
     def extract_features(self, waveforms):
-        """(1, T) -> ([(1, F, 3)], None); 100 frames a second."""
-        padded = F.pad(waveforms, (0, max(SAMPLE_RATE - waveforms.shape[1], 0)))  # the detector's median needs 0.3 s
+        """(1, T) -> ([(1, F, tracks)], None); 100 frames a second."""
+        padded = F.pad(waveforms, (0, max(SAMPLE_RATE - waveforms.shape[1], 0)))  # to 1 s: the detector's median takes 0.3 s
         pitch = (torchaudio.functional.detect_pitch_frequency(padded, SAMPLE_RATE) / 100).log2()
-        energy = 10 * (waveforms.unfold(1, MIN_SAMPLES, 160).square().mean(2) + 1e-8).log10()
+        energy = 10 * (waveforms.unfold(1, MIN_SAMPLES, 160).square().mean(2) + 1e-8).log10()  # floor: -80 dB
         frames = min(pitch.shape[1], energy.shape[1])
         duration = torch.full_like(pitch, waveforms.shape[1] / SAMPLE_RATE).log2()
         return [torch.stack([track[:, :frames] for track in (pitch, energy, duration)], dim=2)], None
 
 
-OWN = {"logmel": LogMel, "prosody": Prosody}  # networks that need no weights
+WITHOUT_WEIGHTS = {"logmel": LogMel, "prosody": Prosody}
 
 
 class Backbone:
@@ -104,7 +136,7 @@ class Backbone:
     def __init__(self, name, network, device="cpu", precision="float32"):
         self.name, self.device, self.precision = name, torch.device(device), precision
         self.network = network.eval().requires_grad_(False).to(device)
-        digest = hashlib.sha256(precision.encode() + (inspect.getsource(type(network)).encode() if name in OWN else b""))
+        digest = hashlib.sha256(precision.encode() + (inspect.getsource(type(network)).encode() if name in WITHOUT_WEIGHTS else b""))
         for key, tensor in network.state_dict().items():
             digest.update(key.encode() + tensor.cpu().numpy().tobytes())
         self.identity = digest.hexdigest()
@@ -130,17 +162,17 @@ def bundles():
 
 def check_backbone(name):
     """Raises InputError for a name that load_backbone does not know."""
-    if name not in OWN and name not in bundles():
-        raise InputError(f"there is no backbone {name!r}; choose one of {', '.join([*OWN, *bundles()])}")
+    if name not in WITHOUT_WEIGHTS and name not in bundles():
+        raise InputError(f"there is no backbone {name!r}; choose one of {', '.join([*WITHOUT_WEIGHTS, *bundles()])}")
 
 
 def at_hand(name):
     """Whether a backbone can be loaded without a download."""
-    return name in OWN or Path(torch.hub.get_dir(), "checkpoints", bundles()[name]._path).is_file()
+    return name in WITHOUT_WEIGHTS or Path(torch.hub.get_dir(), "checkpoints", bundles()[name]._path).is_file()
 
 
 def load_backbone(name, device="cpu", precision="float32"):
-    """A torchaudio bundle by name, or one of OWN. Weights come from torch.hub's folder or are downloaded into it.
+    """A torchaudio bundle by name, or one of WITHOUT_WEIGHTS. Weights come from torch.hub's folder or are downloaded into it.
 
     precision bfloat16: matrix products in 16 bits, for processors that have them. Raises InputError for a name
     that does not exist or a damaged file of weights, WeightsUnavailable where they can be neither found nor downloaded.
@@ -148,8 +180,8 @@ def load_backbone(name, device="cpu", precision="float32"):
     if precision == "bfloat16" and torch.device(device).type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         raise InputError("--precision bfloat16: this processor does not have it; use float32")
     check_backbone(name)
-    if name in OWN:
-        return Backbone(name, OWN[name](), device, precision)
+    if name in WITHOUT_WEIGHTS:
+        return Backbone(name, WITHOUT_WEIGHTS[name](), device, precision)
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(STALL_SECONDS)  # torch.hub sets none
     try:
@@ -166,61 +198,58 @@ def load_backbone(name, device="cpu", precision="float32"):
 
 
 def pool_statistics(frames):
-    """(L, F, D) -> (L, 2D): mean and standard deviation over time. Ours: all that a clip's score needs
-    of 1.8 MB of frames a second is 74 kB a clip, which can be kept on disk."""
+    """(L, F, D) -> (L, 2D): mean and standard deviation over time. Ours: it makes 74 kB a clip of 1.8 MB of frames a
+    second (WAV2VEC2_BASE), which can be kept on disk."""
     return torch.cat([frames.mean(1), frames.std(1, correction=0)], dim=1)
 
 
 # ---------------------------------------------------------------------------------------------------------
 # Feature fusion: statistics of every layer -> one vector a clip (III.B; its inside is ours)
 
+class Standardise(nn.Module):
+    """Subtracts the mean of the training clips and divides by their deviation, or by `least` where that is more; fixed once set."""
+
+    def __init__(self, shape, least):
+        super().__init__()
+        self.register_buffer("center", torch.zeros(shape))
+        self.register_buffer("scale", torch.ones(shape))
+        self.least = least
+
+    def set_statistics(self, parts):
+        """parts: (clips, *shape) tensors of all training clips, one after the other, so that no copy of them all is made."""
+        clips, total, squares = 0, 0.0, 0.0
+        for part in parts:
+            clips, total, squares = clips + len(part), total + part.double().sum(0), squares + part.double().square().sum(0)
+        self.center.copy_(total / clips)
+        self.scale.copy_((squares / clips - (total / clips).square()).clamp_min(self.least ** 2).sqrt())
+
+    def forward(self, values):
+        return (values - self.center) / self.scale
+
+
 class FeatureFusion(nn.Module):
     """Each layer normalised, then summed with learned softmax weights.
 
     Normalised twice, because layers differ in scale and so do the features within one: layer norm of
-    the clip's own statistics, then centre and scale of the training clips (set_statistics; fixed).
+    the clip's own statistics, then Standardise.
     """
 
     def __init__(self, layers, width):
         super().__init__()
         self.layer_logits = nn.Parameter(torch.zeros(layers))
-        self.register_buffer("center", torch.zeros(layers, 2 * width))
-        self.register_buffer("scale", torch.ones(layers, 2 * width))
+        self.standardise = Standardise((layers, 2 * width), least=1e-3)
 
     def set_statistics(self, features):
-        """features: (clips, L, 2D) of the training clips; in parts, so that no second copy of them is made."""
-        total, squares = 0.0, 0.0
-        for part in features.split(256):
-            normal = F.layer_norm(part, part.shape[-1:]).double()
-            total, squares = total + normal.sum(0), squares + normal.square().sum(0)
-        mean = total / len(features)
-        self.center.copy_(mean)
-        self.scale.copy_((squares / len(features) - mean.square()).clamp_min(1e-6).sqrt())
+        """features: (clips, L, 2D) of the training clips."""
+        self.standardise.set_statistics(F.layer_norm(part, part.shape[-1:]) for part in features.split(256))
 
     def weights(self):
         """(L,), positive, sums to one."""
         return self.layer_logits.softmax(0)
 
     def forward(self, features):                                      # (B, L, 2D)
-        normal = F.layer_norm(features, features.shape[-1:])
-        normal = (normal - self.center) / self.scale
+        normal = self.standardise(F.layer_norm(features, features.shape[-1:]))
         return torch.einsum("l,bld->bd", self.weights(), normal)      # (B, 2D)
-
-
-class Standardise(nn.Module):
-    """(B, 1, P) pooled prosody -> (B, P), centred and scaled by the training clips (ours)."""
-
-    def __init__(self, prosody):
-        super().__init__()
-        self.register_buffer("center", torch.zeros(prosody))
-        self.register_buffer("scale", torch.ones(prosody))
-
-    def set_statistics(self, values):
-        self.center.copy_(values.flatten(1).mean(0))
-        self.scale.copy_(values.flatten(1).std(0, correction=0).clamp_min(0.1))  # octaves, dB: clips of one length tell nothing of others
-
-    def forward(self, values):
-        return (values.flatten(1) - self.center) / self.scale
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -263,7 +292,7 @@ class Raters(nn.Module):
     """(B,) MOS of the mean rater -> (B, R) what each training rater would give: middle + gain (MOS - middle) + bias.
 
     Section IV names rater adaptation as future work; this form is ours. Biases average 0 and gains 1, so that
-    the MOS head speaks for the mean rater. noise: variance of a rating about what is foretold of it, set after training.
+    the MOS head speaks for the mean rater. noise: variance of a rating around its prediction, set after training.
     """
 
     def __init__(self, raters, middle, unit):
@@ -285,25 +314,25 @@ class MoEMOS(nn.Module):
     """Statistics of a frozen backbone -> MOS and synthesis model; all that is trained.
 
     layers, width: the backbone's L and D. classes: C. prosody, raters: P and R, 0 without. scale: lowest and highest
-    rating; the MOS head speaks in quarters of it from its middle (ours: 1 on the 1-5 scale; from 0 a learning rate of 1e-4
-    would spend a stage on climbing).
+    rating; the MOS head's output counts in quarters of it from its middle (ours: a unit is 1 on the 1-5 scale; from 0 a learning
+    rate of 1e-4 would spend a stage on climbing).
     """
 
     def __init__(self, layers, width, classes, experts=4, hidden=64, dropout=0.5, scale=(1.0, 5.0), prosody=0, raters=0):
         super().__init__()
         self.middle, self.unit = (scale[0] + scale[1]) / 2, (scale[1] - scale[0]) / 4
         self.fusion = FeatureFusion(layers, width)
-        self.prosody = Standardise(prosody) if prosody else None
+        self.prosody = Standardise((1, prosody), least=0.1) if prosody else None  # the length has deviation 0 where all are alike
         self.dropout = nn.Dropout(dropout)
         self.moe = MixtureOfExperts(2 * width + prosody, experts, hidden, dropout)
         self.mos_head = nn.Linear(hidden, 1)
         self.class_head = nn.Linear(hidden, classes)
-        self.raters = Raters(raters, self.middle, self.unit) if raters else nn.Identity()
+        self.raters = Raters(raters, self.middle, self.unit) if raters else nn.Identity()  # without: the ratings are the MOS
 
     def forward(self, features, prosody=None):             # (B, L, 2D), (B, 1, P)
         x = self.fusion(features)                          # (B, 2D)
         if self.prosody:
-            x = torch.cat([x, self.prosody(prosody)], 1)   # (B, 2D + P)
+            x = torch.cat([x, self.prosody(prosody).flatten(1)], 1)  # (B, 2D + P)
         x = self.dropout(x)
         y, gates, experts = self.moe(x)                    # (B, H), (B, E), (B, E, H)
         mos = self.middle + self.unit * self.mos_head(y).squeeze(1)  # (B,)
@@ -313,13 +342,13 @@ class MoEMOS(nn.Module):
 # ---------------------------------------------------------------------------------------------------------
 # Losses (section III.C; the equations of the two regularisers are ours, after SpeechMoE, arXiv 2105.03036)
 
-def mos_loss(predicted, mos, beta=1.0):
+def mos_loss(predicted, mos, smooth_l1_beta=1.0):
     """Smooth L1 over the clips that have a MOS, all (B,), or over single ratings, all (B, R); NaN = none. 0 without any.
 
-    d^2 / (2 beta) where |d| < beta, else |d| - beta / 2.
+    d^2 / (2 b) where |d| < b, else |d| - b / 2, with b = smooth_l1_beta.
     """
     known = ~mos.isnan()
-    return F.smooth_l1_loss(predicted[known], mos[known], beta=beta, reduction="sum") / known.sum().clamp_min(1)
+    return F.smooth_l1_loss(predicted[known], mos[known], beta=smooth_l1_beta, reduction="sum") / known.sum().clamp_min(1)
 
 
 def classification_loss(logits, model):
@@ -381,7 +410,7 @@ def mse(predicted, true):
 
 
 def lcc(predicted, true):
-    """Pearson: cov(p, t) / (sd(p) sd(t)); NaN where undefined() says why."""
+    """Pearson: cov(p, t) / (sd(p) sd(t)); NaN where undefined() gives a reason."""
     p, t = _pair(predicted, true)
     if undefined(p, t):
         return float("nan")
@@ -390,14 +419,14 @@ def lcc(predicted, true):
 
 
 def srcc(predicted, true):
-    """Spearman: Pearson of the ranks; NaN where undefined() says why."""
+    """Spearman: Pearson of the ranks; NaN where undefined() gives a reason."""
     return float("nan") if undefined(predicted, true) else lcc(ranks(predicted), ranks(true))
 
 
 def ranks(values):
     """(n,) -> ranks from 1; ties share their mean rank."""
     _, place, ties = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(ties) - (ties - 1) / 2)[place]
+    return (np.cumsum(ties) - (ties - 1) / 2)[place]  # last rank of each tie, less half of the others in it
 
 
 def ktau(predicted, true):

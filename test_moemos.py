@@ -1,5 +1,6 @@
 """Tests as oracles: a number worked out by hand, a plain loop, scipy's function, or a property. None downloads."""
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -14,6 +15,8 @@ import struct
 import subprocess
 import sys
 import time
+import types
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +103,28 @@ def test_output_shapes_and_gates_sum_to_one():
     torch.testing.assert_close(output.gates.sum(1), torch.ones(6))
 
 
+def test_both_heads_read_the_gated_sum():
+    model, output = some_output()
+    y = torch.einsum("be,beh->bh", output.gates, output.experts)
+    torch.testing.assert_close(output.mos, 3 + y @ model.mos_head.weight[0] + model.mos_head.bias)
+    torch.testing.assert_close(output.logits, y @ model.class_head.weight.T + model.class_head.bias)
+
+
+def test_dropout_is_on_the_fused_features_and_inside_the_experts():
+    model, _ = some_output()
+    seen = {}
+    for name, module in (("fused", model.dropout), ("hidden", model.moe.dropout)):
+        module.register_forward_hook(lambda _, inputs, output, name=name: seen.update({name: (inputs[0], output)}))
+    model.moe.gate.register_forward_pre_hook(lambda _, inputs: seen.update(gate=inputs[0]))
+    model.train()(torch.randn(200, 3, 10))
+    for name, shape in (("fused", (200, 10)), ("hidden", (200, 4, 7))):
+        before, after = seen[name]
+        kept = after != 0
+        assert tuple(after.shape) == shape and kept.float().mean().item() == pytest.approx(0.5, abs=0.05)
+        torch.testing.assert_close(after[kept], 2 * before[kept])
+    assert torch.equal(seen["gate"], seen["fused"][1])
+
+
 def test_fusion_is_a_softmax_weighted_sum_of_normalised_layers():
     fusion = moemos.FeatureFusion(3, 5)
     fusion.layer_logits.data = torch.tensor([0.0, 1.0, 2.0])
@@ -133,7 +158,7 @@ def test_pool_statistics_are_mean_and_population_deviation_over_time():
 def test_mos_loss_by_hand():
     predicted, mos = torch.tensor([1.0, 2.0, 9.0]), torch.tensor([1.5, 4.0, nan])
     assert moemos.mos_loss(predicted, mos).item() == pytest.approx((0.5 * 0.25 + 1.5) / 2)
-    assert moemos.mos_loss(predicted, mos, beta=4.0).item() == pytest.approx((0.25 / 8 + 4 / 8) / 2)
+    assert moemos.mos_loss(predicted, mos, smooth_l1_beta=4.0).item() == pytest.approx((0.25 / 8 + 4 / 8) / 2)
 
 
 def test_classification_loss_by_hand_and_unknown_classes_left_out():
@@ -405,7 +430,7 @@ def test_manifest_is_read_with_and_without_mos_and_model(tmp_path):
 
 
 @pytest.mark.parametrize(("rows", "why"), [
-    ([], "no rows"), (["a.wav,train,s,m,0"], "one value for each of"), (["a.wav,valid,s,m,0,4"], "train or test"), (["c.wav,train,s,m,0,4"], "is not there"),
+    ([], "no rows"), (["a.wav,train,s,m,0"], "one value for each of"), (["a.wav,valid,s,m,0,4"], "train, dev or test"), (["c.wav,train,s,m,0,4"], "is not there"),
     (["a.wav,train,s,m,0,4", "a.wav,test,s,m,1,4"], "row 3: a.wav stood in another split"), (["a.wav,train,s,m,0,4"] * 2, "row 3: rater '0' has rated a.wav"),
     (["a.wav,train,s,m,0,good"], "no number"), (["a.wav,train,s,m,0,"], "no number"), (["a.wav,train,s,m,,4", "./a.wav,train,s,m,,4"], "rater 'mean' has rated a.wav"), (["a.wav,train,s,m,0,6"], "off the scale"), (["a.wav,train,s,m,0,nan"], "off the scale")])
 def test_bad_manifest_rows_are_refused_by_number(tmp_path, rows, why):
@@ -493,7 +518,7 @@ def test_silence_is_warned_of_and_a_long_clip_refused(tmp_path, capsys):
     wavfile.write(tmp_path / "a.wav", 16000, np.zeros(16000, np.int16))
     assert data.check_clip(tmp_path / "a.wav", 1.0) == (16000, 1.0)
     assert f"{tmp_path / 'a.wav'} is all digital silence" in capsys.readouterr().err
-    with pytest.raises(moemos.InputError, match="1 s long, above train.py's --max-seconds 0.9"):
+    with pytest.raises(moemos.InputError, match="1.00 s long, above train.py's --max-seconds 0.9"):
         data.check_clip(tmp_path / "a.wav", 0.9)
 
 
@@ -564,7 +589,10 @@ def test_corpus_has_the_make_up_of_track_3(corpus):
     sentences = {split: {c.wav[-6:-4] for c in rows} for split, rows in rated.items()}
     assert len(sentences["train"]) == len(sentences["test"]) == 30 and not sentences["train"] & sentences["test"]
     unrated = [c for c in clips if not c.ratings]
-    assert len(unrated) == 400 and len({c.model for c in unrated}) == 4 and {c.split for c in unrated} == {"train"}
+    assert len(unrated) == 400 and {c.split for c in unrated} == {"train"}
+    assert {c.model for c in unrated} == {"CosyVoice-300M", "CosyVoice2-0.5B", "FireRedTTS", "F5-TTS"}
+    for split, texts in (("train", range(30)), ("test", range(30, 60))):  # the augmentation speaks those of training
+        assert {clip["sentence"] for clip in data.plan_corpus(101) if clip["split"] == split} == set(texts)
     assert len({c.model for c in clips if c.split == "train"}) == 12
     assert all(score in (1, 2, 3, 4, 5) for c in clips for score in c.ratings.values())
     audio = [wavfile.read(c.path) for c in clips]
@@ -729,6 +757,71 @@ def test_a_scale_of_the_command_line_is_that_of_its_run(small, tmp_path, monkeyp
     assert evaluate.load_run("runs/default", "cpu")[-1].scale == (0.0, 6.0)
 
 
+def test_a_clip_of_the_corpus_is_no_augmentation(small):
+    with pytest.raises(moemos.InputError, match="is a clip of .* too; take it out of"):
+        data.read_corpus(small, small.parent)
+
+
+def test_augmentation_lies_in_a_subfolder_a_model(small, tmp_path):
+    with pytest.raises(moemos.InputError, match="a.wav: must lie in a subfolder of"):
+        data.read_corpus(small, lay_out(tmp_path, {}, ["a.wav"]))
+
+
+def test_linked_folders_and_broken_links_are_found_and_circles_are_left(tmp_path):
+    lay_out(tmp_path, {}, ["elsewhere/a.wav", "clips/tts/b.wav"])
+    (tmp_path / "clips" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "clips" / "circle").symlink_to(tmp_path / "clips")
+    (tmp_path / "clips" / "broken.wav").symlink_to(tmp_path / "nowhere")
+    found = data.find_wavs([tmp_path / "clips"])
+    assert found == [tmp_path / "clips" / name for name in ("broken.wav", "linked/a.wav", "tts/b.wav")]
+    with pytest.raises(moemos.InputError, match="broken.wav: cannot be read"):
+        data.read_wav(found[0])
+    with pytest.raises(moemos.InputError, match="an empty name is no file"):
+        data.find_wavs([""])
+
+
+def test_a_table_whose_name_has_brackets_is_read(tmp_path):
+    (manifest(tmp_path, ["a.wav,train,s,m,0,4"]) / "ratings.csv").rename(tmp_path / "ratings[1].csv")
+    assert len(data.read_manifest(tmp_path / "ratings[1].csv")) == 1
+
+
+def test_training_again_removes_the_old_results_and_nothing_else(small, tmp_path):
+    train.train(quick(small, tmp_path))
+    evaluate.evaluate(tmp_path / "run", "cpu")
+    (tmp_path / "run" / "holiday.png").touch()
+    train.train(quick(small, tmp_path))
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.json", "holiday.png", "log.csv", "model.pt"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "raters.csv").touch()
+    train.train(quick(small, tmp_path, out=str(tmp_path / "mine")))
+    assert (tmp_path / "mine" / "raters.csv").exists()  # no run was there
+
+
+@pytest.mark.parametrize(("words", "why"), [
+    (["evaluate.py", "RUN", ">", "/dev/full"], "No space left"), (["evaluate.py", "RUN", "--wav", "SMALL", "|", "true"], "nobody reads what it prints"),
+    (["train.py", "--data", "x" * 300], "File name too long")])
+def test_a_full_disk_a_closed_pipe_and_a_name_too_long_get_one_sentence(small, tmp_path, words, why):
+    train.train(quick(small, tmp_path, epochs=1))
+    script, *words = (word.replace("RUN", str(tmp_path / "run")).replace("SMALL", str(small)) for word in words)
+    done = subprocess.run(" ".join([sys.executable, str(HERE / script), *words]), shell=True, check=False, capture_output=True, text=True, cwd=tmp_path)
+    assert why in done.stderr and "Traceback" not in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_names_that_the_terminal_does_not_have_are_printed_all_the_same(small, tmp_path):
+    rows = "".join(f"{small / f'{i}.wav'},{'test' if i > 9 else 'train'},漢字{i % 2},模{i % 2},r,{1 + i % 4}\n" for i in range(14))
+    lay_out(tmp_path, {"ratings.csv": ",".join(data.HEADER) + "\n" + rows}, [])
+    train.train(quick(tmp_path, tmp_path))
+    done = subprocess.run([sys.executable, HERE / "evaluate.py", tmp_path / "run"], check=True, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "latin-1"})
+    assert rb"\u6a21" in done.stdout and not done.stderr
+
+
+def test_a_clip_can_come_through_a_pipe(small, tmp_path):
+    train.train(quick(small, tmp_path, epochs=1))
+    done = subprocess.run([sys.executable, HERE / "evaluate.py", tmp_path / "run", "--wav", "/dev/stdin"], check=False, capture_output=True,
+                          input=(small / "40.wav").read_bytes())
+    assert done.returncode == 0 and float(done.stdout.split(b",")[-1]) == pytest.approx(dict(evaluate.score(tmp_path / "run", [small / "40.wav"]))[str(small / "40.wav")], abs=1e-4)
+
+
 def test_another_scale_gives_the_same_predictions_on_that_scale(small, tmp_path):
     mushra = tmp_path / "mushra"
     mushra.mkdir()
@@ -830,9 +923,8 @@ def test_a_stage_is_the_plain_loop_of_adamw_cosine_alpha_and_clipping(monkeypatc
     clips = train.Clips((3 * torch.randn(10, 3, 10),), mos, mos, torch.arange(10) % 3)
     model, loop = (moemos.MoEMOS(3, 5, 3, experts=4, hidden=7, dropout=0.0) for _ in range(2))
     loop.load_state_dict(model.state_dict())
-    rows = []
     torch.manual_seed(1)
-    train.run_stage(model, stage, config, clips, clips, rows.append)
+    rows = list(train.run_stage(model, stage, config, clips, clips))
 
     torch.manual_seed(1)
     parameters = list(loop.parameters())
@@ -863,21 +955,32 @@ def test_a_stage_is_the_plain_loop_of_adamw_cosine_alpha_and_clipping(monkeypatc
 def test_training_and_validation_share_no_clip_and_hold_no_test_clip(small, tmp_path, monkeypatch, augmentation):
     seen = []
 
-    def watch(model, stage, config, training, validation, log):
+    def watch(model, stage, config, training, validation):
         seen.append((model, training, validation))
-        log({"stage": stage.name, "epoch": 1} | dict.fromkeys([*train.SCREEN, *(f"gate_{e}" for e in range(1, 5))], 1))
+        yield {"stage": stage.name, "epoch": 1} | dict.fromkeys([*train.SCREEN, *(f"gate_{e}" for e in range(1, 5))], 1)
     monkeypatch.setattr(train, "run_stage", watch)
     model = train.train(quick(small, tmp_path, augmentation=augmentation))
     ((_, training, validation), *_) = seen
     clips = [clip for clip in data.read_manifest(small) if clip.split == "train" and (clip.ratings or augmentation == "yes")]
     expected = data.extract_features(clips, moemos.load_backbone("logmel"), tmp_path / "cache")
     assert (len(validation.mos), len(training.mos)) == (len(clips) // 10, len(clips) - len(clips) // 10)
+    held_out = torch.randperm(len(clips), generator=torch.Generator().manual_seed(0))[:len(clips) // 10]  # drawn, not the first
+    assert torch.equal(validation.inputs[0], expected[held_out])
     used = torch.cat([validation.inputs[0], training.inputs[0]])
     assert {x.numpy().tobytes() for x in used} == {x.numpy().tobytes() for x in expected}
     assert int(training.mos.isnan().sum() + validation.mos.isnan().sum()) == (8 if augmentation == "yes" else 0)
     torch.testing.assert_close(model.fusion(training.inputs[0]).mean(0), torch.zeros(160), atol=1e-4, rtol=0)
     assert model.dropout.p == model.moe.dropout.p == 0.5
     assert training.inputs[0].untyped_storage().data_ptr() == validation.inputs[0].untyped_storage().data_ptr()  # no second copy in memory
+
+
+def test_dev_clips_are_not_trained_on(small, tmp_path, capsys):
+    rows = table(small / "ratings.csv")
+    data.write_csv(tmp_path / "ratings.csv", [data.HEADER, *((small / row["wav"], "dev" if int(row["wav"][:-4]) < 8 else row["split"], *list(row.values())[2:])
+                                                              for row in rows)])
+    train.train(quick(tmp_path / "ratings.csv", tmp_path, epochs=1))
+    rated, held_out = re.search(r"22 clips to train on, (\d+) with MOS; 2 held out, (\d+) with MOS", capsys.readouterr().out).groups()
+    assert int(rated) + int(held_out) == 18  # of 24 clips, for 32
 
 
 def test_validation_is_without_dropout():
@@ -931,6 +1034,7 @@ class Surprise:
     (lambda run: edit(run, lambda c: c["backbone"].update(identity="other")), "other weights"), (lambda run: edit(run, lambda c: c["classes"].append("y")), "of another run"),
     (lambda run: (run / "config.json").write_text((run / "config.json").read_text().replace("1.0,", "0.0,")), "config.json is of another run"),
     (lambda run: (run / "config.json").write_text("{"), "config.json is missing, damaged or of another version"),
+    (lambda run: (run / "config.json").write_text(re.sub('"cache": "[^"]*"', '"cache": 5', (run / "config.json").read_text())), "--cache 5: must be str"),
     (lambda run: (run / "config.json").write_text((run / "config.json").read_text().replace('"seed"', '"sed"')), "of another version"),
     (lambda run: (run / "config.json").write_text((run / "config.json").read_text().replace('"experts": 4', '"experts": 3')), "of another run")])
 def test_a_run_that_is_not_whole_or_not_for_this_backbone_is_refused(small, tmp_path, monkeypatch, harm, why):
@@ -988,6 +1092,7 @@ def test_the_report_says_what_the_model_says_of_the_test_clips(small, tmp_path, 
     assert "a STAND-IN, not the paper's wav2vec2" in printed and max(len(line) for line in printed.splitlines() if str(small) not in line) <= 100
     assert "   0.277   0.811   0.716   0.529   0.056   0.978   0.913   0.758\n" in printed   # the paper
     assert "   0.273   0.821   0.695   0.508   0.119   0.941   0.749   0.547\n" in printed   # B03
+    assert "   0.222   0.856   0.702   0.520   0.101   0.945   0.748   0.575\n" in printed   # the condition's mean of the real training MOS
     low, high = result["interval_95"]["utterance"]["MSE"]
     assert f"interval from{low:21.3f}"[-8:] in printed and low < result["utterance"]["MSE"] < high
     evaluate.evaluate(tmp_path / "run", "cpu")
@@ -1010,6 +1115,20 @@ def test_lcc_within_systems_is_the_mean_over_those_that_have_one():
     assert math.isnan(evaluate.lcc_within_systems([1], [1], ["a"]))
 
 
+def test_reference_rows_by_hand():
+    def clip(system, mos):
+        return data.Clip("a", None, "", system, "m", {"r": mos})
+    rows = evaluate.reference_rows([clip("a", 1.0), clip("a", 3.0), clip("b", 5.0)], [clip("a", 3.0), clip("b", 4.0), clip("new", 5.0)])
+    assert rows["mean of training MOS"]["utterance"]["MSE"] == pytest.approx((0 + 1 + 4) / 3)
+    assert rows["condition's mean training MOS"]["utterance"]["MSE"] == pytest.approx((1 + 1 + 4) / 3)
+    assert rows["half of the raters, by the others"] is None
+
+
+def test_half_against_half_differs_by_the_raters_biases():
+    clips = [data.Clip(str(i), None, "test", f"s{i % 3}", "m", {"mild": 3.0 + i % 2, "strict": 1.0 + i % 2}) for i in range(6)]
+    assert evaluate.half_against_half(clips)["utterance"]["MSE"] == pytest.approx(4)
+
+
 def test_half_against_half_is_perfect_where_raters_agree_and_none_without_shared_clips():
     clips = [data.Clip(str(i), None, "test", f"s{i % 3}", "m", {str(r): float(1 + i % 5) for r in range(4)}) for i in range(15)]
     assert evaluate.half_against_half(clips)["utterance"]["LCC"] == pytest.approx(1)
@@ -1029,13 +1148,13 @@ def test_a_mismatched_pair_of_torch_and_torchaudio_gets_one_sentence(tmp_path, s
 @pytest.mark.parametrize(("module", "words", "why"), [
     (data, ["--out", "SMALL"], "no empty folder"), (data, ["--seed", "-1"], "at least 0"), (data, ["--out", "SMALL/ratings.csv"], "no empty folder"), (data, ["--out", "SMALL/ratings.csv/x"], "cannot be written"),
     (train, ["--data", "EMPTY"], "looked for ratings.csv"), (train, ["--backbone", "nonsense"], "no backbone 'nonsense'"),
-    (train, ["--data", "nowhere"], "looked for ratings.csv (manifest), test/utt_mix_test.csv"), (train, ["--experts", "0"], "--experts 0: must be at least 1"),
+    (train, ["--data", "nowhere"], "looked for ratings.csv (manifest), train/utt_*.csv (AudioMOS"), (train, ["--experts", "0"], "--experts 0: must be at least 1"),
     (train, ["--epochs", "-1"], "--epochs -1: must be at least 0"), (train, ["--dropout", "nan"], "--dropout nan"), (train, ["--dropout", "1"], "below 1"), (train, ["--out", ""], "must not be empty"), (train, ["--exp", "2"], "unrecognized"), (train, ["--nonsense"], "unrecognized"),
-    (train, ["--scale", "5", "1"], "--scale 5.0 1.0"), (train, ["--device", "cuda:99"], "cannot be used here"),
+    (train, ["--scale", "5", "1"], "--scale 5.0 1.0"), (train, ["--scale", "0", "1e39"], "of a million at most"), (train, ["--max-seconds", "inf"], "at least 0 and below inf"), (evaluate, ["--device", "hpu"], "cannot be used here"), (train, ["--device", "cuda:99"], "cannot be used here"),
     (train, ["--data", "SMALL", "--backbone", "wav2vec"], "there is no backbone 'wav2vec'; choose one of logmel, prosody, HUBERT_BASE"),
-    (train, ["--data", "SMALL", "--backbone", "logmel", "--out", "SMALL/ratings.csv"], "cannot be written"),
-    (train, ["--data", "SMALL", "--augment", "EMPTY"], "no WAV file"), (train, ["--data", "SMALL", "--augment", "SMALL"], "must lie in a subfolder"),
-    (train, ["--data", "SMALL", "--augment", "nowhere"], "--augment nowhere: is no folder"), (train, ["--experts", "99999999"], "below 1000"), (train, ["--data", "SMALL", "--max-seconds", "0.1"], "above train.py's --max-seconds 0.1"),
+    (train, ["--data", "SMALL", "--backbone", "logmel", "--out", "SMALL/ratings.csv"], "ratings.csv: is no folder"),
+    (train, ["--data", "SMALL", "--augment", "EMPTY"], "no WAV file"), (train, ["--data", "SMALL", "--augment", "SMALL"], "is a clip of"),
+    (train, ["--data", "SMALL", "--augment", "nowhere"], "--augment nowhere: is no folder"), (train, ["--experts", "99999999"], "below 100"), (train, ["--data", "SMALL", "--max-seconds", "0.1"], "above train.py's --max-seconds 0.1"),
     (evaluate, ["nowhere"], "nowhere/config.json is missing"), (evaluate, ["--device", "cuda:99"], "cannot be used here")])
 def test_bad_options_get_one_sentence_and_status_2(small, tmp_path, monkeypatch, capsys, module, words, why):
     monkeypatch.chdir(tmp_path)
@@ -1057,6 +1176,15 @@ def test_default_settings_come_near_the_condition_mean_row(corpus, tmp_path):
 
 # -- experiments ------------------------------------------------------------------------------------------
 
+@pytest.fixture
+def no_pool(monkeypatch):
+    """Runs are read in this process: others take seconds to start."""
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(train, "worker_pool", lambda jobs: contextlib.nullcontext(types.SimpleNamespace(map=map)))
+    yield
+    torch.set_num_threads(threads)
+
+
 def test_experiments_change_settings_that_exist():
     assert list(train.EXPERIMENTS) == ["baseline", "experts", "raters", "adaptation", "augmentation", "auxiliary", "stages", "prosody", "choices", "frontend"]
     for _, variants in train.EXPERIMENTS.values():
@@ -1066,9 +1194,9 @@ def test_experiments_change_settings_that_exist():
             train.check(dataclasses.replace(train.Config(), **changes))
 
 
-def test_an_experiment_loses_no_finished_run_and_gives_the_same_table_again(small, tmp_path):
+def test_an_experiment_loses_no_finished_run_and_gives_the_same_table_again(small, tmp_path, monkeypatch, capsys, no_pool):
     """Killed after its first run, started again, and beside it one undisturbed."""
-    words = ("--experiment", "auxiliary", "--seeds", 2, "--data", small, "--backbone", "logmel", "--epochs", 1)
+    words = ("--experiment", "augmentation", "--seeds", 2, "--data", small, "--backbone", "logmel", "--epochs", 1)
     tables = []
     for name in ("killed", "whole"):
         folder = tmp_path / name
@@ -1080,36 +1208,42 @@ def test_an_experiment_loses_no_finished_run_and_gives_the_same_table_again(smal
             os.killpg(process.pid, 9)
             process.wait()
             finished = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*/model.pt")}
-            assert 1 <= len(finished) < 8
+            assert 1 <= len(finished) < 4
         assert start(folder, *words).wait() == 0
         assert name == "whole" or all(path.stat().st_mtime_ns == when for path, when in finished.items())
-        runs = sorted((folder / "runs" / "auxiliary").iterdir())
-        assert [run.name for run in runs] == [f"{i:02d}_{label}_seed{seed}" for i, label in enumerate(("auxiliary=none", "default", "auxiliary=condition", "auxiliary=rate"), 1)
-                                              for seed in (0, 1)]
-        done = subprocess.run([sys.executable, HERE / "evaluate.py", *runs], check=True, capture_output=True, text=True, cwd=folder)
-        again = subprocess.run([sys.executable, HERE / "evaluate.py", *runs, runs[0].parent / "comparison.json"], check=True, capture_output=True, text=True, cwd=folder)
-        assert done.stdout == again.stdout and max(map(len, done.stdout.splitlines()[:-1])) <= 100
-        tables.append((folder / "runs" / "auxiliary" / "comparison.json").read_bytes())
+        runs = sorted((folder / "runs" / "augmentation").iterdir())
+        assert [run.name for run in runs] == [f"{i:02d}_{label}_seed{seed}" for i, label in enumerate(("augmentation=no", "default"), 1) for seed in (0, 1)]
+        monkeypatch.chdir(folder)
+        printed = []
+        for more in ([], [runs[0].parent / "comparison.json"]):  # again, and with what a shell's * adds
+            capsys.readouterr()
+            assert call(monkeypatch, evaluate, *runs, *more) == 0
+            printed.append(capsys.readouterr().out)
+        assert printed[0] == printed[1] and max(map(len, printed[0].splitlines()[:-1])) <= 100
+        tables.append((folder / "runs" / "augmentation" / "comparison.json").read_bytes())
     assert tables[0] == tables[1]
-    assert [(row["variant"], row["runs"], "difference" in row) for row in json.loads(tables[0])] == [
-        ("1: auxiliary none", 2, False), ("2: auxiliary model", 2, True), ("3: auxiliary condition", 2, True), ("4: auxiliary rate", 2, True)]
-    results = [json.loads((run / "metrics.json").read_text())["system"]["MSE"] for run in runs[:4]]
     rows = json.loads(tables[0])
+    assert [(row["variant"], row["runs"], "difference" in row) for row in rows] == [("1: augmentation=no", 2, False), ("2: default", 2, True)]
+    results = [json.loads((run / "metrics.json").read_text())["system"]["MSE"] for run in runs]
     assert rows[0]["mean"]["system"]["MSE"] == pytest.approx(np.mean(results[:2])) and rows[0]["sd"]["system"]["MSE"] == pytest.approx(np.std(results[:2], ddof=1))
     assert rows[1]["difference"]["system"]["MSE"][0] == pytest.approx(np.mean(results[2:]) - np.mean(results[:2]))
-    assert all(f"{row['mean']['utterance']['MSE']:8.3f}" in done.stdout for row in rows)
+    assert all(f"{row['mean']['utterance']['MSE']:8.3f}" in printed[0] for row in rows)
 
 
-def test_a_finished_run_with_other_settings_is_not_overwritten(small, tmp_path):
+def test_a_finished_run_with_other_settings_is_not_overwritten(small, tmp_path, monkeypatch):
     config = quick(small, tmp_path, epochs=1)
-    assert not train.finished(config)
-    assert train.finish(config) == config.out and train.finished(config)
+    assert not train.is_trained(config)
+    assert train.train_if_missing(config) == config.out and train.is_trained(config)
     before = (tmp_path / "run" / "model.pt").read_bytes()
-    with pytest.raises(moemos.InputError, match=r"holds a run with other settings \(epochs\)"):
-        train.finish(dataclasses.replace(config, epochs=2))
+    with pytest.raises(moemos.InputError, match=r"holds a run with other settings \(STAGES, epochs\)"):
+        train.train_if_missing(dataclasses.replace(config, epochs=2))
+    with monkeypatch.context() as patch:
+        patch.setitem(train.SCHEDULES, "three", tuple(stage._replace(lr=1.0) for stage in train.STAGES))
+        with pytest.raises(moemos.InputError, match=r"other settings \(STAGES\)"):
+            train.train_if_missing(config)
     assert (tmp_path / "run" / "model.pt").read_bytes() == before
     (tmp_path / "run" / "model.pt").write_bytes(b"half")
-    assert not train.finished(config)
+    assert not train.is_trained(config)
 
 
 def test_an_experiment_under_torchrun_is_refused(monkeypatch):
@@ -1118,7 +1252,7 @@ def test_an_experiment_under_torchrun_is_refused(monkeypatch):
         train.run_experiment("stages", 1, train.Config())
 
 
-@pytest.mark.parametrize(("name", "content"), [("metrics.json", "{}"), ("metrics.json", "null"), ("predictions.csv", "wav,system,model,mos,predicted\n"), ("config.json", "[]")])
+@pytest.mark.parametrize(("name", "content"), [("metrics.json", "{}"), ("metrics.json", "null"), ("predictions.csv", "wav,system,model,mos,predicted\n"), ("predictions.csv", "wav,system,model,mos,predicted\na,s,m,3,nan\n"), ("config.json", "[]")])
 def test_damaged_files_of_a_run_are_refused_in_a_comparison(small, tmp_path, name, content):
     train.train(quick(small, tmp_path, epochs=1))
     evaluate.evaluate(tmp_path / "run", "cpu")
@@ -1128,7 +1262,8 @@ def test_damaged_files_of_a_run_are_refused_in_a_comparison(small, tmp_path, nam
 
 
 def run_of(predicted, true, system, seed=0):
-    return evaluate.Run({}, {"label_noise": 0.04}, [], moemos.metrics(predicted, true, system), evaluate.resample(predicted, true, system, seed))
+    return evaluate.Run({}, [], Path("corpus"), {"label_noise": 0.04}, [], [], evaluate.eight(moemos.metrics(predicted, true, system)),
+                        evaluate.resample(predicted, true, system, seed))
 
 
 def test_intervals_of_differences_find_a_known_one_and_miss_none_in_about_95_of_100_cases(monkeypatch):
@@ -1136,7 +1271,7 @@ def test_intervals_of_differences_find_a_known_one_and_miss_none_in_about_95_of_
     monkeypatch.setattr(evaluate, "RESAMPLES", 100)
     rng, system = np.random.default_rng(0), np.arange(120) % 20
     found = {"one pair": [], "five pairs": [], "worse": [], "one corpus": []}
-    for _ in range(80):
+    for _ in range(60):
         pairs = {"equal": [], "worse": [], "one corpus": []}
         shared = rng.normal(size=120) + rng.normal(size=20)[system]
         predictors = [shared + 0.5 * rng.normal(size=120) for _ in range(2)]  # what clips do to both, whatever the seed
@@ -1147,8 +1282,8 @@ def test_intervals_of_differences_find_a_known_one_and_miss_none_in_about_95_of_
             pairs["worse"].append((worse, one))
             pairs["one corpus"].append([run_of(predicted + 0.1 * rng.normal(size=120), shared, system, 7) for predicted in predictors])
         for name, these in (("one pair", pairs["equal"][:1]), ("five pairs", pairs["equal"]), ("worse", pairs["worse"]), ("one corpus", pairs["one corpus"])):
-            found[name].append(evaluate.difference(*zip(*these)))
-    for name, low, high in (("one pair", 0.87, 0.99), ("five pairs", 0.9, 1.0), ("one corpus", 0.87, 1.0)):
+            found[name].append(evaluate.nested(evaluate.difference(*zip(*these)).T))
+    for name, low, high in (("one pair", 0.87, 0.99), ("five pairs", 0.93, 1.0), ("one corpus", 0.9, 1.0)):
         for metric in ("MSE", "LCC"):
             assert low <= np.mean([bounds["utterance"][metric][1] <= 0 <= bounds["utterance"][metric][2] for bounds in found[name]]) <= high
     assert 0.83 <= np.mean([bounds["system"]["MSE"][1] <= 0 <= bounds["system"]["MSE"][2] for bounds in found["one pair"]]) <= 0.99
@@ -1165,7 +1300,7 @@ def test_other_systems_count_once_however_many_corpora_have_the_same():
     for seed in range(5):
         true = np.repeat(rng.normal(size=20), 5)
         pairs.append((run_of(true + offset, true, system, seed), run_of(true, true, system, seed)))
-    one, five = evaluate.difference(*zip(*pairs[:1]))["system"]["MSE"], evaluate.difference(*zip(*pairs))["system"]["MSE"]
+    one, five = (evaluate.nested(evaluate.difference(*zip(*these)).T)["system"]["MSE"] for these in (pairs[:1], pairs))
     assert five == pytest.approx(one, rel=1e-6) and one[2] - one[1] > 0.4
 
 
@@ -1173,7 +1308,7 @@ def test_a_difference_of_equal_runs_is_nothing():
     rng = np.random.default_rng(0)
     true = rng.normal(size=40)
     run = run_of(true + rng.normal(size=40), true, np.arange(40) % 5)
-    assert all(numbers == (0, 0, 0) for level in evaluate.difference([run], [run]).values() for numbers in level.values())
+    assert (evaluate.difference([run], [run]) == 0).all()
 
 
 def test_label_noise_is_that_of_an_additive_panel_and_is_not_to_be_told_from_single_ratings():
@@ -1181,6 +1316,10 @@ def test_label_noise_is_that_of_an_additive_panel_and_is_not_to_be_told_from_sin
     quality, bias = rng.normal(size=2000), rng.normal(size=10)
     clips = [data.Clip(str(i), None, "test", "s", "m", {str(r): q + bias[r] + 0.8 * rng.normal() for r in range(10)}) for i, q in enumerate(quality)]
     assert evaluate.label_noise(clips) == pytest.approx(0.064, rel=0.03)
+    few = [dataclasses.replace(clip, ratings={r: clip.ratings[r] for r in map(str, rng.permutation(10)[:3])}) for clip in clips]
+    assert evaluate.label_noise(few) == pytest.approx(0.64 / 3, rel=0.05)  # where not all rate all
+    apart = [dataclasses.replace(clip, ratings={f"{i // 3}:{r}": clip.ratings[r] for r in "01"}) for i, clip in enumerate(clips)]
+    assert evaluate.label_noise(apart) == pytest.approx(0.64 / 2, rel=0.1)     # and where raters fall into groups that share no clip
     assert evaluate.label_noise([dataclasses.replace(clip, ratings={"mean": 3.0}) for clip in clips]) is None
 
 
@@ -1189,22 +1328,42 @@ def test_the_parts_of_the_error_add_up_and_find_a_shifted_panel():
     quality = rng.normal(size=4000)
     predicted = quality + 0.3 * rng.normal(size=4000)
     labels = [quality + shift + 0.2 * rng.normal(size=4000) for shift in (0.0, 0.5)]
-    training, second = (evaluate.Run({}, {"label_noise": 0.04}, [], moemos.metrics(predicted, true, system), {}) for true in labels)
+    training, second = (evaluate.Run({}, [], Path("corpus"), {"label_noise": 0.04}, [], [], evaluate.eight(moemos.metrics(predicted, true, system)), None) for true in labels)
     parts = {part: numbers[0] for part, numbers in evaluate.decompose([second], [training]).items()}
-    assert sum(parts.values()) == pytest.approx(second.numbers["utterance"]["MSE"])
+    assert sum(parts.values()) == pytest.approx(second.numbers[0])
     assert list(parts) == ["model", "panel", "label noise"] and list(parts.values()) == pytest.approx([0.09, 0.25, 0.04], abs=0.02)
     assert evaluate.decompose([second], [second])["panel"][0] == 0
 
 
-def test_runs_of_changed_code_and_of_other_folders_are_variants_of_their_own(small, tmp_path, capsys):
-    folders = [tmp_path / "a" / "one", tmp_path / "a" / "two", tmp_path / "b" / "one"]
+def test_runs_whose_names_differ_in_their_last_number_are_the_seeds_of_one_variant(small, tmp_path, no_pool):
+    folders = [tmp_path / name for name in ("all/0", "all/1", "last/0", "last/1", "one", "two_seed1")]
     for folder in folders:
-        train.train(quick(small, tmp_path, epochs=1, out=str(folder)))
-        evaluate.evaluate(folder, "cpu")
+        train.train(quick(small, tmp_path, epochs=1, out=str(folder), seed=int(folder.name[-1]) if folder.name[-1].isdigit() else 0))
     rows = evaluate.compare([*folders, folders[0]], "cpu")
-    assert [row["variant"] for row in rows][1:] == ["2: run two", f"3: folder {tmp_path / 'b'}"]
-    assert all(set(map(tuple, row["difference"]["utterance"].values())) == {(0, 0, 0)} for row in rows[1:])
+    assert [(row["variant"], row["runs"], row.get("pairs")) for row in rows] == [("1: all", 2, None), ("2: last", 2, 2), ("3: one", 1, None), ("4: two", 1, 1)]
+    assert all(set(map(tuple, row["difference"]["utterance"].values())) == {(0, 0, 0)} for row in (rows[1], rows[3]))  # the same code, here
     assert (tmp_path / "comparison.json").exists()
+    same = folders[1].with_name("x_seed0")
+    folders[0].rename(folders[0].with_name("x0"))
+    folders[1].rename(same)
+    with pytest.raises(moemos.InputError, match="x_seed0: has the name and the number of another run; rename it"):
+        evaluate.compare([folders[0].with_name("x0"), same], "cpu")
+    same = same.rename(same.with_name("x1"))
+    for change, what in (({"experts": 2}, "experts"), ({"epochs": 2}, "epochs, STAGES")):
+        train.train(quick(small, tmp_path, **({"epochs": 1, "out": str(same)} | change)))
+        with pytest.raises(moemos.InputError, match=f"x1: by its name a seed of x, but it differs in {what}; rename it"):
+            evaluate.compare([folders[0].with_name("x0"), same], "cpu")
+
+
+def test_seeds_on_one_corpus_draw_the_same_clips(small, tmp_path):
+    runs = []
+    for seed in (0, 1):
+        train.train(quick(small, tmp_path, epochs=1, seed=seed, out=str(tmp_path / str(seed))))
+        runs.append(evaluate.read_run(tmp_path / str(seed)))
+        rows = table(tmp_path / str(seed) / "predictions.csv")
+        true, predicted = (np.array([row[column] for row in rows], float) for column in ("mos", "predicted"))
+        draws = np.random.default_rng(zlib.crc32(small.name.encode())).integers(16, size=(evaluate.RESAMPLES, 16))
+        assert runs[-1].resampled[:, 0] == pytest.approx([np.mean((predicted[clips] - true[clips]) ** 2) for clips in draws])
 
 
 def test_the_table_of_raters_by_hand(small, tmp_path):
@@ -1230,6 +1389,9 @@ def test_panels_rate_the_same_test_clips_and_leave_training_alone():
         assert np.mean([mean[panel][system] - mos[target] for system, mos in data.CONDITIONS.items()]) == pytest.approx(0, abs=0.05)
     assert scores["second"].mean() - scores["strict"].mean() == pytest.approx(0.5, abs=0.05)
     assert scores["unbiased"].mean(0).std() < 0.1 and scores["second"].mean(0).std() > 0.3
+    assert moemos.lcc(scores["strict"].mean(0), scores["second"].mean(0)) > 0.95  # the same raters
+    residual = {panel: (rows - rows.mean(0) - rows.mean(1, keepdims=True)).ravel() for panel, rows in scores.items()}
+    assert all(abs(moemos.lcc(residual[one], residual[other])) < 0.1 for one in residual for other in residual if one < other)  # each hears for itself
     assert moemos.lcc(scores["training"].mean(0), np.array([list(clip["scores"].values()) for clip in half["second"][0]]).mean(0)) > 0.95  # the same raters
 
 
@@ -1241,7 +1403,7 @@ def test_each_variant_is_compared_with_the_first_that_has_one_setting_other_and_
             (small / row["wav"], *list(row.values())[1:5], min(5.0, float(row["score"]) + shift * (row["split"] == "test")) if row["score"] else "") for row in rows)])
     runs = []
     for i, (panel, extra) in enumerate((("training", {}), ("second", {}), ("training", {"experts": 2}), ("second", {"experts": 2}))):
-        runs.append(tmp_path / "runs" / str(i))
+        runs.append(tmp_path / "runs" / f"{i}_{panel}{extra}_seed0")
         train.train(quick(folder / f"ratings_{panel}.csv", tmp_path, epochs=1, out=str(runs[-1]), **extra))
     compared = evaluate.compare(runs, "cpu")
     assert [row.get("first") for row in compared] == [None, 1, 1, 2] and [("parts" in row) for row in compared] == [False, True, False, False]
@@ -1253,24 +1415,24 @@ def test_each_variant_is_compared_with_the_first_that_has_one_setting_other_and_
 def test_a_corpus_is_prepared_with_the_ratings_of_all_panels(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "CONDITIONS", dict(list(data.CONDITIONS.items())[19:]))  # a part of it, for the time's sake
     monkeypatch.setattr(data, "AUGMENTATION_CLIPS", 1)
-    data.prepare(tmp_path / "7")
-    ratings = {panel: Path(data.panel_file(tmp_path / "7", panel)).read_bytes() for panel in data.PANELS}
+    data.prepare(tmp_path / "7", 7)
+    ratings = {panel: (tmp_path / "7" / f"ratings_{panel}.csv").read_bytes() for panel in data.PANELS}
     assert ratings["second"] == (tmp_path / "7" / "ratings.csv").read_bytes() and len(set(ratings.values())) == 4
     data.simulate(tmp_path / "again", 7)
     assert ratings["second"] == (tmp_path / "again" / "ratings.csv").read_bytes()
     before = [path.stat().st_mtime_ns for path in (tmp_path / "7" / "wav").iterdir()]
-    data.prepare(tmp_path / "7")
+    data.prepare(tmp_path / "7", 7)
     assert before == [path.stat().st_mtime_ns for path in (tmp_path / "7" / "wav").iterdir()]
     (tmp_path / "8" / "x").mkdir(parents=True)
     with pytest.raises(moemos.InputError, match="no empty folder"):
-        data.prepare(tmp_path / "8")
+        data.prepare(tmp_path / "8", 8)
 
     def made_meanwhile(corpus, seed):
         os.replace(tmp_path / "again", tmp_path / "9")
         raise moemos.InputError("it is there")
     monkeypatch.setattr(data, "simulate", made_meanwhile)
-    data.prepare(tmp_path / "9")
-    assert Path(data.panel_file(tmp_path / "9", "strict")).exists()
+    data.prepare(tmp_path / "9", 9)
+    assert (tmp_path / "9" / "ratings_strict.csv").exists()
 
 
 @pytest.fixture(scope="session")
@@ -1292,8 +1454,8 @@ def test_the_rater_model_recovers_the_simulated_biases_and_gains(rater_run):
 def test_calibration_lowers_the_utterance_error_where_there_is_bias_and_not_where_there_is_none(corpus, rater_run):
     errors = {}
     for panel in ("strict", "unbiased"):
-        data.write_ratings(data.panel_file(corpus, panel), data.plan_corpus(101, panel))
-        errors[panel] = evaluate.evaluate(rater_run, "cpu", data.panel_file(corpus, panel))["adaptation"]
+        data.write_ratings(corpus / f"ratings_{panel}.csv", data.plan_corpus(101, panel))
+        errors[panel] = evaluate.evaluate(rater_run, "cpu", corpus / f"ratings_{panel}.csv")["adaptation"]
     assert list(errors["strict"]) == [0, 1, 5, 20]
     assert errors["strict"][20]["MOS"] < errors["strict"][0]["MOS"] - 0.1
     assert errors["strict"][20]["rating"] < errors["strict"][5]["rating"] < errors["strict"][0]["rating"] - 0.1
@@ -1312,6 +1474,26 @@ def test_calibration_by_hand_and_never_on_the_clips_scored():
     odd = [dataclasses.replace(clip, ratings={"r": 3.0 if i else 5.0}) for i, clip in enumerate(clips)]
     expected = (2 ** 2 + 2 * (2 / 2.5) ** 2 + 0) / 4  # the odd clip's rating shifts the two of the other half alone, by 2 / (2 + 0.5)
     assert evaluate.adaptation(raters, predicted, odd)[20]["MOS"] == pytest.approx(expected)
+
+
+def test_calibration_learns_a_gain_too():
+    raters = moemos.Raters(2, 3.0, 1.0)
+    raters.raw_gain.data = torch.tensor([0.5, -0.5])
+    raters.noise.fill_(1e-6)
+    predicted = np.linspace(1.5, 4.5, 40)
+    clips = [data.Clip(str(i), None, "test", "s", "m", {"r": 3 + 1.5 * (p - 3)}) for i, p in enumerate(predicted)]
+    errors = evaluate.adaptation(raters, predicted, clips)
+    assert errors[0]["MOS"] == pytest.approx(0.25 * np.mean((predicted - 3) ** 2)) and errors[20]["MOS"] < 1e-6
+
+
+def test_the_noise_of_a_rating_is_that_of_the_held_out_clips_without_dropout(small, tmp_path):
+    model = train.train(quick(small, tmp_path, raters="yes"))
+    clips = [clip for clip in data.read_manifest(small) if clip.split == "train"]
+    clips = [clips[i] for i in torch.randperm(len(clips), generator=torch.Generator().manual_seed(0))[:len(clips) // 10]]
+    with torch.no_grad():
+        said = model.eval()(data.extract_features(clips, moemos.load_backbone("logmel"), tmp_path / "cache")).ratings
+    errors = [said[i, int(rater)].item() - score for i, clip in enumerate(clips) for rater, score in clip.ratings.items()]
+    assert model.raters.noise.item() == pytest.approx(np.mean(np.square(errors)), rel=1e-4)
 
 
 def test_raters_are_centred_and_the_mean_rater_is_the_mos():
@@ -1333,8 +1515,8 @@ def test_prosody_of_a_tone_by_hand():
 
 
 def test_clips_of_one_length_teach_nothing_of_others():
-    standardise = moemos.Standardise(6)
-    standardise.set_statistics(torch.tensor([[[0.3, -20.0, 0.0, 0.2, 8.0, 0.0]], [[0.5, -25.0, 0.0, 0.3, 9.0, 0.0]]]))
+    standardise = moemos.MoEMOS(3, 5, 2, prosody=6).prosody
+    standardise.set_statistics([torch.tensor([[[0.3, -20.0, 0.0, 0.2, 8.0, 0.0]], [[0.5, -25.0, 0.0, 0.3, 9.0, 0.0]]])])
     assert standardise(torch.tensor([[[0.4, -22.0, 1.0, 0.25, 8.5, 0.0]]])).abs().max() <= 10  # twice the length
 
 
@@ -1361,8 +1543,20 @@ def test_the_second_task_classifies_what_it_is_told_to(small, tmp_path, auxiliar
     assert evaluate.evaluate(tmp_path / "run", "cpu")["accuracy"] == np.mean([classes[i] == name for i, name in zip(said, true)])
 
 
+def test_single_ratings_without_rater_effects_are_learned_by_the_mean_rater_alone(small, tmp_path):
+    model = train.train(quick(small, tmp_path, raters="single"))
+    assert all((part == default).all() for part, default in zip(model.raters.bias_and_gain(), (0, 1)))
+    assert evaluate.evaluate(tmp_path / "run", "cpu")["adaptation"] is None  # there is nothing to calibrate
+
+
+def test_a_head_that_a_stage_has_no_loss_of_stays_as_it_was(small, tmp_path):
+    model = train.train(quick(small, tmp_path, schedule="mos_only"))
+    torch.manual_seed(0)
+    assert torch.equal(model.class_head.weight, moemos.MoEMOS(3, 80, 3).class_head.weight)
+
+
 def test_an_untrained_second_head_has_no_accuracy(small, tmp_path):
-    for settings in ({"auxiliary": "none"}, {"schedule": "mos"}):
+    for settings in ({"auxiliary": "none"}, {"schedule": "mos_only"}):
         train.train(quick(small, tmp_path, **settings))
         assert evaluate.evaluate(tmp_path / "run", "cpu")["accuracy"] is None
 
@@ -1371,7 +1565,7 @@ def test_schedules_are_what_they_are_compared_as():
     epochs = {name: sum(stage.epochs for stage in stages) for name, stages in train.SCHEDULES.items()}
     assert set(epochs.values()) == {140}
     assert [(s.name, s.alpha_start, s.alpha_end) for s in train.SCHEDULES["reversed"]] == [("mos", 0.9, 0.9), ("joint", 0.7, 0.3), ("classification", 0, 0)]
-    assert [s.alpha_end for s in train.SCHEDULES["mos"]] == [1.0]
+    assert [s.alpha_end for s in train.SCHEDULES["mos_only"]] == [1.0]
 
 
 def test_extensions_leave_the_default_run_as_it_was(small, tmp_path):
@@ -1385,7 +1579,7 @@ def test_extensions_leave_the_default_run_as_it_was(small, tmp_path):
         torch.manual_seed(0)
         weights.append(moemos.MoEMOS(3, 80, 3, raters=raters).state_dict())
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())  # no random number more
-    for extension in ({"schedule": "mos"}, {"prosody": "yes"}, {"raters": "yes"}):
+    for extension in ({"schedule": "mos_only"}, {"prosody": "yes"}, {"raters": "yes"}, {"raters": "single"}):
         train.train(quick(small, tmp_path, out=str(tmp_path / "other"), **extension))
         other = torch.load(tmp_path / "other" / "model.pt", weights_only=True)
         assert set(extension) < set(other["config"])
@@ -1400,14 +1594,14 @@ def test_a_bundle_is_at_hand_where_its_file_is(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("module", "words", "why"), [
-    (evaluate, ["a", "b"], "a: is no folder of a run"), (evaluate, ["a", "b", "--wav", "c.wav"], "only one of several runs, --data, --wav"),
+    (evaluate, ["a", "b"], "a: is no folder of a run"), (evaluate, [HERE / "train.py"], "is a file and no folder of a run; WAV files are scored with --wav"), (evaluate, ["a", "b", "--wav", "c.wav"], "only one of several runs, --data, --wav"),
     (train, ["--experiment", "raters", "--data", "SMALL"], "needs the simulated corpora"), (train, ["--experiment", "none"], "invalid choice"),
     (train, ["--experiment", "stages", "--seeds", "0"], "--seeds 0"), (train, ["--seeds", "2"], "goes with --experiment"),
     (train, ["--experiment", "prosody", "--prosody", "yes"], "--prosody: experiment prosody sets it itself"), (train, ["--experiment", "stages", "--out", "x"], "--out: experiment"),
     (train, ["--experiment", "stages", "--epochs", "-1"], "--epochs -1"), (evaluate, ["a", "--wav", "c.wav", "--plot"], "--plot not with the last two")])
 def test_bad_comparisons_and_experiments_get_one_sentence(small, tmp_path, monkeypatch, capsys, module, words, why):
     monkeypatch.chdir(tmp_path)
-    assert call(monkeypatch, module, *(word.replace("SMALL", str(small)) for word in words)) == 2
+    assert call(monkeypatch, module, *(str(word).replace("SMALL", str(small)) for word in words)) == 2
     assert why in capsys.readouterr().err
 
 
@@ -1452,7 +1646,7 @@ def test_exercise_4_a_padded_batch_changes_a_clips_features():
 def test_exercise_5_sparsity_alone_collapses_and_diversity_cures(corpus, tmp_path):
     use = {}
     for weight in (0.0, 10.0):
-        train.train(quick(corpus, tmp_path, lambda_1=weight, lambda_2=10.0, epochs=20))
+        train.train(quick(corpus, tmp_path, lambda_1=weight, lambda_2=10.0, epochs=20, augmentation="no"))
         last = table(tmp_path / "run" / "log.csv")[-1]
         use[weight] = [float(last[name]) for name in ("gate_1", "gate_2", "gate_3", "gate_4", "gate_entropy", "mean_gate_entropy")]
     assert min(use[0.0][:4]) < 0.05 and use[0.0][5] < 1.2
@@ -1554,7 +1748,7 @@ def test_figures_without_matplotlib_get_one_sentence_before_any_work(tmp_path, m
     assert "pip install matplotlib" in capsys.readouterr().err
 
 
-def test_figures_show_the_numbers_of_the_tables(small, tmp_path, monkeypatch):
+def test_figures_show_the_numbers_of_the_tables(small, tmp_path, monkeypatch, no_pool):
     pytest.importorskip("matplotlib", reason="matplotlib is no requirement and not installed")
     train.train(quick(small, tmp_path))
     result = evaluate.evaluate(tmp_path / "run", "cpu")
@@ -1580,6 +1774,9 @@ def test_figures_show_the_numbers_of_the_tables(small, tmp_path, monkeypatch):
     assert [axis.get_title() for axis in drawn["comparison.png"].axes][:2] == ["utterance MSE", "utterance LCC"] and len(drawn["comparison.png"].axes) == 8
     evaluate.plot_comparison(rows[:1], tmp_path / "none.png")
     assert "none.png" not in drawn  # one variant differs from nothing
+    (tmp_path / "run" / "log.csv").write_text("epoch\n")
+    with pytest.raises(moemos.InputError, match=r"log.csv is missing or damaged \(list index out of range\)"):
+        evaluate.plot(tmp_path / "run", tmp_path / "run")
 
 
 def start(folder, *words, torchrun=False, **options):
@@ -1619,11 +1816,8 @@ def test_two_processes_on_one_cache_do_not_harm_each_other(small, tmp_path):
     assert (tmp_path / "a" / "model.pt").read_bytes() == (tmp_path / "b" / "model.pt").read_bytes()
 
 
-@pytest.mark.parametrize("clips", ["small", "real"])
-def test_torchrun_with_two_ranks_and_a_killed_and_restarted_run_give_the_bytes_of_a_single_process(small, tmp_path, clips):
-    folder = {"small": small, "real": REAL_CLIPS}[clips]
-    if not folder.is_dir():
-        pytest.skip("the real clips of p835_wb16k do not lie beside the checkout")
+def test_torchrun_with_two_ranks_and_a_killed_and_restarted_run_give_the_bytes_of_a_single_process(small, tmp_path):
+    folder = REAL_CLIPS if REAL_CLIPS.is_dir() else small
     train.train(quick(folder, tmp_path))
     words = ("--data", folder, "--backbone", "logmel", "--epochs", 2, "--cache", tmp_path / "shared", "--out", tmp_path / "two")
     assert start(tmp_path, *words, torchrun=True).wait() == 0

@@ -14,11 +14,12 @@ import json
 import math
 import multiprocessing
 import os
+import re
+import signal
 import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from pathlib import Path
@@ -43,16 +44,18 @@ class Stage(NamedTuple):
 
 STAGES = (  # III.E
     Stage("classification", 60, 1e-4, 0.0, 0.0),  # lr: paper
-    Stage("joint", 60, 3e-3, 0.3, 0.7),           # alpha: paper; lr ours: validated, as Config says, and so are the epochs of these two
+    Stage("joint", 60, 3e-3, 0.3, 0.7),           # alpha: paper; lr ours: chosen (see Config), as are the epochs of stages 1 and 2
     Stage("mos", 20, 1e-5, 0.9, 0.9),             # lr, alpha: paper
 )
 SCHEDULES = {  # the others are ours, for comparison, with as many epochs in all
     "three": STAGES,
-    "joint": (Stage("joint", 140, 3e-3, 0.3, 0.7),),
-    "mos": (Stage("mos", 140, 3e-3, 1.0, 1.0),),
+    "joint_only": (Stage("joint", 140, 3e-3, 0.3, 0.7),),
+    "mos_only": (Stage("mos", 140, 3e-3, 1.0, 1.0),),
     "reversed": tuple(stage._replace(alpha_start=stage.alpha_end, alpha_end=stage.alpha_start) for stage in reversed(STAGES)),
 }
 CLIP_NORM = 1.0  # III.E, gradient clipping
+RESULTS = ("metrics.json", "predictions.csv", "raters.csv", "answer.txt",  # what evaluate.py writes into a run
+           "predictions.png", "experts.png", "training.png", "raters.png")
 LABELS = {  # what the second task predicts of a clip
     "model": lambda clip: clip.model,       # III.C
     "condition": lambda clip: clip.system,  # ours, as is the next
@@ -67,8 +70,8 @@ def option(default, help, choices=None, least=None, below=math.inf):
 
 @dataclass(frozen=True)
 class Config:
-    """Every setting besides STAGES; each is an option of the command line, with - for _. "validated": within 0.005 of
-    the best LCC tried, in cross-validation over the sentences of training clips."""
+    """Every setting besides STAGES; each is an option of the command line, with - for _. "chosen": by cross-validation over the
+    sentences of training clips of simulated corpora; the experiment named with it shows what other values change."""
     data: str = option("corpus", "ratings.csv or the folder of a corpus; the default one is simulated where it is missing")
     augment: str = option("", "folder of more clips without MOS, a subfolder a synthesis model (III.D)")
     scale: tuple = option((1.0, 5.0), "lowest and highest rating")
@@ -79,20 +82,23 @@ class Config:
     cache: str = option("cache", "folder of the features")
     device: str = option("", "cpu, cuda, ...; not given: the accelerator if there is one")
     seed: int = option(0, "of everything that is random in training", least=0, below=2 ** 63)
-    experts: int = option(4, "N of III.B; ours: validated against 8", least=1, below=1000)
-    hidden: int = option(64, "width H of an expert; ours: validated against 32", least=1, below=10000)
-    dropout: float = option(0.5, "on the fused features and inside the experts; ours: validated", least=0, below=1)
-    auxiliary: str = option("model", "what the second task classifies: the synthesis model (III.C), or others of ours", choices=tuple(LABELS))
+    experts: int = option(4, "N of III.B; ours: chosen (others: experiment experts)", least=1, below=100)
+    hidden: int = option(64, "width H of an expert; ours: chosen (others: experiment choices)", least=1, below=2000)
+    dropout: float = option(0.5, "on the fused features and inside the experts; ours: chosen (others: experiment choices)", least=0, below=1)
+    auxiliary: str = option("model", "what the second task classifies: the synthesis model (III.C), or others of ours",
+                            choices=tuple(LABELS))
     augmentation: str = option("yes", "train on clips without MOS too (III.D)", choices=("yes", "no"))
-    batch_size: int = option(32, "ours: the usual", least=1)
+    batch_size: int = option(32, "ours: the usual", least=1, below=10 ** 6)
     weight_decay: float = option(0.01, "of AdamW; ours: its default", least=0)
-    lambda_1: float = option(0.02, "weight of diversity (III.B); ours: validated, 0.15 was slightly worse", least=0)
-    lambda_2: float = option(0.02, "weight of sparsity (III.B); ours: validated, 0.15 was slightly worse", least=0)
+    lambda_1: float = option(0.02, "weight of diversity (III.B); ours: chosen (others: experiment experts)", least=0)
+    lambda_2: float = option(0.02, "weight of sparsity (III.B); ours: chosen (others: experiment choices)", least=0)
     smooth_l1_beta: float = option(1.0, "where smooth L1 turns linear, in quarters of the scale; ours: its default", least=0)
     epochs: int = option(0, "of each stage, for quick trials; 0: those of the schedule", least=0)
     schedule: str = option("three", "stages: the paper's three (III.E), or one of ours to compare them with", choices=tuple(SCHEDULES))
     prosody: str = option("no", "join pitch, energy and duration to the fused features (future work of IV)", choices=("yes", "no"))
-    raters: str = option("no", "learn a bias and a gain of each rater from single ratings (future work of IV)", choices=("yes", "no"))
+    raters: str = option("no", "yes: learn from single ratings, with a bias and a gain of each rater (future work of IV); "
+                         "single: with bias 0 and gain 1; no: from a clip's mean",
+                         choices=("yes", "single", "no"))
 
 
 EXTENSIONS = ("schedule", "prosody", "raters")  # beyond the paper; a checkpoint has them only where they are used
@@ -104,13 +110,17 @@ def flag(name):
 
 def check(config):
     """Raises InputError for a setting that cannot work."""
-    if not -math.inf < config.scale[0] < config.scale[1] < math.inf:
-        raise InputError(f"--scale {config.scale[0]} {config.scale[1]}: must be two numbers, the lower first")
     for setting in fields(Config):
         value, (_, choices, least, below) = getattr(config, setting.name), setting.metadata.values()
-        if (least is not None and not least <= value < below) or (choices and value not in choices):
-            wanted = f"one of {', '.join(choices)}" if choices else f"at least {least}" + f" and below {below}" * (below < math.inf)
+        wanted, fits = setting.type.__name__, isinstance(value, (float, int) if setting.type is float else setting.type)
+        if choices:
+            wanted, fits = f"one of {', '.join(choices)}", value in choices
+        elif fits and least is not None:
+            wanted, fits = f"at least {least} and below {below}", least <= value < below
+        if not fits:
             raise InputError(f"{flag(setting.name)} {value}: must be {wanted}")
+    if not -1e6 <= config.scale[0] < config.scale[1] <= 1e6:
+        raise InputError(f"--scale {config.scale[0]} {config.scale[1]}: must be two numbers, the lower first, of a million at most")
     if config.backbone:
         moemos.check_backbone(config.backbone)
     if not (config.data and config.out and config.cache):
@@ -129,7 +139,7 @@ def alpha(step, steps, start, end):
 
 class Clips(NamedTuple):
     inputs: tuple          # features (clips, L, 2D), and with --prosody yes also prosody (clips, 1, P)
-    ratings: torch.Tensor  # (clips, R), NaN where a rater has none, with --raters yes; else the MOS
+    ratings: torch.Tensor  # (clips, R), NaN where a rater has none, with --raters yes or single; else the MOS
     mos: torch.Tensor      # (clips,), NaN without MOS
     model: torch.Tensor    # (clips,) index of its class
 
@@ -146,24 +156,28 @@ SCREEN = {  # column of log.csv: heading, width and format on the screen
 }
 
 
-def weighted_losses(config, alpha, output, ratings, model, unit):
+def weighted_losses(config, mos_weight, output, ratings, model, unit):
     """moemos.losses with a configuration's weights; beta = 1 - alpha (III.E), or 0 without second task."""
-    beta = 1 - alpha if config.auxiliary != "none" else 0.0
-    return moemos.losses(output, ratings, model, alpha=alpha, beta=beta, lambda_1=config.lambda_1, lambda_2=config.lambda_2,
+    beta = 1 - mos_weight if config.auxiliary != "none" else 0.0
+    return moemos.losses(output, ratings, model, alpha=mos_weight, beta=beta, lambda_1=config.lambda_1, lambda_2=config.lambda_2,
                          smooth_l1_beta=config.smooth_l1_beta, unit=unit)
 
 
-def has_second_task(config):
-    """Whether the class head is trained at all."""
-    return config.auxiliary != "none" and min(stage.alpha_start for stage in SCHEDULES[config.schedule]) < 1
+def teaches(stage, config):
+    """Whether a stage has a loss of MOS, and whether it has one of the second task."""
+    weights = stage.alpha_start, stage.alpha_end
+    return max(weights) > 0, min(weights) < 1 and config.auxiliary != "none"
 
 
-def run_stage(model, stage, config, clips, validation, log):
-    """Trains model on clips for one stage, and hands log() a dict after each epoch: terms are means over its batches.
+def run_stage(model, stage, config, clips, validation):
+    """Trains model on clips for one stage; yields a row of log.csv after each epoch, as a dict. Terms are means over its batches.
 
     Raises FloatingPointError, saying where, for a loss that is not finite.
     """
-    model.mos_head.requires_grad_(stage.alpha_end > 0)  # a gradient of 0 would not keep weight decay off it
+    mos, second_task = teaches(stage, config)
+    model.mos_head.requires_grad_(mos)  # a gradient of 0 would not keep weight decay off it
+    model.raters.requires_grad_(mos and config.raters == "yes")
+    model.class_head.requires_grad_(second_task)
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], weight_decay=config.weight_decay)
     batches = math.ceil(len(clips.mos) / config.batch_size)
     for epoch in range(stage.epochs):
@@ -172,18 +186,18 @@ def run_stage(model, stage, config, clips, validation, log):
         for i, rows in enumerate(torch.randperm(len(clips.mos)).to(clips.mos.device).split(config.batch_size)):
             step, steps = epoch * batches + i, stage.epochs * batches
             lr = learning_rate(step, steps, stage.lr)
-            a = alpha(step, steps, stage.alpha_start, stage.alpha_end)
+            mos_weight = alpha(step, steps, stage.alpha_start, stage.alpha_end)
             optimiser.param_groups[0]["lr"] = lr
 
             batch = clips.take(rows)
             output = model(*batch.inputs)
-            terms = weighted_losses(config, a, output, batch.ratings, batch.model, model.unit)
+            terms = weighted_losses(config, mos_weight, output, batch.ratings, batch.model, model.unit)
             model.zero_grad()
             terms["total"].backward()
             terms["grad_norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)  # the one before clipping
             if not (terms["total"] + terms["grad_norm"]).isfinite():
-                raise FloatingPointError(f"the loss or its gradient is not finite in stage {stage.name}, epoch {epoch + 1}, step {i + 1}: "
-                                         + ", ".join(f"{name} {term.item():.4g}" for name, term in terms.items()))
+                raise FloatingPointError(f"the loss or its gradient is not finite in stage {stage.name}, epoch {epoch + 1}, "
+                                         f"step {i + 1}: " + ", ".join(f"{name} {term.item():.4g}" for name, term in terms.items()))
             optimiser.step()
 
             for name, term in terms.items():
@@ -191,9 +205,10 @@ def run_stage(model, stage, config, clips, validation, log):
             gates.append(output.gates.detach())
         gates = torch.cat(gates)
         entropy, mean_entropy = moemos.gate_entropies(gates)
-        log({"stage": stage.name, "epoch": epoch + 1, "lr": lr, "alpha": a, **{name: total / batches for name, total in sums.items()},
-             "gate_entropy": entropy.item(), "mean_gate_entropy": mean_entropy.item(),
-             **{f"gate_{e + 1}": use for e, use in enumerate(gates.mean(0).tolist())}, **validate(model, validation)})
+        yield {"stage": stage.name, "epoch": epoch + 1, "lr": lr, "alpha": mos_weight,
+               **{name: total / batches for name, total in sums.items()},
+               "gate_entropy": entropy.item(), "mean_gate_entropy": mean_entropy.item(),
+               **{f"gate_{e + 1}": use for e, use in enumerate(gates.mean(0).tolist())}, **validate(model, validation)}
 
 
 @torch.no_grad()
@@ -245,13 +260,13 @@ def extractors(backbone, config):
 def build(config, layers, width, classes, raters):
     """The untrained model of a configuration; layers and width are the backbone's."""
     return moemos.MoEMOS(layers, width, len(classes), config.experts, config.hidden, config.dropout, config.scale,
-                         prosody=2 * 3 * (config.prosody == "yes"), raters=len(raters) * (config.raters == "yes"))
+                         prosody=2 * moemos.Prosody.tracks * (config.prosody == "yes"), raters=len(raters) * (config.raters != "no"))
 
 
 def stages_of(config):
     """The stages that a run goes through: those of its schedule, less those that have nothing to learn without second task."""
     return [stage._replace(epochs=config.epochs or stage.epochs) for stage in SCHEDULES[config.schedule]
-            if max(stage.alpha_start, stage.alpha_end) > 0 or config.auxiliary != "none"]
+            if any(teaches(stage, config))]
 
 
 def recorded(config):
@@ -260,15 +275,8 @@ def recorded(config):
             if name not in ("out", "cache") and (name not in EXTENSIONS or value != getattr(Config, name))}
 
 
-def train(config):
-    """Trains as config says and writes model.pt, config.json and log.csv into config.out; returns the model.
-
-    Under torchrun each process extracts its share of the features, and rank 0 alone goes on; the others return None.
-    Raises InputError for whatever cannot be used, before any work that it would spoil.
-    """
-    check(config)
-    device = moemos.pick_device(config.device)
-    data.check_writable(config.out, config.cache)
+def training_clips(config):
+    """-> (clips to train on in an order drawn by the seed, how many of the first are held out). Raises InputError."""
     rank, ranks = processes()
     if rank == 0 and config.data == Config.data and not Path(config.data).exists():
         print(f"{config.data}/ is missing: simulating it (python data.py --out {config.data})")
@@ -282,63 +290,83 @@ def train(config):
     held_out = max(len(clips) // 10, 1)  # ours
     if sum(bool(clip.ratings) for clip in clips[held_out:]) < 2:
         raise InputError(f"{config.data}: fewer than two training clips with ratings, a tenth being held out")
+    return clips, held_out
+
+
+def as_tensors(config, clips, inputs, device):
+    """-> (Clips on the device, names of the classes, names of the raters)."""
+    label = LABELS[config.auxiliary]
+    classes, raters = sorted({label(clip) for clip in clips}), sorted({rater for clip in clips for rater in clip.ratings})
+    mos = ratings = torch.tensor([clip.mos for clip in clips])
+    if config.raters != "no":
+        ratings = torch.tensor([[clip.ratings.get(rater, math.nan) for rater in raters] for clip in clips])
+    model = torch.tensor([classes.index(label(clip)) for clip in clips])
+    return Clips(tuple(part.to(device) for part in inputs), ratings.to(device), mos.to(device), model.to(device)), classes, raters
+
+
+def show_epoch(row):
+    """Prints a row of log.csv, below a heading where a stage begins."""
+    if row["epoch"] == 1:
+        print(f"stage {row['stage']}\n" + " ".join(f"{name:>{width}}" for name, width, _ in SCREEN.values()) + "  gates %")
+    print(" ".join(f"{row[column]:{width}{form}}" for column, (_, width, form) in SCREEN.items()), "",
+          *(f"{100 * use:2.0f}" for name, use in row.items() if re.fullmatch(r"gate_\d+", name)))
+
+
+def train(config):
+    """Trains as config says and writes model.pt, config.json and log.csv into config.out; returns the model.
+
+    Under torchrun each process extracts its share of the features, and rank 0 alone goes on; the others return None.
+    Raises InputError for whatever cannot be used, before any work that it would spoil.
+    """
+    check(config)
+    device = moemos.pick_device(config.device)
+    data.check_writable(config.out, config.cache)
+    clips, held_out = training_clips(config)
     backbone = (moemos.load_backbone(config.backbone, device, config.precision) if config.backbone
                 else default_backbone(device, config.precision))
     config = replace(config, backbone=backbone.name)
-    inputs = tuple(extract_in_shares(clips, extractor, config.cache) for extractor in extractors(backbone, config))
-    if rank > 0:
+    inputs = [extract_in_shares(clips, extractor, config.cache) for extractor in extractors(backbone, config)]
+    if inputs[0] is None:
         return None
 
-    label = LABELS[config.auxiliary]
-    classes, raters = sorted({label(clip) for clip in clips}), sorted({rater for clip in clips for rater in clip.ratings})
-    mos = torch.tensor([clip.mos for clip in clips])
-    ratings = torch.tensor([[clip.ratings.get(rater, math.nan) for rater in raters] for clip in clips]) if config.raters == "yes" else mos
-    everything = Clips(tuple(part.to(device) for part in inputs), ratings.to(device), mos.to(device),
-                       torch.tensor([classes.index(label(clip)) for clip in clips], device=device))
+    everything, classes, raters = as_tensors(config, clips, inputs, device)
     validation, training = everything.take(slice(held_out)), everything.take(slice(held_out, None))
     torch.manual_seed(config.seed)
     model = build(config, backbone.layers, backbone.width, classes, raters)
     model.fusion.set_statistics(inputs[0][held_out:])
     if model.prosody:
-        model.prosody.set_statistics(inputs[1][held_out:])
+        model.prosody.set_statistics([inputs[1][held_out:]])
     model.to(device)
-    model.class_head.requires_grad_(config.auxiliary != "none")
 
-    print(f"{len(training.mos)} clips to train on, {int((~training.mos.isnan()).sum())} with MOS; {held_out} held out; "
+    rated = [int((~part.mos.isnan()).sum()) for part in (training, validation)]
+    print(f"{len(training.mos)} clips to train on, {rated[0]} with MOS; {held_out} held out, {rated[1]} with MOS; "
           f"{len(classes)} classes; backbone {backbone.name} on {device}")
     rows = []
-
-    def log(row):
-        if row["epoch"] == 1:
-            print(f"stage {row['stage']}\n" + " ".join(f"{name:>{width}}" for name, width, _ in SCREEN.values()) + "  gates %")
-        rows.append(row)
-        print(" ".join(f"{row[column]:{width}{form}}" for column, (_, width, form) in SCREEN.items()),
-              "", *(f"{100 * row[f'gate_{e + 1}']:2.0f}" for e in range(config.experts)))
-
     for stage in stages_of(config):
-        run_stage(model, stage, config, training, validation, log)
-    if config.raters == "yes":
+        for row in run_stage(model, stage, config, training, validation):
+            show_epoch(row)
+            rows.append(row)
+    if config.raters != "no":
         with torch.no_grad():
-            model.raters.noise.fill_((model.eval()(*validation.inputs).ratings - validation.ratings).square().nanmean()
-                                     .nan_to_num(model.unit ** 2))
+            errors = model.eval()(*validation.inputs).ratings - validation.ratings
+            model.raters.noise.fill_(errors.square().nanmean().nan_to_num(model.unit ** 2))
     write_run(config, model, classes, raters, backbone, rows)
     return model
 
 
 def write_run(config, model, classes, raters, backbone, rows):
-    """Writes log.csv, config.json and, last, model.pt: the head as plain tensors and values, without the run's and the cache's place."""
+    """Writes log.csv, config.json and, last, model.pt: the head, as plain tensors and values."""
     out = Path(config.out)
+    for name in RESULTS if (out / "model.pt").exists() else ():  # of the model that was there
+        (out / name).unlink(missing_ok=True)
     data.write_csv(out / "log.csv", [rows[0].keys(), *(row.values() for row in rows)])
     data.write_atomically(out / "config.json", (json.dumps(asdict(config), indent=2) + "\n").encode())
     checkpoint = io.BytesIO()  # saved by name, the file would hold that name
     torch.save({"weights": {name: tensor.cpu() for name, tensor in model.state_dict().items()},
                 "config": recorded(config), "stages": [stage._asdict() for stage in stages_of(config)], "classes": classes,
-                **({"raters": raters} if config.raters == "yes" else {}),
-                "backbone": {"name": backbone.name, "identity": backbone.identity, "layers": backbone.layers, "width": backbone.width}},
+                **({"raters": raters} if config.raters != "no" else {}),
+                "backbone": {name: getattr(backbone, name) for name in ("name", "identity", "layers", "width")}},
                checkpoint)
-    for path in out.glob("*"):  # what was found of the model that was there
-        if path.name in ("metrics.json", "predictions.csv", "answer.txt", "raters.csv") or path.suffix == ".png":
-            path.unlink()
     data.write_atomically(out / "model.pt", checkpoint.getvalue())
     print(f"wrote {out}/model.pt, config.json, log.csv")
 
@@ -348,7 +376,7 @@ def write_run(config, model, classes, raters, backbone, rows):
 
 class Experiment(NamedTuple):
     question: str
-    variants: tuple  # of changes to Config; each is compared with the first that has one setting other. data: who rates the test clips
+    variants: tuple  # of changes to Config; each is compared with the first that has one setting other. data: one of data.PANELS
 
 
 EXPERIMENTS = {
@@ -359,11 +387,12 @@ EXPERIMENTS = {
     "raters": Experiment("How much of the utterance-level error is the panel, the noise of the labels, the model?",
                          ({"data": "training"}, {"data": "second"}, {"data": "unbiased"})),
     "adaptation": Experiment("Do biases and gains of raters help, and how many ratings does a new rater need?",
-                             tuple({"data": panel, "raters": raters} for raters in ("no", "yes")
-                                   for panel in ("second", "strict", "unbiased"))),
+                             tuple({"data": panel, "raters": raters} for raters in ("no", "single", "yes")
+                                   for panel in ("second", "strict", "unbiased") if raters != "single" or panel == "second")),
     "augmentation": Experiment("Do 400 clips of four more models, without MOS, help?", ({"augmentation": "no"}, {})),
-    "auxiliary": Experiment("Which second task helps?", ({"auxiliary": "none"}, {}, {"auxiliary": "condition"}, {"auxiliary": "rate"})),
-    "stages": Experiment("Do three stages in this order help?", ({}, *({"schedule": name} for name in ("joint", "mos", "reversed")))),
+    "auxiliary": Experiment("Which second task helps?",
+                            ({"auxiliary": "none"}, {}, {"auxiliary": "condition"}, {"auxiliary": "rate"})),
+    "stages": Experiment("Do three stages in this order help?", ({}, *({"schedule": name} for name in SCHEDULES if name != "three"))),
     "prosody": Experiment("Do pitch, energy and duration add to the fused features?", ({}, {"prosody": "yes"})),
     "choices": Experiment("What do the other choices of ours change?",
                           ({}, {"hidden": 128}, {"batch_size": 64}, {"smooth_l1_beta": 0.5}, {"weight_decay": 0.1},
@@ -374,8 +403,8 @@ FIRST_CORPUS = 30  # training seed s has corpus seed 30 + s; nothing was tuned o
 
 
 def run_experiment(name, seeds, base):
-    """Trains what is missing of an experiment's runs, each into runs/NAME/<variant>_seed<s>, in as many processes as there are cores,
-    of one thread each. base: Config of everything that the variants leave open. Raises InputError before any work."""
+    """Trains what is missing of an experiment's runs, each into runs/NAME/<variant>_seed<s>, one process a core, of one thread
+    each. base: Config of everything that the variants leave open. Raises InputError before any work."""
     experiment, own_data = EXPERIMENTS[name], base.data != Config.data
     if seeds < 1:
         raise InputError(f"--seeds {seeds}: must be at least 1")
@@ -385,7 +414,7 @@ def run_experiment(name, seeds, base):
         if getattr(base, setting) != getattr(Config, setting):
             raise InputError(f"{flag(setting)}: experiment {name} sets it itself; leave it out")
     if own_data and any("data" in changes for changes in experiment.variants):
-        raise InputError(f"--data {base.data}: experiment {name} has its test clips rated again, so it needs the simulated corpora")
+        raise InputError(f"--data {base.data}: experiment {name} has test clips rated again, so it needs the simulated corpora")
     check(base)
     if "backbone" not in experiment.variants[0]:  # loaded here once, so that no two processes download it
         base = replace(base, backbone=(moemos.load_backbone(base.backbone) if base.backbone else default_backbone("cpu")).name)
@@ -396,16 +425,17 @@ def run_experiment(name, seeds, base):
         label = ",".join(f"{key}={value}" for key, value in changes.items()) or "default"
         for seed in range(base.seed, base.seed + seeds):
             corpus = base.data if own_data else f"corpora/{FIRST_CORPUS + seed}"
-            ratings = {"data": data.panel_file(corpus, changes["data"]) if "data" in changes else corpus}
+            ratings = {"data": f"{corpus}/ratings_{changes['data']}.csv" if "data" in changes else corpus}
             jobs.append(replace(base, **changes | ratings, seed=seed, out=f"runs/{name}/{i + 1:02d}_{label}_seed{seed}"))
             check(jobs[-1])
-    print(f"{experiment.question} {len(jobs)} runs, {sum(map(finished, jobs))} there already")
+    print(f"{experiment.question} {len(jobs)} runs, {sum(map(is_trained, jobs))} there already")
     start = time.monotonic()
     with worker_pool(len(jobs)) as pool:
         if not own_data:
-            list(pool.map(data.prepare, [f"corpora/{FIRST_CORPUS + seed}" for seed in range(base.seed, base.seed + seeds)]))
+            corpora = [FIRST_CORPUS + seed for seed in range(base.seed, base.seed + seeds)]
+            list(pool.map(data.prepare, [f"corpora/{seed}" for seed in corpora], corpora))
         print(f"corpora are there after {time.monotonic() - start:.0f} s")
-        for i, job in enumerate(pool.map(finish, jobs)):
+        for i, job in enumerate(pool.map(train_if_missing, jobs)):
             print(f"{i + 1}/{len(jobs)} {job}, {time.monotonic() - start:.0f} s")
     print(f"now: python evaluate.py runs/{name}/*")
 
@@ -417,25 +447,29 @@ def worker_pool(jobs):
 
 
 def _end_with_parent():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says what there is to say
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
 
 
-def finished(config):
+def is_trained(config):
     """Whether the run is there. Raises InputError for one with other settings."""
     try:
-        there = torch.load(Path(config.out, "model.pt"), weights_only=True)["config"]  # written last
+        checkpoint = torch.load(Path(config.out, "model.pt"), weights_only=True)  # written last
+        there, wanted = (parts | {"STAGES": stages} for parts, stages in (
+            (checkpoint["config"], checkpoint["stages"]), (recorded(config), [stage._asdict() for stage in stages_of(config)])))
     except Exception:  # noqa: BLE001 - missing or damaged: to be trained
         return False
-    if there != recorded(config):
-        names = sorted(name for name in there.keys() | recorded(config).keys() if there.get(name) != recorded(config).get(name))
-        raise InputError(f"{config.out} holds a run with other settings ({', '.join(names)}); delete or rename {Path(config.out).parent}")
+    if there != wanted:
+        names = sorted(name for name in there.keys() | wanted.keys() if there.get(name) != wanted.get(name))
+        raise InputError(f"{config.out} holds a run with other settings ({', '.join(names)}); "
+                         f"delete or rename {Path(config.out).parent}")
     return True
 
 
-def finish(config):
+def train_if_missing(config):
     """Trains a run, unless it is there; returns its folder."""
     torch.set_num_threads(1)
-    if not finished(config):
+    if not is_trained(config):
         with contextlib.redirect_stdout(io.StringIO()):
             train(config)
     return config.out
@@ -452,24 +486,13 @@ def main():
     arguments = vars(parser.parse_args())
     experiment, seeds = arguments.pop("experiment"), arguments.pop("seeds")
     config = Config(**arguments | {"scale": tuple(arguments["scale"])})
-    try:
+    with moemos.one_sentence("train.py"):
         if experiment:
             run_experiment(experiment, 5 if seeds is None else seeds, config)
         elif seeds is not None:
             raise InputError("--seeds goes with --experiment; --seed sets the seed of one run")
         else:
             train(config)
-    except FloatingPointError as error:
-        parser.exit(1, f"train.py: {error}\n")
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        parser.exit(1, "train.py: nobody reads what it prints, so it stopped; start again, what is finished stays\n")
-    except BrokenProcessPool:
-        parser.exit(1, "train.py: a process was killed, perhaps for lack of memory; start again, what is finished stays\n")
-    except KeyboardInterrupt:
-        parser.exit(130, "train.py: interrupted; start again, what is finished stays\n")
-    except InputError as error:
-        parser.exit(2, f"train.py: {error}\n")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def stages():
 
     def timed(*arguments):
         start = time.perf_counter()
-        run_stage(*arguments)
+        yield from run_stage(*arguments)
         times.append(time.perf_counter() - start)
 
     train.run_stage = timed
