@@ -537,7 +537,7 @@ def compare(runs, device="", figures=False):
     Prints, and writes comparison.json into the folder that they share. Returns its rows. Raises InputError for a run that
     cannot be used, or for seeds of a variant that differ in more.
     """
-    runs = list(dict.fromkeys(map(Path, runs)))
+    runs = list({Path(run).resolve(): Path(run) for run in runs}.values())
     with train.worker_pool(len(runs)) as pool:
         read = list(pool.map(functools.partial(read_run, device=device), runs))
     folder = Path(os.path.relpath(os.path.commonpath([run.resolve().parent for run in runs])))
@@ -558,8 +558,10 @@ def compare(runs, device="", figures=False):
         pairs = [(run, reference[seed]) for seed, run in by_seed.items() if i and seed in reference
                  and (run.corpus, run.wav) == (reference[seed].corpus, reference[seed].wav)]
         rows.append({"variant": f"{i + 1}: " + re.sub(r"^\d+_", "", name), **summary(of_variant[i])})
+        if i:
+            rows[-1]["first"] = j + 1
         if pairs:
-            rows[-1] |= {"first": j + 1, "pairs": len(pairs), "difference": nested(difference(*zip(*pairs)).T)}
+            rows[-1] |= {"pairs": len(pairs), "difference": nested(difference(*zip(*pairs)).T)}
             of_one_model = all(one.predicted == other.predicted for one, other in pairs)
             by_training_panel = of_variant[j][0].settings.get("ratings") == "ratings_training.csv"
             if of_one_model and by_training_panel and not math.isnan(rows[-1]["label_noise"]):
@@ -615,7 +617,7 @@ def show_comparison(rows):
             print("   one pair: the interval knows nothing of other seeds" if row["pairs"] == 1
                   else "   no difference shown" if (shown == "none").all() else words)
         elif row is not rows[0]:
-            print("   no run above has the same number and clips")
+            print(f"   no difference: {row['first']} has no run of the same number and clips")
     print("\n     LCC, system mean LCC in accuracy of label noise  gate entropy, nats  mean gates, most used\n"
           "     - utterance    a system second task      in MSE  clip  model   mean  first, %")
     for i, row in enumerate(rows):

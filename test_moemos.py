@@ -10,6 +10,7 @@ import math
 import os
 import random
 import re
+import signal
 import socket
 import struct
 import subprocess
@@ -1244,6 +1245,17 @@ def test_a_finished_run_with_other_settings_is_not_overwritten(small, tmp_path, 
     assert (tmp_path / "run" / "model.pt").read_bytes() == before
     (tmp_path / "run" / "model.pt").write_bytes(b"half")
     assert not train.is_trained(config)
+
+
+def test_an_experiment_that_is_interrupted_twice_ends_at_once(small, tmp_path):
+    process = start(tmp_path, "--experiment", "choices", "--seeds", 1, "--data", small, "--backbone", "logmel", start_new_session=True)
+    while not list(tmp_path.glob("runs/*/*")) and process.poll() is None:
+        time.sleep(0.01)
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.3)
+    assert process.wait(timeout=10) != 0
+    assert len(list(tmp_path.glob("runs/*/*/model.pt"))) < 7
 
 
 def test_an_experiment_under_torchrun_is_refused(monkeypatch):

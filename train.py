@@ -447,7 +447,7 @@ def worker_pool(jobs):
 
 
 def _end_with_parent():
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says what there is to say
+    signal.signal(signal.SIGINT, lambda *_: os._exit(1))  # at once; the parent says what there is to say
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
 
 
