@@ -1,0 +1,195 @@
+"""Speed and memory: `python -m studies.benchmark` from the root of the checkout, some minutes.
+
+Works in an empty temporary folder with logmel, so that no weights are needed. WAV2VEC2_BASE, where
+it is named, has random weights: time does not depend on them.
+"""
+
+import argparse
+import contextlib
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import torchaudio
+
+import data
+import evaluate
+import moemos
+import train
+from data import InputError
+from studies import bfloat16
+
+ROOT = Path(__file__).resolve().parent.parent
+LOGMEL = ("--backbone", "logmel")
+
+
+def show(label, number, unit="", digits=1):
+    print(f"{label:44}{number:8.{digits}f} {unit}", flush=True)
+
+
+def start(*words, **environment):
+    """Python in a process of its own, in this folder, silent."""
+    return subprocess.Popen([sys.executable, *words], env=os.environ | environment,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def finish(*processes):
+    """Waits for them all. Raises InputError for one that fails."""
+    for process in processes:
+        if process.wait() != 0:
+            command = " ".join(map(str, process.args))
+            raise InputError(f"{command} ended with status {process.returncode}")
+
+
+def seconds(*words):
+    """Wall time of a script, as a user starts it."""
+    begun = time.perf_counter()
+    finish(start(*words))
+    return time.perf_counter() - begun
+
+
+def scripts():
+    """Whole scripts, from an empty folder on; leaves a corpus and its logmel features there."""
+    cores = [ROOT / name for name in ("train.py", "evaluate.py", "data.py")]
+    seconds(cores[0], "--help")  # the first start of a day waits for the disk
+    slowest = max(seconds(script, "--help") for script in cores)
+    show("--help, slowest of the three scripts", slowest, "s")
+    simulation = seconds("-m", "corpora.simulated", "other", "--seed", "1")
+    show("corpora.simulated", simulation, "s")
+    first = seconds(cores[0], *LOGMEL) + seconds(cores[1])
+    show("train.py, evaluate.py from an empty folder", first, "s")
+    again = seconds(cores[0], *LOGMEL) + seconds(cores[1])
+    show("again, corpus and features there", again, "s")
+    kibibytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    show("peak memory of the largest process", kibibytes * 1024 / 1e9, "GB", digits=2)
+
+
+def stages():
+    """Wall time of the three stages alone."""
+    config = train.Config(backbone="logmel")
+    backbone = data.open_backbone(config.backbone, "cpu")
+    clips, held_out = train.training_clips(config)
+    everything, classes = train.as_tensors(clips, backbone, config.cache, train.synthesis_model)
+    validation = everything.take(slice(held_out))
+    training = everything.take(slice(held_out, None))
+    torch.manual_seed(config.seed)
+    model = train.build_model(config, backbone, classes)
+    model.fusion.set_statistics(training.features)
+    begun = time.perf_counter()
+    train.run_stages(model, train.STAGES, config, training, validation)
+    return time.perf_counter() - begun
+
+
+def make_weights(hub):
+    """A file of random weights for WAV2VEC2_BASE in a hub folder, which torch.hub then uses."""
+    bundle = torchaudio.pipelines.WAV2VEC2_BASE
+    checkpoints = Path(hub, "checkpoints")
+    checkpoints.mkdir(parents=True)
+    torch.manual_seed(0)
+    network = torchaudio.models.wav2vec2_model(**bundle._params)
+    torch.save(network.state_dict(), checkpoints / bundle._path)
+
+
+def make_corpus(folder, clips):
+    """A corpus of some clips of another."""
+    rows = [data.HEADER]
+    for clip in clips:
+        for rater, score in (clip.ratings or {"": ""}).items():
+            path = clip.path.absolute()
+            rows.append((path, clip.split, clip.system, clip.model, rater, score))
+    data.write_csv(Path(folder, "ratings.csv"), rows)
+
+
+def extraction(clips, backbone):
+    """Time of data.extract_features over that of the bare network, clip by clip in turns."""
+    times = {"ours": 0.0, "bare": 0.0}
+    for i, clip in enumerate(clips):
+        waveform = data.read_wav(clip.path)[None]
+        order = ("ours", "bare") if i % 2 else ("bare", "ours")
+        for what in order:
+            begun = time.perf_counter()
+            if what == "ours":
+                data.extract_features([clip], backbone, "cache_extraction")
+            else:
+                with torch.no_grad():
+                    backbone.network.extract_features(waveform)
+            times[what] += time.perf_counter() - begun
+    return times["ours"] / times["bare"]
+
+
+def half_precision(backbone, half):
+    """Speed-up by bfloat16, largest change of a prediction, deviation of the predictions in MOS.
+
+    Of 40 test clips, by a head trained on float32 features of others.
+    """
+    clips = data.read_manifest("corpus")
+    training = [clip for clip in clips if clip.split == "train"][::20]
+    test = [clip for clip in clips if clip.split == "test"][::10]
+    make_corpus("few", training)
+    with contextlib.redirect_stdout(None):
+        model = train.train(train.Config(data="few", out="runs/few"), backbone=backbone).eval()
+    times, predictions = [], []
+    for one, cache in ((backbone, "cache_float32"), (half, "cache_bfloat16")):
+        begun = time.perf_counter()
+        features = data.extract_features(test, one, cache)
+        times.append(time.perf_counter() - begun)
+        predictions.append(evaluate.predict(model, features).mos)
+    change = (predictions[0] - predictions[1]).abs().max().item()
+    return times[0] / times[1], change, predictions[0].std().item()
+
+
+def processes():
+    """Time of data.py on 80 clips with two threads, over that of two processes with one each."""
+    make_corpus("share", data.read_manifest("corpus")[::15])
+
+    def extract(rank, number, threads):
+        return start(ROOT / "data.py", "share", "--backbone", "WAV2VEC2_BASE",
+                     "--cache", f"cache_{number}", RANK=str(rank), WORLD_SIZE=str(number),
+                     OMP_NUM_THREADS=str(threads))
+
+    begun = time.perf_counter()
+    finish(extract(0, 1, threads=2))
+    one = time.perf_counter() - begun
+    begun = time.perf_counter()
+    finish(extract(0, 2, threads=1), extract(1, 2, threads=1))
+    return one / (time.perf_counter() - begun)
+
+
+def benchmark():
+    scripts()
+    with contextlib.redirect_stdout(None):
+        training = stages()
+    show("the three stages themselves", training, "s")
+    make_weights(torch.hub.get_dir())
+    backbone = moemos.load_backbone("WAV2VEC2_BASE")
+    over = extraction(data.read_manifest("corpus")[::20], backbone)
+    show("data.extract_features / WAV2VEC2_BASE bare", over, digits=3)
+    try:
+        half = bfloat16.HalfPrecision(backbone.name, backbone.network)
+        faster, change, spread = half_precision(backbone, half)
+        show("WAV2VEC2_BASE in bfloat16, times as fast", faster, "(largest change of a prediction "
+             f"{change:.4f}, their sd {spread:.2f})", digits=2)
+    except InputError as error:
+        print(error)
+    show("two processes of one thread, times as fast", processes(),
+         "(than one process of two, starts included)", digits=2)
+
+
+def main():
+    argparse.ArgumentParser(
+        allow_abbrev=False, description="Prints speed and memory of this project.").parse_args()
+    with data.one_sentence("studies.benchmark"), tempfile.TemporaryDirectory() as folder:
+        os.environ["PYTHONPATH"] = str(ROOT)
+        os.environ["TORCH_HOME"] = folder  # whose weights are random
+        os.chdir(folder)
+        benchmark()
+        os.chdir(ROOT)
+
+
+if __name__ == "__main__":
+    main()

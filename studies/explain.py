@@ -1,0 +1,99 @@
+"""One clip on its way: every tensor between a WAV file and its MOS.
+
+    python -m studies.explain WAV          by runs/default
+    python -m studies.explain WAV RUN      by another run of train.py
+
+Where the run's corpus has the clip, its loss follows, term by term. Letters of dimensions: see
+moemos.py.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+import data
+import evaluate
+import train
+
+
+@torch.no_grad()
+def explain(run, path, device=""):
+    """Prints all of it. Raises InputError for a run or a file that cannot be used."""
+    trained = evaluate.load_run(run, device)
+    waveform, features = evaluate.read_clip(path, trained)
+    features = features.to(trained.backbone.device)  # (1, L, 2D)
+    output = trained.model(features)
+    print(f"{path} by {run}, backbone {trained.backbone.name}")
+    show_tensors(trained, waveform, features, output)
+    show_classes(output.logits[0], trained.classes)
+    show_losses(run, path, trained, features, output)
+
+
+def show_tensors(trained, waveform, features, output):
+    """Prints a line for each tensor, in the order in which a clip goes through the method."""
+    fusion = trained.model.fusion
+    tensors = [
+        ("waveform", "(T,)", waveform),
+        ("layers of the backbone", "(L, F, D)", trained.backbone.extract(waveform)),
+        ("mean, deviation over F", "(L, 2D)", features[0]),
+        ("fusion's layer weights", "(L,)", fusion.layer_logits.softmax(0)),
+        ("fused features", "(B, 2D)", fusion(features)),
+        ("gates g", "(B, E)", output.gates),
+        ("experts E_1 ... E_N", "(B, E, H)", output.experts),
+        ("y = sum g_i E_i", "(B, H)", output.y),
+        ("MOS", "(B,)", output.mos),
+        ("logits of the classes", "(B, C)", output.logits),
+    ]
+    print(f"{'what':26}{'letters':11}{'shape':16}first values")
+    for what, letters, tensor in tensors:
+        first = tensor.flatten()[:4].tolist()
+        values = " ".join(f"{value:8.4f}" for value in first)
+        more = " ..." if tensor.numel() > 4 else ""
+        print(f"{what:26}{letters:11}{tuple(tensor.shape)!s:16}{values}{more}")
+
+
+def show_classes(logits, classes):
+    """Prints the four most probable of the second task's classes; logits: (C,)."""
+    probabilities = logits.softmax(0).tolist()
+    likely = sorted(zip(probabilities, classes), reverse=True)[:4]
+    print("class probabilities: " + ", ".join(f"{name:.18} {p:.2f}" for p, name in likely))
+
+
+def show_losses(run, path, trained, features, output):
+    """Prints what a batch of this clip alone costs at the end of training, if it has ratings."""
+    config, device = trained.config, trained.backbone.device
+    try:
+        clips = data.read_manifest(config.data, config.scale)
+    except data.InputError as error:
+        print(f"no loss: {error}")
+        return
+    path = Path(path).resolve()
+    same = [clip for clip in clips if clip.path.resolve() == path and clip.ratings]
+    if not same:
+        return
+    clip = same[0]
+    label = train.synthesis_model(clip)
+    known = trained.classes.index(label) if label in trained.classes else -1
+    batch = train.Clips(features, torch.tensor([clip.mos], device=device),
+                        torch.tensor([known], device=device))
+    stage = torch.load(Path(run, "model.pt"), weights_only=True)["stages"][-1]
+    terms = train.weighted_losses(output, batch, stage["alpha_end"], config, trained.model.unit)
+    print(f"rated MOS {clip.mos:.2f}, class {label}; a batch of it alone has at the end of stage "
+          f"{stage['name']}:")
+    print(", ".join(f"{name} {term.item():.4f}" for name, term in terms.items()))
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description="Prints every tensor between a WAV file and its MOS.")
+    parser.add_argument("wav", metavar="WAV")
+    parser.add_argument("run", nargs="?", default="runs/default", help="(default: runs/default)")
+    parser.add_argument("--device", default="", help="as of train.py")
+    options = parser.parse_args()
+    with data.one_sentence("studies.explain"):
+        explain(options.run, options.wav, options.device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Tests of the experiments: their variants, and that none of their runs is lost or mixed up."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+import data
+import train
+from corpora import simulated
+from studies import alternatives, experiments, prosody, raters
+from test_moemos import HERE, call, no_network, quick, small, table  # noqa: F401 - fixtures
+
+
+def start(folder, *words):
+    """studies.experiments in processes of its own, in that folder."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    program = [sys.executable, "-m", "studies.experiments", *map(str, words)]
+    return subprocess.Popen(program, cwd=folder, env=environment, start_new_session=True,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_experiments_are_ten_and_change_settings_that_exist():
+    assert list(experiments.EXPERIMENTS) == [
+        "baseline", "experts", "raters", "adaptation", "augmentation", "auxiliary", "stages",
+        "prosody", "choices", "frontend"]
+    for _, variants in experiments.EXPERIMENTS.values():
+        names = [variant.name for variant in variants]
+        assert len(set(names)) == len(names)
+        for variant in variants:
+            assert variant.panel in ("", *simulated.PANELS)
+            assert variant.against in ("", *names)
+            train.check(replace(train.Config(), **variant.settings))
+
+
+def test_variants_run_what_their_names_say():
+    found = {}
+    for name, experiment in experiments.EXPERIMENTS.items():
+        for variant in experiment.variants:
+            found[name, variant.name] = (variant.run, variant.options)
+    assert found["prosody", "prosody"] == (prosody.run, {})
+    assert found["adaptation", "raters=yes,strict"] == (raters.run, {"kind": "yes"})
+    assert found["auxiliary", "task=rate"] == (alternatives.run, {"task": "rate"})
+    assert found["stages", "reversed"] == (alternatives.run, {"schedule": "reversed"})
+    assert found["choices", "default"] == (alternatives.run, {})
+
+
+def test_seeds_have_corpora_of_their_own_and_panels_their_tables():
+    planned = experiments.plan_runs("raters", 2, train.Config(backbone="logmel", seed=3))
+    assert [(i, config.seed, config.data, config.out) for i, config in planned] == [
+        (i, seed, f"runs/corpora/{30 + seed}/ratings_{panel}.csv",
+         f"runs/raters/{i + 1:02d}_{panel} panel/{seed}")
+        for i, panel in enumerate(("training", "second", "unbiased")) for seed in (3, 4)]
+
+
+def test_only_backbones_at_hand_are_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "wavlm_base.pth").touch()
+    planned = experiments.plan_runs("frontend", 1, train.Config())
+    assert [config.backbone for _, config in planned] == ["logmel", "WAVLM_BASE"]
+
+
+def test_an_experiment_loses_no_finished_run_and_gives_the_same_numbers_again(small, tmp_path):
+    """Killed after its first run, started again, and beside it one undisturbed."""
+    words = ("augmentation", "--seeds", 2, "--data", small, "--backbone", "logmel", "--epochs", 1)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    process = start(killed, *words)
+    while not list(killed.glob("runs/*/*/*/metrics.json")) and process.poll() is None:
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = {path: path.stat().st_mtime_ns for path in killed.glob("runs/*/*/*/metrics.json")}
+    assert 1 <= len(finished) < 4
+    assert [process.wait() for process in (start(killed, *words), start(whole, *words))] == [0, 0]
+    assert all(path.stat().st_mtime_ns == when for path, when in finished.items())
+    folder = killed / "runs" / "augmentation"
+    runs = sorted(str(path.parent.relative_to(folder)) for path in folder.glob("*/*/model.pt"))
+    assert runs == [
+        "01_augmentation=no/0", "01_augmentation=no/1", "02_default/0", "02_default/1"]
+    for path in folder.glob("*/*/*"):
+        assert path.read_bytes() == (whole / path.relative_to(killed)).read_bytes()
+    rows = [list(row.values()) for row in table(folder / "variants.csv")]
+    assert rows == [["01_augmentation=no", "augmentation=no", "augmentation=no"],
+                    ["02_default", "default", "augmentation=no"]]
+
+
+def test_an_experiment_that_is_interrupted_twice_ends_at_once(small, tmp_path):
+    process = start(tmp_path, "choices", "--seeds", 1, "--data", small, "--backbone", "logmel")
+    while not list(tmp_path.glob("runs/choices/*/*")) and process.poll() is None:
+        time.sleep(0.01)
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.3)
+    assert process.wait(timeout=10) != 0
+    assert len(list(tmp_path.glob("runs/choices/*/*/model.pt"))) < 7
+
+
+def test_a_finished_run_with_other_settings_is_not_overwritten(small, tmp_path, monkeypatch):
+    variants = (experiments.Variant("default"),)
+    monkeypatch.setitem(experiments.EXPERIMENTS, "one", experiments.Experiment("?", variants))
+    config = quick(small, tmp_path, epochs=1)
+    threads = torch.get_num_threads()
+    assert not experiments.is_finished(variants[0], config)
+    assert experiments.finish_run("one", (0, config)) == config.out
+    torch.set_num_threads(threads)
+    assert experiments.is_finished(variants[0], config)
+    before = (tmp_path / "run" / "model.pt").read_bytes()
+    with pytest.raises(data.InputError, match=r"run with other settings \(epochs, stages\)"):
+        experiments.is_finished(variants[0], replace(config, epochs=2))
+    with monkeypatch.context() as patch:
+        changed = tuple(stage._replace(lr=1.0) for stage in train.STAGES)
+        patch.setitem(alternatives.SCHEDULES, "three", changed)
+        with pytest.raises(data.InputError, match=r"other settings \(stages\)"):
+            experiments.is_finished(variants[0], config)
+    assert (tmp_path / "run" / "model.pt").read_bytes() == before
+    (tmp_path / "run" / "model.pt").write_bytes(b"half")
+    assert not experiments.is_finished(variants[0], config)
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["clips"] == 16
+
+
+@pytest.mark.parametrize(("words", "why"), [
+    (["raters", "--data", "SMALL"], "needs the simulated corpora"), (["none"], "invalid choice"),
+    (["stages", "--seeds", "0"], "--seeds 0"), (["stages", "--epochs", "-1"], "--epochs -1"),
+    (["experts", "--experts", "2"], "--experts: experiment experts sets it itself"),
+    (["stages", "--out", "x"], "--out: experiment stages sets it itself")])
+def test_what_cannot_be_run_gets_one_sentence(small, tmp_path, monkeypatch, capsys, words, why):
+    monkeypatch.chdir(tmp_path)
+    words = [word.replace("SMALL", str(small)) for word in words]
+    assert call(monkeypatch, experiments, *words) == 2
+    assert why in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,95 @@
+"""Tests of studies/explain.py."""
+
+import math
+import re
+
+import pytest
+import torch
+
+import data
+import evaluate
+import moemos
+from studies import explain
+from test_moemos import call, no_network, small_corpus, small_run  # noqa: F401 - fixture
+
+
+def a_test_clip():
+    return next(clip for clip in data.read_manifest(small_corpus()) if clip.split == "test")
+
+
+def first_values(out, what):
+    """The numbers that a line of the printed table holds."""
+    line = re.search(rf"^{re.escape(what)} .*\)  (.*)$", out, re.MULTILINE)
+    return [float(word) for word in line.group(1).split() if word != "..."]
+
+
+def test_its_numbers_and_shapes_are_those_of_the_score(monkeypatch, capsys):
+    clip = a_test_clip()
+    (_, mos), = evaluate.score(small_run(), [clip.path], "cpu")
+    trained = evaluate.load_run(small_run(), "cpu")
+    waveform, features = evaluate.read_clip(clip.path, trained)
+    output = evaluate.predict(trained.model, features)
+    capsys.readouterr()
+
+    assert call(monkeypatch, explain, clip.path, small_run(), "--device", "cpu") == 0
+    out = capsys.readouterr().out
+    frames = len(waveform) // 160 + 1  # 100 a second, and one more as the ends are padded
+    for what, shape in (("waveform", (len(waveform),)), ("layers of the backbone", (3, frames, 80)),
+                        ("mean, deviation over F", (3, 160)), ("fused features", (1, 160)),
+                        ("gates g", (1, 4)), ("experts E_1 ... E_N", (1, 4, 64)),
+                        ("y = sum g_i E_i", (1, 64)),
+                        ("logits of the classes", (1, len(trained.classes)))):
+        assert re.search(rf"^{re.escape(what)} .*{re.escape(str(shape))} ", out, re.MULTILINE)
+    assert first_values(out, "MOS") == pytest.approx([mos], abs=1e-4)
+    assert first_values(out, "gates g") == pytest.approx(output.gates[0].tolist(), abs=1e-4)
+    assert sum(first_values(out, "fusion's layer weights")) == pytest.approx(1, abs=2e-4)
+    assert "class probabilities: " in out
+    assert max(len(line) for line in out.splitlines()[1:]) < 100
+
+
+def test_the_loss_of_a_rated_clip_is_that_of_a_batch_of_it_alone(capsys):
+    clip = a_test_clip()
+    (_, mos), = evaluate.score(small_run(), [clip.path], "cpu")
+    explain.explain(small_run(), clip.path, "cpu")
+    *_, rated, last = capsys.readouterr().out.splitlines()
+    assert rated == (f"rated MOS {clip.mos:.2f}, class {clip.model}; a batch of it alone has at "
+                     "the end of stage mos:")
+    terms = {name: float(value) for name, value in re.findall(r"(\w+) (\d+\.\d{4})", last)}
+    by_hand = moemos.mos_loss(torch.tensor([mos]), torch.tensor([clip.mos])).item()
+    assert terms["mos"] == pytest.approx(by_hand, abs=1e-4)
+    total = (0.9 * terms["mos"] + 0.1 * terms["classification"]
+             + 0.02 * terms["diversity"] + 0.02 * terms["sparsity"])
+    assert terms["total"] == pytest.approx(total, abs=2e-4)
+
+
+def test_the_loss_of_a_class_that_training_has_not_seen_is_that_of_the_mos(capsys):
+    clip = a_test_clip()
+    trained = evaluate.load_run(small_run(), "cpu")
+    trained = trained._replace(classes=[f"not {name}" for name in trained.classes])
+    _, features = evaluate.read_clip(clip.path, trained)
+    output = evaluate.predict(trained.model, features)
+    explain.show_losses(small_run(), clip.path, trained, features, output)
+    assert "classification 0.0000" in capsys.readouterr().out
+
+
+def test_without_ratings_or_corpus_there_is_no_loss(tmp_path, capsys):
+    clips = data.read_manifest(small_corpus())
+    unrated = next(clip for clip in clips if math.isnan(clip.mos))
+    explain.explain(small_run(), unrated.path, "cpu")
+    out = capsys.readouterr().out
+    assert "class probabilities: " in out and "rated MOS" not in out
+    checkpoint = torch.load(small_run() / "model.pt", weights_only=True)
+    checkpoint["config"]["data"] = str(tmp_path / "moved")
+    torch.save(checkpoint, tmp_path / "model.pt")
+    explain.explain(tmp_path, unrated.path, "cpu")
+    assert "no loss: " + str(tmp_path / "moved") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("words", "why"), [
+    (["a.wav", "no_run"], "no_run/model.pt is missing"),
+    (["a.wav", "run", "--other"], "unrecognized arguments: --other"),
+    ([], "required: WAV")])
+def test_what_cannot_be_used_gets_one_sentence(tmp_path, monkeypatch, capsys, words, why):
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, explain, *words) == 2
+    assert why in capsys.readouterr().err
