@@ -525,13 +525,13 @@ def test_a_stalled_download_is_given_up(tmp_path, monkeypatch):
 
 
 def test_the_accelerator_is_taken_where_there_is_one_and_the_cpu_elsewhere(monkeypatch):
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: None)
-    assert data.open_backbone("logmel").device == torch.device("cpu")
-    accelerator = torch.device("meta")
-    monkeypatch.setattr(torch.accelerator, "current_accelerator",
-                        lambda check_available: accelerator)
-    with pytest.raises(data.InputError, match="--device meta"):  # tried; it holds no numbers
-        data.open_backbone("logmel")
+    for accelerator, taken in ((None, "cpu"), (torch.device("cpu", 1), "cpu:1")):
+        monkeypatch.setattr(torch.accelerator, "current_accelerator",
+                            lambda check_available, accelerator=accelerator: accelerator)
+        assert data.pick_device() == torch.device(taken)
+    for unusable in ("meta", "cuda:99"):  # the first is there, but holds no numbers
+        with pytest.raises(data.InputError, match=f"--device {unusable} cannot be used here"):
+            data.open_backbone("logmel", unusable)
 
 
 # -- Audio -----------------------------------------------------------------------------------------
@@ -955,14 +955,18 @@ def test_dev_clips_are_not_trained_on(small, tmp_path, capsys):
     assert int(rated) + int(held_out) == 18  # of 24 clips, for 32
 
 
-def test_validation_is_without_dropout():
+def test_dropout_is_on_in_training_and_off_in_validation():
     model, _ = some_output()
     clips = train.Clips(torch.randn(6, 3, 10), torch.arange(6.0), torch.arange(6) % 3)
     said = train.validate(model.train(), clips)
     output = model.eval()(clips.features)
     assert said["val_mse"] == pytest.approx(moemos.mse(output.mos.detach(), clips.mos))
-    hits = (output.logits.argmax(1) == clips.model).float()
-    assert said["val_accuracy"] == pytest.approx(hits.mean().item())
+    hits = output.logits.argmax(1) == clips.model
+    assert said["val_accuracy"] == pytest.approx(hits.float().mean().item())
+    modes = []
+    model.register_forward_hook(lambda model, *_: modes.append(model.training))
+    list(train.run_stage(model, train.Stage("mos", 2, 0.1, 0.9, 0.9), train.Config(), clips, clips))
+    assert modes == [True, False, True, False]
 
 
 @pytest.mark.parametrize(("settings", "stages", "idle", "trained"), [
@@ -971,17 +975,23 @@ def test_validation_is_without_dropout():
     ({}, [train.Stage("mos", 2, 0.01, 1.0, 1.0)], "class_head", "mos_head")])
 def test_a_head_that_a_stage_has_no_loss_of_stays_as_it_was(
         small, tmp_path, settings, stages, idle, trained):
-    config = quick(small, tmp_path, **settings)
+    config = quick(small, tmp_path, seed=5, **settings)
     model = train.train(config, stages)
-    torch.manual_seed(0)
+    torch.manual_seed(5)
     untrained = moemos.MoEMOS(3, 80, 3)
     same = {name: torch.equal(getattr(model, name).weight, getattr(untrained, name).weight)
             for name in (idle, trained)}  # neither gradient nor weight decay
     assert same == {idle: True, trained: False}
     said = evaluate.evaluate(tmp_path / "run")["accuracy"]
     assert (said is None) == (config.auxiliary == "none")
-    ran = list(dict.fromkeys(row["stage"] for row in table(tmp_path / "run" / "log.csv")))
+    log = table(tmp_path / "run" / "log.csv")
+    ran = list(dict.fromkeys(row["stage"] for row in log))
     assert ran == [stage.name for stage in stages if (idle, stage.alpha_end) != ("class_head", 0)]
+    last = {name: float(value) for name, value in log[-1].items() if name != "stage"}
+    beta = 0 if config.auxiliary == "none" else 1 - last["alpha"]
+    assert last["total"] == pytest.approx(
+        last["alpha"] * last["mos"] + beta * last["classification"]
+        + 0.02 * last["diversity"] + 0.02 * last["sparsity"], rel=1e-5)
 
 
 def test_the_second_task_may_have_another_label_and_the_backbone_be_given(small, tmp_path):
@@ -1449,7 +1459,7 @@ def run_script(folder, name, words, environment, death):
 def processes():
     """Those of a server that has imported torch once, as each would take seconds for it."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_moemos"])
+    context.set_forkserver_preload(["test_moemos", "torch._dynamo"])  # the latter is AdamW's
     return context
 
 

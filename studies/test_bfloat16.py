@@ -66,8 +66,11 @@ def test_a_run_is_trained_evaluated_and_not_taken_for_one_in_float32(tmp_path, m
     assert mos == float(rows[0]["predicted"])
 
 
-def test_the_folder_of_the_runs_in_float32_is_refused(monkeypatch, capsys):
-    assert call(monkeypatch, bfloat16, "--backbone", "logmel") == 2
-    assert "--out: name another folder" in capsys.readouterr().err
+def test_runs_lie_apart_from_those_in_float32_and_unknown_options_are_refused(
+        monkeypatch, capsys):
+    configs = []
+    monkeypatch.setattr(bfloat16, "run", configs.append)
+    assert call(monkeypatch, bfloat16, "--backbone", "logmel") == 0
+    assert configs[0].out == "runs/bfloat16"
     assert call(monkeypatch, bfloat16, "--precision", "half") == 2
     assert "unrecognized arguments: --precision half" in capsys.readouterr().err
