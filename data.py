@@ -122,12 +122,14 @@ def check_clip(path, max_seconds, content=None):
 def find_wavs(paths):
     """Files as given, folders as all WAV files below them, sorted; links are followed."""
     found = []
-    for path in map(Path, paths):
+    for path in paths:
+        if not str(path):
+            raise InputError("an empty name is no file")
         wavs = glob.glob(f"{glob.escape(str(path))}/**/*.[wW][aA][vV]", recursive=True)
         if os.path.isdir(path) and not wavs:
             raise InputError(f"{path}: there is no WAV file in this folder")
-        found += map(Path, sorted(wavs)) if wavs else [path]
-    return found
+        found += sorted(wavs) or [path]
+    return [Path(path) for path in found]
 
 
 # -- Ratings ---------------------------------------------------------------------------------------

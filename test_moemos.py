@@ -943,16 +943,24 @@ def test_training_and_validation_share_no_clip_and_hold_no_test_clip(
     assert len(storages) == 1  # no second copy in memory
 
 
-def test_dev_clips_are_not_trained_on(small, tmp_path, capsys):
+def test_dev_clips_are_used_for_nothing(small, tmp_path, capsys):
     rows = [{**row, "wav": str(small / row["wav"])} for row in table(small / "ratings.csv")]
     for row in rows:
-        if int(Path(row["wav"]).stem) < 8:
+        if int(Path(row["wav"]).stem) in (*range(8), 40):
             row["split"] = "dev"
     data.write_csv(tmp_path / "ratings.csv", [data.HEADER, *(row.values() for row in rows)])
     train.train(quick(tmp_path / "ratings.csv", tmp_path, epochs=1))
     said = r"22 clips to train on, (\d+) with MOS; 2 held out, (\d+) with MOS; 3 classes"
     rated, held_out = re.search(said, capsys.readouterr().out).groups()
     assert int(rated) + int(held_out) == 18  # of 24 clips, for 32
+    result = evaluate.evaluate(tmp_path / "run")
+    assert result["clips"] == 15
+    mos = {split: np.array([float(row["score"]) for row in rows
+                            if row["score"] and (row["split"], row["rater"]) == (split, "0")])
+           for split in ("train", "test")}
+    expected = np.mean((mos["test"] - mos["train"].mean()) ** 2)
+    reference = result["reference"]["mean of training MOS"]["utterance"]["MSE"]
+    assert reference == pytest.approx(expected)
 
 
 def test_dropout_is_on_in_training_and_off_in_validation():
@@ -1231,13 +1239,13 @@ def rated(system, **ratings):
 
 
 def test_reference_rows_by_hand():
-    training = [rated("a", r=1.0), rated("a", r=3.0), rated("b", r=5.0)]
+    training = [rated("a", r=1.0), rated("a", r=3.0), rated("b", r=5.0), rated("b", r=5.0)]
     test = [rated("a", r=3.0), rated("b", r=4.0), rated("new", r=5.0)]
     rows = evaluate.reference_rows(training, test)
     mean = rows["mean of training MOS"]["utterance"]["MSE"]
-    assert mean == pytest.approx((0 + 1 + 4) / 3)
+    assert mean == pytest.approx((0.5 ** 2 + 0.5 ** 2 + 1.5 ** 2) / 3)
     told = rows["condition's mean training MOS"]["utterance"]["MSE"]
-    assert told == pytest.approx((1 + 1 + 4) / 3)
+    assert told == pytest.approx((1 ** 2 + 1 ** 2 + 1.5 ** 2) / 3)
     assert rows["half of the raters, by the others"] is None
 
 

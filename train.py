@@ -286,7 +286,7 @@ def write_run(config, model, stages, classes, backbone, rows):
     data.write_csv(out / "log.csv", [rows[0].keys(), *(row.values() for row in rows)])
     settings = asdict(config)
     data.write_atomically(out / "config.json", (json.dumps(settings, indent=2) + "\n").encode())
-    del settings["out"]  # so that a run is the same bytes in any folder
+    del settings["out"]  # so that a run has the same bytes wherever it is written
     checkpoint = io.BytesIO()
     torch.save({"weights": {name: tensor.cpu() for name, tensor in model.state_dict().items()},
                 "config": settings, "stages": [stage._asdict() for stage in stages],
