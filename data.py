@@ -4,7 +4,7 @@
     torchrun --nproc-per-node N data.py PATH --backbone WAV2VEC2_BASE        on N processes
 
 A corpus is a ratings.csv (see read_manifest) with its WAV files; corpora/ makes one from other data
-sets. Whatever comes from outside is checked here, once. Letters of dimensions: see moemos.py.
+sets. Whatever comes from outside is checked here, before any work. Letters: see moemos.py.
 """
 
 import argparse
@@ -101,7 +101,7 @@ def read_wav(path, content=None):
     content: the file's bytes, where they have been read. Raises InputError naming the file.
     """
     from scipy.signal import resample_poly  # here, so that --help need not wait for it
-    rate, mono = decode(path, content or read_bytes(path))
+    rate, mono = decode(path, read_bytes(path) if content is None else content)
     common = math.gcd(rate, moemos.SAMPLE_RATE)
     resampled = resample_poly(mono, moemos.SAMPLE_RATE // common, rate // common)
     return torch.from_numpy(resampled.astype(np.float32))
@@ -109,7 +109,7 @@ def read_wav(path, content=None):
 
 def check_clip(path, max_seconds, content=None):
     """(rate, seconds) of a clip. Raises InputError for one that cannot be used or is too long."""
-    rate, mono = decode(path, content or read_bytes(path))
+    rate, mono = decode(path, read_bytes(path) if content is None else content)
     seconds = len(mono) / rate
     if seconds > max_seconds:
         raise InputError(f"{path}: {seconds:.2f} s long, above --max-seconds {max_seconds:g}; "
@@ -120,7 +120,7 @@ def check_clip(path, max_seconds, content=None):
 
 
 def find_wavs(paths):
-    """Files as given, folders as all WAV files below them, sorted; links are followed."""
+    """Files as given, folders as all WAV files below them, sorted, links followed -> Paths."""
     found = []
     for path in paths:
         if not str(path):
@@ -202,9 +202,12 @@ def add_row(clips, row, folder, scale, place):
         raise InputError(f"{place}: the split must be train, dev or test, not {row['split']!r}")
     model = row.get("model") or row["system"]
     new = Clip(row["wav"], folder / row["wav"], row["split"], row["system"], model)
-    clip = clips.setdefault(os.path.abspath(new.path), new)  # ./a.wav is a.wav
-    if clip is new and not os.path.isfile(clip.path):
-        raise InputError(f"{place}: {clip.path} is not there, or no file")
+    path = os.path.abspath(new.path)  # ./a.wav is a.wav
+    if path not in clips:
+        if not os.path.isfile(path):
+            raise InputError(f"{place}: {new.path} is not there, or no file")
+        clips[path] = new
+    clip = clips[path]
     if (clip.split, clip.system, clip.model) != (new.split, new.system, new.model):
         raise InputError(f"{place}: {clip.wav} stood in another split, system or model above")
     if not row["score"] and not row["rater"]:
@@ -218,7 +221,7 @@ def add_row(clips, row, folder, scale, place):
         raise InputError(f"{place}: the score {row['score']!r} is no number") from None
     if not scale[0] <= score <= scale[1]:
         raise InputError(f"{place}: the score {row['score']} is off the scale of {scale[0]:g} to "
-                         f"{scale[1]:g}; --scale LOW HIGH sets another")
+                         f"{scale[1]:g}; train.py's --scale LOW HIGH sets another")
     clip.ratings[rater] = score
 
 
@@ -277,23 +280,24 @@ def open_backbone(name="", device=""):
                    f"are missing or damaged, and were not downloaded ({first_line(error)})")
         if name or not isinstance(error, OSError):
             raise InputError(f"{problem}; put them there, or use --backbone logmel") from None
+        line = "!" * 100
+        print(f"{line}\nWARNING: {problem}.\nUsing logmel, a stand-in that hears spectra only: "
+              f"the results are NOT those of the paper's method.\n{line}", file=sys.stderr)
+        return moemos.load_backbone("logmel", device)
     finally:
         socket.setdefaulttimeout(None)
-    line = "!" * 100
-    print(f"{line}\nWARNING: {problem}.\nUsing logmel, a stand-in that hears spectra only: "
-          f"the results are NOT those of the paper's method.\n{line}", file=sys.stderr)
-    return moemos.load_backbone("logmel", device)
 
 
 def extract_features(clips, backbone, cache="cache"):
     """Clips -> (clips, L, 2D) float32, from the folder `cache` where they are there.
 
     An entry's name is a digest of the file's content, the backbone's weights and the code between
-    them, so that nothing stale is used. Raises InputError for a file that read_wav refuses.
+    them: after a change of any of these, even of a comment, features are extracted anew (not after
+    one of the libraries). Raises InputError for a file that read_wav refuses.
     """
-    passed = (decode, read_wav, *type(backbone).__mro__[:-1], type(backbone.network),
-              moemos.pool_statistics)
-    key = backbone.identity + "".join(map(inspect.getsource, passed))
+    classes = [*type(backbone).__mro__[:-1], type(backbone.network)]  # without object
+    code = [decode, read_wav, *classes, moemos.pool_statistics]
+    key = backbone.identity + "".join(map(inspect.getsource, code))
     shape = (backbone.layers, 2 * backbone.width)
     result = torch.empty(len(clips), *shape)
     start = time.monotonic()
@@ -381,12 +385,13 @@ def main():
     parser.add_argument("--scale", type=float, nargs=2, default=(1.0, 5.0))
     parser.add_argument("--max-seconds", type=float, default=60.0)
     options = parser.parse_args()
-    rank, processes = (int(os.environ.get(name, default))  # torchrun sets both
-                       for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    rank = int(os.environ.get("RANK", "0"))  # torchrun sets these two
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
     with one_sentence("data.py"):
-        clips = read_corpus(options.path, options.scale, options.max_seconds)
-        backbone = open_backbone(options.backbone, options.device)
+        clips = read_manifest(options.path, options.scale)
         share = clips[rank::processes]
+        print(f"{options.path}: {check_clips(share, options.max_seconds)}")
+        backbone = open_backbone(options.backbone, options.device)
         extract_features(share, backbone, options.cache)
         print(f"{backbone.name} features of {len(share)} of {len(clips)} clips in {options.cache}")
 

@@ -5,8 +5,9 @@
     python evaluate.py RUN --data PATH    on another corpus, into RUN/on_<its name>
     python evaluate.py --wav a.wav b/     prints wav,mos lines of one's own clips
 
-Writes metrics.json, predictions.csv and raters.csv into the run's folder. The intervals and the
-reference rows are ours. Letters of dimensions: see moemos.py.
+Writes metrics.json, predictions.csv and raters.csv into the run's folder, and answer.txt where
+test clips have no ratings. The reference rows are of the same corpus's training clips; they and
+the intervals are ours. Letters of dimensions: see moemos.py.
 """
 
 import argparse
@@ -53,7 +54,8 @@ def load_run(run, device="", build=train.build_model, backbone=None):
     try:
         checkpoint = torch.load(Path(run, "model.pt"), map_location="cpu", weights_only=True)
         config = train.Config(**checkpoint["config"], out=str(run))
-        backbone = backbone or data.open_backbone(checkpoint["backbone"]["name"], device)
+        name, identity = checkpoint["backbone"].values()
+        backbone = backbone or data.open_backbone(name, device)
         model = build(config, backbone, checkpoint["classes"])
         model.load_state_dict(checkpoint["weights"])
         if not all(tensor.isfinite().all() for tensor in checkpoint["weights"].values()):
@@ -63,7 +65,7 @@ def load_run(run, device="", build=train.build_model, backbone=None):
     except Exception as error:  # noqa: BLE001 - torch raises nearly anything
         raise InputError(f"{run}/model.pt is missing, damaged or of another version "
                          f"({data.first_line(error)}); train the run again") from None
-    if backbone.identity != checkpoint["backbone"]["identity"]:
+    if backbone.identity != identity:
         raise InputError(f"{run} was trained on a {backbone.name} with other weights than the one "
                          "here; train it again")
     return Trained(model.to(backbone.device).eval(), backbone, checkpoint["classes"], config)
@@ -98,7 +100,8 @@ def score(run, paths, device=""):
     call. A file that cannot be used is reported on standard error and has NaN. Raises InputError
     for a run that cannot be used or a folder without a WAV file.
     """
-    trained, files = load_run(run, device), data.find_wavs(paths)
+    trained = load_run(run, device)
+    files = data.find_wavs(paths)
     start = time.monotonic()
     for i, path in enumerate(files):
         mos = math.nan
@@ -117,7 +120,7 @@ def print_scores(scores):
     table = csv.writer(sys.stdout, lineterminator="\n")
     skipped = False
     for i, (path, mos) in enumerate(scores):
-        if i == 0:
+        if i == 0:  # so none above the sentence on a run that cannot be used
             table.writerow(["wav", "mos"])
         if math.isnan(mos):
             skipped = True
@@ -135,10 +138,10 @@ def eight(numbers):
 
 
 def nested(values):
-    """What eight() undoes."""
-    values = iter(np.asarray(values).tolist())
-    return {level: {name: next(values) for name in moemos.METRICS}
-            for level in ("utterance", "system")}
+    """(8,) or (8, n) -> the nested dict that eight() flattens."""
+    utterance, system = np.split(np.asarray(values), 2)
+    return {"utterance": dict(zip(moemos.METRICS, utterance.tolist())),
+            "system": dict(zip(moemos.METRICS, system.tolist()))}
 
 
 def resample(predicted, true, system, seed=0):
@@ -168,7 +171,7 @@ def interval(resampled):
 
 
 def lcc_within_systems(predicted, true, system):
-    """Mean LCC inside a system, NaN where none has one: does it hear more than the system?"""
+    """Mean over systems of the LCC among a system's clips; NaN if every one is undefined."""
     predicted, true, system = np.asarray(predicted), np.asarray(true), np.asarray(system)
     values = np.array([moemos.lcc(predicted[system == name], true[system == name])
                        for name in np.unique(system)])
@@ -203,8 +206,7 @@ def half_against_half(clips):
 
 
 def reference_rows(training, test):
-    """Predictors without a model: label -> the eight numbers on the test clips, None if not to be
-    had."""
+    """Predictors without a model: label -> the eight numbers on the test clips, or None."""
     true = [clip.mos for clip in test]
     system = [clip.system for clip in test]
     rows = {}
@@ -255,7 +257,8 @@ def evaluate(run, device="", corpus="", label=train.synthesis_model, trained=Non
     """
     trained = trained or load_run(run, device)
     config, backbone = trained.config, trained.backbone
-    corpus, out = str(corpus or config.data), Path(run)
+    corpus = str(corpus or config.data)
+    out = Path(run)
     if corpus != config.data:
         out = out / f"on_{Path(corpus).resolve().name}"  # the run's own results stay
     data.check_writable(out)
@@ -295,7 +298,7 @@ def write_answer(trained, clips, path):
 
 
 def accuracy(logits, labels, classes):
-    """Share of right classes among the clips whose class training has seen; None without any."""
+    """Share of right classes among the clips whose class is known; None without any."""
     hits = [classes[row.argmax()] == label
             for row, label in zip(logits, labels) if label in classes]
     return float(np.mean(hits)) if hits else None

@@ -57,7 +57,7 @@ class Backbone:
         for key, tensor in network.state_dict().items():
             digest.update(key.encode() + tensor.cpu().numpy().tobytes())
         self.identity = digest.hexdigest()
-        self.layers, _, self.width = self.extract(torch.zeros(SAMPLE_RATE)).shape
+        self.layers, _, self.width = self.extract(torch.zeros(SAMPLE_RATE)).shape  # of silence
 
     @torch.no_grad()
     def extract(self, waveform):
@@ -88,8 +88,8 @@ def load_backbone(name, device="cpu"):
 
 
 def pool_statistics(frames):
-    """(L, F, D) -> (L, 2D): mean and standard deviation over time. Ours: 74 kB a clip, of
-    WAV2VEC2_BASE, can be kept on disk; 1.8 MB of frames a second cannot."""
+    """(L, F, D) -> (L, 2D): mean and standard deviation over time. Ours: of
+    WAV2VEC2_BASE 74 kB a clip are kept on disk, where frames would be 1.8 MB a second."""
     return torch.cat([frames.mean(1), frames.std(1, correction=0)], dim=1)
 
 
@@ -99,7 +99,7 @@ class FeatureFusion(nn.Module):
     """Every layer normalised, then their sum with learned softmax weights, which add up to one.
 
     Normalised twice, as layers differ in scale, and so do the features within one: layer norm of a
-    clip's own statistics, then standardisation by those of the training clips.
+    clip's own statistics, then by mean and deviation over the training clips.
     """
 
     def __init__(self, layers, width):
@@ -110,7 +110,8 @@ class FeatureFusion(nn.Module):
 
     def set_statistics(self, features):
         """features: (clips, L, 2D) of the training clips; called once, before training."""
-        total = squares = 0.0
+        total = 0.0
+        squares = 0.0
         for part in features.split(256):  # part by part, so that no copy of them all is made
             normal = nn.functional.layer_norm(part, part.shape[-1:]).double()
             total = total + normal.sum(0)
@@ -132,7 +133,7 @@ class MixtureOfExperts(nn.Module):
     """y = sum_i g_i(x) E_i(x), the paper's combination; a softmax gate over all experts, no top-k.
 
     Each expert is a small MLP of its own, 2D -> H -> H; widths, GELU and initial weights are ours.
-    Each is drawn independently, as copies of one another would never become different.
+    Each is drawn independently: copies would start as one expert, and teach the gate nothing.
     """
 
     def __init__(self, inputs, experts, hidden, dropout):
@@ -166,8 +167,8 @@ class Output(NamedTuple):
 class MoEMOS(nn.Module):
     """Statistics of a frozen backbone -> MOS and synthesis model: all that is trained.
 
-    scale: lowest and highest rating. The MOS head counts from its middle, in quarters of it (ours:
-    from 0, a learning rate of 1e-4 would spend a stage on climbing).
+    scale: lowest and highest rating. The MOS head counts from its middle, in quarters of it: an
+    untrained head says the middle, and one setting fits every scale. Ours, as is one layer a head.
     """
 
     def __init__(self, layers, width, classes, experts=4, hidden=64, dropout=0.5, scale=(1.0, 5.0)):
@@ -188,7 +189,7 @@ class MoEMOS(nn.Module):
         return Output(mos, logits, gates, experts, y)
 
 
-# -- Losses (III.C; the regularisers' equations are SpeechMoE's, arXiv 2105.03036: none is given) --
+# -- Losses (III.B, III.C; the regularisers' equations, not given, are SpeechMoE's, 2105.03036) ----
 
 def mos_loss(predicted, mos, smooth_l1_beta=1.0):
     """Smooth L1, the mean over the clips that have a MOS (NaN: none); 0 if no clip has one.
@@ -223,9 +224,9 @@ def losses(output, mos, model, alpha, beta,
            lambda_1=0.02, lambda_2=0.02, smooth_l1_beta=1.0, unit=1.0):
     """Every term and their weighted "total", as a dict of scalars.
 
-    mos: (B,), NaN: none. model: (B,) int, -1: none. alpha, beta: the stage's. unit: a quarter of
-    the ratings' scale, so that a loss on any is that on 1-5. Raises ValueError where shapes differ:
-    (B, 1) against (B,) would be broadcast to (B, B).
+    mos: (B,), NaN: none. model: (B,) int, -1: none. alpha, beta: the stage's. unit: what errors are
+    divided by, a quarter of the ratings' scale, so that a loss on 0-100 equals that on 1-5. Raises
+    ValueError where the shapes of MOS differ: (B, 1) against (B,) is no pair of clips.
     """
     if mos.shape != output.mos.shape:
         raise ValueError(f"MOS {tuple(mos.shape)} must be {tuple(output.mos.shape)}")
@@ -240,7 +241,7 @@ def losses(output, mos, model, alpha, beta,
 
 
 def gate_entropies(gates):
-    """(B, E) -> mean entropy of a clip's gates, entropy of the mean gate; in nats, at most log E.
+    """A diagnosis, ours: (B, E) -> mean entropy of a clip's gates, entropy of the mean gate; nats.
     Both low: collapse, one expert does all. Low, high: specialised. Both high: no choice."""
     return torch.special.entr(gates).sum(1).mean(), torch.special.entr(gates.mean(0)).sum()
 
@@ -270,7 +271,7 @@ def srcc(predicted, true):
 def ranks(values):
     """(n,) -> ranks from 1; ties share their mean rank."""
     _, place, ties = np.unique(values, return_inverse=True, return_counts=True)
-    mean_rank = np.cumsum(ties) - (ties - 1) / 2  # of each tie: its last, less half of the others
+    mean_rank = np.cumsum(ties) - (ties - 1) / 2  # of each tie: its last, less half its others
     return mean_rank[place]
 
 

@@ -615,6 +615,8 @@ def test_folders_links_and_names_with_brackets_are_searched_and_broken_links_sai
     found = data.find_wavs([tmp_path / "clips[1]", "given"])
     names = ("clips[1]/broken.wav", "clips[1]/linked/a.wav", "clips[1]/tts/b.WAV")
     assert found == [*(tmp_path / name for name in names), Path("given")]
+    with pytest.raises(data.InputError, match="an empty name is no file"):
+        data.find_wavs([""])
     with pytest.raises(data.InputError, match="broken.wav: cannot be read"):
         data.read_wav(found[0])
 

@@ -4,8 +4,10 @@
     python train.py --data DIR --out runs/mine     learns from your ratings.csv
     python train.py --help                         every setting and where it comes from
 
-Letters of dimensions: see moemos.py. A constant is the paper's where its section is named, else
-ours; "chosen" is by cross-validation over sentences of training clips of simulated corpora.
+Letters of dimensions: see moemos.py. III.x: where the paper speaks of it. A value is the paper's
+unless it is called ours; "chosen": by cross-validation over sentences of training clips of
+simulated corpora. In every stage fusion, gate and experts are trained, and each head that has a
+loss, by an AdamW of its own and with the regularisers: the paper does not say.
 """
 
 import argparse
@@ -25,16 +27,16 @@ from data import InputError
 
 class Stage(NamedTuple):
     name: str
-    epochs: int          # ours: the paper gives none
-    lr: float            # at the first step; annealed to 0 within the stage
+    epochs: int
+    lr: float            # at the first step; annealed to 0 within the stage (which is ours)
     alpha_start: float   # weight of the MOS loss; that of the second task, beta, is 1 - alpha
     alpha_end: float
 
 
 STAGES = (  # III.E
-    Stage("classification", 60, 1e-4, 0.0, 0.0),  # lr: the paper's; epochs: chosen
-    Stage("joint", 60, 3e-3, 0.3, 0.7),           # alpha: the paper's; epochs, lr: chosen
-    Stage("mos", 20, 1e-5, 0.9, 0.9),             # lr, alpha: the paper's; epochs: few, as lr is
+    Stage("classification", 60, 1e-4, 0.0, 0.0),  # epochs: ours, chosen
+    Stage("joint", 60, 3e-3, 0.3, 0.7),           # epochs, lr: ours, chosen
+    Stage("mos", 20, 1e-5, 0.9, 0.9),             # epochs: ours, few, as at this lr little moves
 )
 CLIP_NORM = 1.0  # III.E, gradient clipping
 RESULTS = ("metrics.json", "predictions.csv", "raters.csv", "answer.txt")  # evaluate.py's
@@ -78,14 +80,14 @@ def flag(setting):
 def check(config):
     """Raises InputError for a setting that cannot work."""
     for setting in fields(Config):
-        value = getattr(config, setting.name)
-        choices = setting.metadata.get("choices", (value,))
-        least = setting.metadata.get("least")
-        below = setting.metadata.get("below", math.inf)
-        if value not in choices:
-            raise InputError(f"{flag(setting)} {value}: must be one of {', '.join(choices)}")
-        if least is not None and not least <= value < below:
-            raise InputError(f"{flag(setting)} {value}: must be at least {least}, below {below}")
+        value, limits = getattr(config, setting.name), setting.metadata
+        if "choices" in limits and value not in limits["choices"]:
+            choices = ", ".join(limits["choices"])
+            raise InputError(f"{flag(setting)} {value}: must be one of {choices}")
+        below = limits.get("below", math.inf)
+        if "least" in limits and not limits["least"] <= value < below:
+            raise InputError(f"{flag(setting)} {value}: must be at least {limits['least']} "
+                             f"and below {below}")
     low, high = config.scale
     if not -1e6 <= low < high <= 1e6:
         raise InputError(f"--scale {low} {high}: the lower first, and no more than a million")
@@ -94,13 +96,13 @@ def check(config):
 
 
 def learning_rate(step, steps, peak):
-    """Cosine annealing (III.E): peak at step 0, 0 at step == steps. No optimiser remembers it."""
+    """Cosine annealing (III.E): peak at step 0, 0 at step == steps; of the step alone."""
     return 0.5 * peak * (1 + math.cos(math.pi * step / steps))
 
 
 def alpha(step, steps, start, end):
-    """Weight of the MOS loss: start at step 0, end at the last step; linear, which is ours."""
-    return start + (end - start) * min(step / max(steps - 1, 1), 1.0)
+    """Weight of the MOS loss: start at step 0, end at the last of several; linear: ours."""
+    return start + (end - start) * (step / max(steps - 1, 1))
 
 
 class Clips(NamedTuple):
@@ -112,6 +114,10 @@ class Clips(NamedTuple):
         return Clips(*(tensor[rows] for tensor in self))
 
 
+def has_mos(stage):
+    return max(stage.alpha_start, stage.alpha_end) > 0
+
+
 def has_second_task(stage, config):
     return config.auxiliary != "none" and min(stage.alpha_start, stage.alpha_end) < 1
 
@@ -119,7 +125,7 @@ def has_second_task(stage, config):
 def stages_to_run(stages, config):
     """Those with something to learn: without second task, stage 1 has nothing."""
     return [stage._replace(epochs=config.epochs or stage.epochs) for stage in stages
-            if stage.alpha_end > 0 or has_second_task(stage, config)]
+            if has_mos(stage) or has_second_task(stage, config)]
 
 
 def weighted_losses(output, batch, mos_weight, config, unit):
@@ -155,10 +161,10 @@ def run_stage(model, stage, config, training, validation):
 
     Raises FloatingPointError, saying where, for a loss or a gradient that is not finite.
     """
-    model.mos_head.requires_grad_(max(stage.alpha_start, stage.alpha_end) > 0)
-    model.class_head.requires_grad_(has_second_task(stage, config))  # else weight decay moves it
+    model.mos_head.requires_grad_(has_mos(stage))  # without a loss weight decay would move a head
+    model.class_head.requires_grad_(has_second_task(stage, config))
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(learned, weight_decay=config.weight_decay)
+    optimiser = torch.optim.AdamW(learned, weight_decay=config.weight_decay)  # lr: at each step
     batches = math.ceil(len(training.mos) / config.batch_size)
     for epoch in range(stage.epochs):
         model.train()
@@ -212,7 +218,7 @@ def run_stages(model, stages, config, training, validation):
 def training_clips(config):
     """-> (clips to train on, in an order drawn by the seed; how many of the first are held out)."""
     if config.data == Config.data and not Path(config.data).exists():
-        from corpora import simulated  # the one thing of theirs that the core uses
+        from corpora import simulated  # the core's one import of corpora/
         print(f"{config.data}/ is missing: simulating it (python -m corpora.simulated corpus)")
         simulated.simulate(config.data, 0)
     clips = data.read_corpus(config.data, config.scale, config.max_seconds)
@@ -269,7 +275,7 @@ def train(config, stages=STAGES, label=synthesis_model, build=build_model, backb
 
     torch.manual_seed(config.seed)
     model = build(config, backbone, classes)
-    model.fusion.set_statistics(training.features.cpu())
+    model.fusion.set_statistics(training.features.cpu())  # in float64, which some devices lack
     model.to(backbone.device)
     stages = stages_to_run(stages, config)
     rows = run_stages(model, stages, config, training, validation)

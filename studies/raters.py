@@ -93,8 +93,10 @@ def builder(raters, kind):
 def train_raters(config, kind):
     """train.train, with single ratings for the MOS; returns the model."""
     train.check(config)
+    device = data.pick_device(config.device)
+    data.check_writable(config.out)
     clips, held_out = train.training_clips(config)
-    backbone = data.open_backbone(config.backbone, config.device)
+    backbone = data.open_backbone(config.backbone, device)
     config = replace(config, backbone=backbone.name)
     everything, classes = train.as_tensors(clips, backbone, config.cache, train.synthesis_model)
     raters = sorted({rater for clip in clips for rater in clip.ratings})
@@ -124,8 +126,8 @@ def load_raters(run, kind, device=""):
 
 def run(config, kind):
     """Trains and evaluates; writes adaptation.json for kind yes."""
-    Path(config.out, "adaptation.json").unlink(missing_ok=True)
     train_raters(config, kind)
+    Path(config.out, "adaptation.json").unlink(missing_ok=True)  # of the model that was there
     trained = load_raters(config.out, kind, config.device)
     result = evaluate.evaluate(config.out, trained=trained)
     if kind == "yes" and result:
