@@ -204,7 +204,7 @@ def add_row(clips, row, folder, scale, place):
     new = Clip(row["wav"], folder / row["wav"], row["split"], row["system"], model)
     path = os.path.abspath(new.path)  # ./a.wav is a.wav
     if path not in clips:
-        if not os.path.isfile(path):
+        if not os.path.isfile(new.path):
             raise InputError(f"{place}: {new.path} is not there, or no file")
         clips[path] = new
     clip = clips[path]

@@ -88,7 +88,7 @@ def test_intervals_find_a_known_difference_and_miss_none_in_about_95_of_100_case
     monkeypatch.setattr(evaluate, "RESAMPLES", 100)
     rng = np.random.default_rng(0)
     found = {"one pair": [], "equal": [], "worse": [], "one corpus": []}
-    for _ in range(60):
+    for _ in range(40):
         pairs = known_pairs(rng)
         for name, results in found.items():
             results.append(differences(pairs[name]))
