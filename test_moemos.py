@@ -70,9 +70,10 @@ def call(monkeypatch, module, *words):
 
 
 def quick(corpus, tmp_path, **settings):
-    """Settings of a run of seconds."""
+    """Settings of a run of seconds; the features of the simulated corpus are extracted once."""
+    cache = scratch() / "cache" if Path(corpus).name == "simulated" else tmp_path / "cache"
     usual = {"data": str(corpus), "backbone": "logmel", "device": "cpu", "epochs": 2,
-             "cache": str(tmp_path / "cache"), "out": str(tmp_path / "run")}
+             "cache": str(cache), "out": str(tmp_path / "run")}
     return train.Config(**(usual | settings))
 
 
