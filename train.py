@@ -111,6 +111,7 @@ class Clips(NamedTuple):
     model: torch.Tensor     # (clips,) index of the class in the second task
 
     def take(self, rows):
+        """The same of some clips: a slice, or their indices."""
         return Clips(*(tensor[rows] for tensor in self))
 
 
