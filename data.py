@@ -90,20 +90,20 @@ def decode(path, content):
     mono = scaled.reshape(len(scaled), -1).mean(axis=1)  # (T,)
     if not (np.abs(mono) < 1e30).all():
         raise InputError(f"{path}: holds NaN, infinite or huge samples")
-    if len(mono) * moemos.SAMPLE_RATE < moemos.MIN_SAMPLES * rate:
+    if len(mono) / rate < moemos.MIN_SECONDS:
         raise InputError(f"{path}: {1000 * len(mono) / rate:.1f} ms; the backbone needs 25 ms")
     return rate, mono
 
 
-def read_wav(path, content=None):
-    """A WAV file, PCM or float of any rate -> (T,) float32 at 16 kHz, mono, its level untouched.
+def read_wav(path, sample_rate, content=None):
+    """A WAV file, PCM or float of any rate -> (T,) float32 at sample_rate, mono, as loud as it is.
 
     content: the file's bytes, where they have been read. Raises InputError naming the file.
     """
     from scipy.signal import resample_poly  # here, so that --help need not wait for it
     rate, mono = decode(path, read_bytes(path) if content is None else content)
-    common = math.gcd(rate, moemos.SAMPLE_RATE)
-    resampled = resample_poly(mono, moemos.SAMPLE_RATE // common, rate // common)
+    common = math.gcd(rate, sample_rate)
+    resampled = resample_poly(mono, sample_rate // common, rate // common)
     return torch.from_numpy(resampled.astype(np.float32))
 
 
@@ -306,7 +306,8 @@ def extract_features(clips, backbone, cache="cache"):
         entry = Path(cache, hashlib.sha256(key.encode() + content).hexdigest())
         statistics = read_entry(entry, shape)
         if statistics is None:
-            statistics = clip_statistics(read_wav(clip.path, content), backbone, clip.path)
+            waveform = read_wav(clip.path, backbone.sample_rate, content)
+            statistics = clip_statistics(waveform, backbone, clip.path)
             numbers = statistics.numpy().tobytes()
             write_atomically(entry, numbers + hashlib.sha256(numbers).digest())
         result[i] = statistics

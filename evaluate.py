@@ -33,8 +33,11 @@ PUBLISHED = {  # on the real evaluation set, 400 clips of 20 conditions: other c
     "B03, the organisers' SSL-MOS": (0.273, 0.821, 0.695, 0.508, 0.119, 0.941, 0.749, 0.547),
     "condition's mean training MOS": (0.222, 0.856, 0.702, 0.520, 0.101, 0.945, 0.748, 0.575),
 }
-RESAMPLES = 1000  # of the bootstrap; ours, as is the next
+RESAMPLES = 1000  # of the bootstrap; ours, as are the next
 SPLITS = 20       # of the raters into halves
+ALPHAS = np.logspace(-4, 3, 29)  # strengths of ridge regression, a feature
+FOLDS = 5         # of the training clips, to choose among them
+RIDGE = "ridge on the same features"
 
 
 # -- A run and its predictions ---------------------------------------------------------------------
@@ -89,7 +92,7 @@ def read_clip(path, trained):
     """A WAV file, read once -> (T,), (1, L, 2D). Raises InputError."""
     content = data.read_bytes(path)
     data.check_clip(path, trained.config.max_seconds, content)
-    waveform = data.read_wav(path, content)
+    waveform = data.read_wav(path, trained.backbone.sample_rate, content)
     return waveform, data.clip_statistics(waveform, trained.backbone, path)[None]
 
 
@@ -205,8 +208,42 @@ def half_against_half(clips):
     return nested(np.mean(results, axis=0)) if results else None
 
 
+def ridge(x, y, new):
+    """The straight line to beat: ridge regression, (n, I) features and (n,) MOS of training clips,
+    n >= 2, (m, I) features of others -> (m,). Its strength, of ALPHAS, is that of the least squared
+    error in cross-validation over the clips, every fifth in a fold."""
+    fold = np.arange(len(y)) % FOLDS
+    errors = np.zeros(len(ALPHAS))
+    for number in range(min(FOLDS, len(y))):
+        own = fold == number
+        predicted = ridge_by_alpha(x[~own], y[~own], x[own])
+        errors += np.square(predicted - y[own]).sum(1)
+    return ridge_by_alpha(x, y, new)[errors.argmin()]
+
+
+def ridge_by_alpha(x, y, new):
+    """As ridge(), with each of ALPHAS: (alphas, m). Of standardised x, and y less its mean,
+
+        new (x'x + alpha I)^-1 x' y  =  new x' (xx' + alpha I)^-1 y
+
+    the first where there are more clips than features, else the second, the dual form.
+    """
+    center, scale = x.mean(0), np.maximum(x.std(0), 1e-3)
+    x, new = (x - center) / scale, (new - center) / scale
+    mean, y = y.mean(), y - y.mean()
+    clips, features = x.shape
+    if clips > features:
+        gram, target = x.T @ x, x.T @ y
+    else:
+        gram, target, new = x @ x.T, y, new @ x.T
+    eigenvalues, vectors = np.linalg.eigh(gram)
+    new, target = new @ vectors, vectors.T @ target
+    shrunk = target / (eigenvalues + features * ALPHAS[:, None])  # (alphas, clips or features)
+    return mean + shrunk @ new.T
+
+
 def reference_rows(training, test):
-    """Predictors without a model: label -> the eight numbers on the test clips, or None."""
+    """Predictors that hear nothing: label -> the eight numbers on the test clips, or None."""
     true = [clip.mos for clip in test]
     system = [clip.system for clip in test]
     rows = {}
@@ -274,7 +311,7 @@ def evaluate(run, device="", corpus="", label=train.synthesis_model, trained=Non
         return None
 
     output = predict_clips(trained, test)
-    result = summary(training, test, output)
+    result = summary(training, test, output, ridge_predictions(trained, clips, test))
     if config.auxiliary != "none":
         labels = [label(clip) for clip in test]
         result["accuracy"] = accuracy(output.logits, labels, trained.classes)
@@ -288,6 +325,19 @@ def evaluate(run, device="", corpus="", label=train.synthesis_model, trained=Non
     data.write_atomically(out / "metrics.json", as_json(result))
     show(run, result, rows)
     return result
+
+
+def ridge_predictions(trained, clips, test):
+    """ridge() of the rated clips of a corpus that are not held out -> (test clips,), or None where
+    they are fewer than two."""
+    learned, _ = train.split_training(clips, trained.config)
+    learned = [clip for clip in learned if clip.ratings]
+    if len(learned) < 2:
+        return None
+    x, new = (data.extract_features(some, trained.backbone, trained.config.cache).flatten(1)
+              for some in (learned, test))
+    return ridge(x.double().numpy(), np.array([clip.mos for clip in learned]),
+                 new.double().numpy())
 
 
 def write_answer(trained, clips, path):
@@ -304,15 +354,23 @@ def accuracy(logits, labels, classes):
     return float(np.mean(hits)) if hits else None
 
 
-def summary(training, test, output):
-    """What metrics.json says of the predictions."""
+def summary(training, test, output, by_ridge):
+    """What metrics.json says of the predictions. by_ridge: as of ridge_predictions."""
     predicted, true = output.mos.tolist(), [clip.mos for clip in test]
     system = [clip.system for clip in test]
     levels = moemos.levels(predicted, true, system)
+    own = resample(predicted, true, system)
+    reference = reference_rows(training, test)
+    less_ridge = None
+    if by_ridge is not None:
+        reference[RIDGE] = moemos.metrics(by_ridge, true, system)
+        reference[RIDGE]["lcc_within_systems"] = lcc_within_systems(by_ridge, true, system)
+        less_ridge = nested(interval(own - resample(by_ridge, true, system)).T)
     return {**moemos.metrics(predicted, true, system),
-            "interval_95": nested(interval(resample(predicted, true, system)).T),
+            "interval_95": nested(interval(own).T),
             "lcc_within_systems": lcc_within_systems(predicted, true, system),
-            "reference": reference_rows(training, test),
+            "reference": reference,
+            "less_ridge_interval_95": less_ridge,  # of the difference, paired
             "accuracy": None,  # of the second task, where there is one
             "undefined": {level: moemos.undefined(*pair) for level, pair in levels.items()},
             **gate_use(output.gates, np.array([clip.model for clip in test])),
@@ -348,7 +406,7 @@ def show(run, result, raters):
         for label, numbers in PUBLISHED.items():
             print(line(label, numbers))
     backbone = result["backbone"]["name"]
-    stand_in = ", a STAND-IN, not the paper's wav2vec2" if backbone == "logmel" else ""
+    stand_in = ", a STAND-IN, not the paper's wav2vec2" if backbone.startswith("logmel") else ""
     print(f"\n{run} on {result['data']}: {result['clips']} test clips, {result['systems']} "
           f"systems; {backbone}{stand_in}\n{HEADING}")
     for label, numbers in result["reference"].items():
@@ -357,10 +415,28 @@ def show(run, result, raters):
     low, high = eight(result["interval_95"]).T
     print(line("  95 % interval from", low))
     print(line("  to", high))
-    print(f"mean LCC within a system: {result['lcc_within_systems']:.3f}")
+    within = f"mean LCC within a system: {result['lcc_within_systems']:.3f}"
+    if result["less_ridge_interval_95"]:
+        show_difference(eight(result), eight(result["reference"][RIDGE]),
+                        eight(result["less_ridge_interval_95"]))
+        within += f", of ridge {result['reference'][RIDGE]['lcc_within_systems']:.3f}"
+    print(within)
     for level, why in result["undefined"].items():
         if why:
             print(f"LCC, SRCC and KTAU are undefined (nan) at {level} level: {why}")
+
+
+def show_difference(own, of_ridge, bounds):
+    """Prints how the run's numbers differ from ridge's, (8,) each; bounds: (8, 2), 95 %."""
+    print(line("this run less ridge", own - of_ridge))
+    print(line("  95 % interval from", bounds[:, 0]))
+    print(line("  to", bounds[:, 1]))
+    words = []
+    for name, (low, high) in zip([*moemos.METRICS] * 2, bounds):
+        if name == "MSE":  # the lower the better
+            low, high = -high, -low
+        words.append("better" if low > 0 else "worse" if high < 0 else "neither")
+    print(f"{'  shown to be':34}" + "".join(f" {word:>7}" for word in words))
 
 
 def show_raters(raters):

@@ -27,18 +27,19 @@ from data import InputError
 
 class Stage(NamedTuple):
     name: str
-    epochs: int
+    steps: int
     lr: float            # at the first step; annealed to 0 within the stage (which is ours)
     alpha_start: float   # weight of the MOS loss; that of the second task, beta, is 1 - alpha
     alpha_end: float
 
 
 STAGES = (  # III.E
-    Stage("classification", 60, 1e-4, 0.0, 0.0),  # epochs: ours, chosen
-    Stage("joint", 60, 3e-3, 0.3, 0.7),           # epochs, lr: ours, chosen
-    Stage("mos", 20, 1e-5, 0.9, 0.9),             # epochs: ours, few, as at this lr little moves
+    Stage("classification", 1000, 1e-4, 0.0, 0.0),  # steps: ours, chosen
+    Stage("joint", 1400, 3e-3, 0.3, 0.7),           # steps, lr: ours, chosen
+    Stage("mos", 300, 1e-5, 0.9, 0.9),              # steps: ours, few, as at this lr little moves
 )
 CLIP_NORM = 1.0  # III.E, gradient clipping
+LOG_STEPS = 50   # of training in a row of log.csv; ours
 RESULTS = ("metrics.json", "predictions.csv", "raters.csv", "answer.txt")  # evaluate.py's
 
 
@@ -59,18 +60,18 @@ class Config:
     device: str = option("", "cpu, cuda, ...; not given: the accelerator if there is one")
     seed: int = option(0, "of everything that is random in training", least=0, below=2 ** 63)
     experts: int = option(4, "N of III.B; ours: chosen", least=1, below=100)
-    hidden: int = option(64, "width H of an expert; ours: chosen", least=1, below=2000)
-    dropout: float = option(0.5, "of fused features, in experts; ours: chosen", least=0, below=1)
+    hidden: int = option(32, "width H of an expert; ours: chosen", least=1, below=2000)
+    dropout: float = option(0.7, "of fused features, in experts; ours: chosen", least=0, below=1)
     auxiliary: str = option("model", "second task: the synthesis model (III.C), or none",
                             choices=("model", "none"))
     augmentation: str = option("yes", "train on clips without MOS too (III.D)",
                                choices=("yes", "no"))
     batch_size: int = option(32, "ours: the usual", least=1)
-    weight_decay: float = option(0.01, "of AdamW; ours: its default", least=0)
+    weight_decay: float = option(1.0, "of AdamW; ours: chosen", least=0)
     lambda_1: float = option(0.02, "weight of diversity (III.B); ours: chosen", least=0)
     lambda_2: float = option(0.02, "weight of sparsity (III.B); ours: chosen", least=0)
     smooth_l1_beta: float = option(1.0, "in quarters of the scale; ours: the usual", least=0)
-    epochs: int = option(0, "of each stage, for quick trials; 0: those of STAGES", least=0)
+    steps: int = option(0, "of each stage, for quick trials; 0: those of STAGES", least=0)
 
 
 def flag(setting):
@@ -125,7 +126,7 @@ def has_second_task(stage, config):
 
 def stages_to_run(stages, config):
     """Those with something to learn: without second task, stage 1 has nothing."""
-    return [stage._replace(epochs=config.epochs or stage.epochs) for stage in stages
+    return [stage._replace(steps=config.steps or stage.steps) for stage in stages
             if has_mos(stage) or has_second_task(stage, config)]
 
 
@@ -137,7 +138,7 @@ def weighted_losses(output, batch, mos_weight, config, unit):
 
 
 def gate_columns(gates):
-    """What log.csv says of the (clips, E) gates of an epoch."""
+    """What log.csv says of the (clips, E) gates of the steps of a row."""
     of_a_clip, of_the_mean = moemos.gate_entropies(gates)
     use = {f"gate_{e + 1}": share for e, share in enumerate(gates.mean(0).tolist())}
     return {"gate_entropy": of_a_clip.item(), "mean_gate_entropy": of_the_mean.item(), **use}
@@ -158,54 +159,54 @@ def validate(model, clips):
 
 
 def run_stage(model, stage, config, training, validation):
-    """Trains model on Clips for one stage; yields a row of log.csv, a dict, after each epoch.
+    """Trains model on Clips for one stage; yields a row of log.csv, a dict, every LOG_STEPS steps.
 
-    Raises FloatingPointError, saying where, for a loss or a gradient that is not finite.
+    Each step draws a batch from all clips, so that few clips get as many steps as many. Raises
+    FloatingPointError, saying where, for a loss or a gradient that is not finite.
     """
-    model.mos_head.requires_grad_(has_mos(stage))  # without a loss weight decay would move a head
-    model.class_head.requires_grad_(has_second_task(stage, config))
+    model.mos_head.requires_grad_(has_mos(stage))  # without a loss weight decay would move it
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(learned, weight_decay=config.weight_decay)  # lr: at each step
-    batches = math.ceil(len(training.mos) / config.batch_size)
-    for epoch in range(stage.epochs):
-        model.train()
-        logged, gates = [], []
-        order = torch.randperm(len(training.mos)).to(training.mos.device)
-        for i, rows in enumerate(order.split(config.batch_size)):
-            step, steps = epoch * batches + i, stage.epochs * batches
-            lr = learning_rate(step, steps, stage.lr)
-            mos_weight = alpha(step, steps, stage.alpha_start, stage.alpha_end)
-            optimiser.param_groups[0]["lr"] = lr
+    logged, gates = [], []
+    for step in range(stage.steps):
+        lr = learning_rate(step, stage.steps, stage.lr)
+        mos_weight = alpha(step, stage.steps, stage.alpha_start, stage.alpha_end)
+        optimiser.param_groups[0]["lr"] = lr
 
-            batch = training.take(rows)
-            output = model(batch.features)
-            terms = weighted_losses(output, batch, mos_weight, config, model.unit)
-            model.zero_grad()
-            terms["total"].backward()
-            terms["grad_norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
-            terms = {name: term.item() for name, term in terms.items()}
-            if not math.isfinite(terms["total"] + terms["grad_norm"]):
-                raise FloatingPointError(f"the loss or its gradient is not finite in stage "
-                                         f"{stage.name}, epoch {epoch + 1}, step {i + 1}: {terms}")
-            optimiser.step()
+        rows = torch.randperm(len(training.mos))[:config.batch_size]
+        batch = training.take(rows.to(training.mos.device))
+        output = model.train()(batch.features)
+        terms = weighted_losses(output, batch, mos_weight, config, model.unit)
+        model.zero_grad()
+        terms["total"].backward()
+        terms["grad_norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
+        terms = {name: term.item() for name, term in terms.items()}
+        if not math.isfinite(terms["total"] + terms["grad_norm"]):
+            raise FloatingPointError(f"the loss or its gradient is not finite in stage "
+                                     f"{stage.name}, step {step + 1}: {terms}")
+        optimiser.step()
 
-            logged.append(terms)
-            gates.append(output.gates.detach())
-        yield {"stage": stage.name, "epoch": epoch + 1, "lr": lr, "alpha": mos_weight,
-               **{name: sum(terms[name] for terms in logged) / batches for name in terms},
-               **gate_columns(torch.cat(gates)), **validate(model, validation)}
+        logged.append(terms)
+        gates.append(output.gates.detach())
+        if (step + 1) % LOG_STEPS == 0 or step + 1 == stage.steps:
+            means = {name: sum(row[name] for row in logged) / len(logged) for name in terms}
+            yield {"stage": stage.name, "step": step + 1, "lr": lr, "alpha": mos_weight, **means,
+                   **gate_columns(torch.cat(gates)), **validate(model, validation)}
+            logged, gates = [], []
 
 
-HEADING = ("epoch      lr alpha total   mos class  div spar norm H(g) H(p)  "
+HEADING = (" step      lr alpha total   mos class  div spar norm H(g) H(p)  "
            "vMSE  vLCC vSRCC vacc  gates %")
-LINE = ("{epoch:5d} {lr:7.1e} {alpha:5.2f} {total:5.2f} {mos:5.3f} {classification:5.2f} "
+LINE = ("{step:5d} {lr:7.1e} {alpha:5.2f} {total:5.2f} {mos:5.3f} {classification:5.2f} "
         "{diversity:4.2f} {sparsity:4.2f} {grad_norm:4.1f} {gate_entropy:4.2f} "
         "{mean_gate_entropy:4.2f} {val_mse:5.3f} {val_lcc:5.3f} {val_srcc:5.3f} "
         "{val_accuracy:4.2f}")
 
 
 def run_stages(model, stages, config, training, validation):
-    """Trains model through all stages; prints and returns the rows of log.csv."""
+    """Trains a new model on Clips through all stages; prints and returns the rows of log.csv."""
+    model.fusion.set_statistics(training.features.cpu())  # in float64, which some devices lack
+    model.to(training.features.device)
     rows = []
     for stage in stages:
         print(f"stage {stage.name}\n{HEADING}")
@@ -217,21 +218,27 @@ def run_stages(model, stages, config, training, validation):
 
 
 def training_clips(config):
-    """-> (clips to train on, in an order drawn by the seed; how many of the first are held out)."""
+    """-> (clips to train on, held-out clips) of a configuration's corpus, simulated if need be."""
     if config.data == Config.data and not Path(config.data).exists():
         from corpora import simulated  # the core's one import of corpora/
         print(f"{config.data}/ is missing: simulating it (python -m corpora.simulated corpus)")
         simulated.simulate(config.data, 0)
     clips = data.read_corpus(config.data, config.scale, config.max_seconds)
+    training, held_out = split_training(clips, config)
+    if sum(bool(clip.ratings) for clip in training) < 2:
+        raise InputError(f"{config.data}: fewer than two training clips with ratings, "
+                         "a tenth being held out")
+    return training, held_out
+
+
+def split_training(clips, config):
+    """A corpus -> (clips to train on, clips held out), each in an order drawn by the seed."""
     clips = [clip for clip in clips
              if clip.split == "train" and (clip.ratings or config.augmentation == "yes")]
     order = torch.randperm(len(clips), generator=torch.Generator().manual_seed(config.seed))
     clips = [clips[i] for i in order.tolist()]
     held_out = max(len(clips) // 10, 1)  # a tenth: ours
-    if sum(bool(clip.ratings) for clip in clips[held_out:]) < 2:
-        raise InputError(f"{config.data}: fewer than two training clips with ratings, "
-                         "a tenth being held out")
-    return clips, held_out
+    return clips[held_out:], clips[:held_out]
 
 
 def as_tensors(clips, backbone, cache, label):
@@ -267,17 +274,16 @@ def train(config, stages=STAGES, label=synthesis_model, build=build_model, backb
     clips, held_out = training_clips(config)
     backbone = backbone or data.open_backbone(config.backbone, device)
     config = replace(config, backbone=backbone.name)
-    everything, classes = as_tensors(clips, backbone, config.cache, label)
-    validation, training = everything.take(slice(held_out)), everything.take(slice(held_out, None))
+    everything, classes = as_tensors(clips + held_out, backbone, config.cache, label)
+    training = everything.take(slice(len(clips)))
+    validation = everything.take(slice(len(clips), None))
     rated = [int((~part.mos.isnan()).sum()) for part in (training, validation)]
-    print(f"{len(training.mos)} clips to train on, {rated[0]} with MOS; {held_out} held out, "
+    print(f"{len(clips)} clips to train on, {rated[0]} with MOS; {len(held_out)} held out, "
           f"{rated[1]} with MOS; {len(classes)} classes; backbone {backbone.name} "
           f"on {backbone.device}")
 
     torch.manual_seed(config.seed)
     model = build(config, backbone, classes)
-    model.fusion.set_statistics(training.features.cpu())  # in float64, which some devices lack
-    model.to(backbone.device)
     stages = stages_to_run(stages, config)
     rows = run_stages(model, stages, config, training, validation)
     write_run(config, model, stages, classes, backbone, rows)

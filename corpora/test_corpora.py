@@ -520,7 +520,7 @@ def test_augmentation_is_appended_to_ones_own_table_and_trained_on(tmp_path, mon
     before = (own / "ratings.csv").read_bytes()
     assert call(monkeypatch, published, *words) == 2  # they are there already
     assert (own / "ratings.csv").read_bytes() == before
-    train.train(quick(own, tmp_path, epochs=1))
+    train.train(quick(own, tmp_path, steps=1))
     assert torch.load(tmp_path / "run" / "model.pt")["classes"] == ["s", "t", "tts1", "tts2"]
 
 
@@ -556,7 +556,7 @@ def test_clips_without_ratings_are_predicted_in_the_challenges_form_and_not_scor
     files, wavs, _ = PHASES
     folder = lay_out(tmp_path / "set", files, wavs)
     assert call(monkeypatch, published, folder, "--out", tmp_path / "ratings.csv") == 0
-    train.train(quick(tmp_path / "ratings.csv", tmp_path, epochs=1))
+    train.train(quick(tmp_path / "ratings.csv", tmp_path, steps=1))
     assert evaluate.evaluate(tmp_path / "run", "cpu") is None
     assert "2 test clips without ratings" in capsys.readouterr().out
     lines = (tmp_path / "run" / "answer.txt").read_text().splitlines()

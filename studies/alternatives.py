@@ -4,7 +4,7 @@
     python -m studies.alternatives --schedule reversed [train.py's options]
 
 trains and evaluates with them, into runs/alternative; they are ours. Without second task: `python
-train.py --auxiliary none`. All schedules have as many epochs as the paper's.
+train.py --auxiliary none`. All schedules have as many steps as the paper's.
 """
 
 import argparse
@@ -30,11 +30,13 @@ def reverse(stage):
     return stage._replace(alpha_start=stage.alpha_end, alpha_end=stage.alpha_start)
 
 
+STEPS = sum(stage.steps for stage in STAGES)
+LR = STAGES[1].lr
 TASKS = {"model": train.synthesis_model, "condition": condition, "rate": rate}
 SCHEDULES = {
     "three": STAGES,
-    "joint_only": (Stage("joint", 140, 3e-3, 0.3, 0.7),),
-    "mos_only": (Stage("mos", 140, 3e-3, 1.0, 1.0),),  # and so without second task
+    "joint_only": (Stage("joint", STEPS, LR, 0.3, 0.7),),
+    "mos_only": (Stage("mos", STEPS, LR, 1.0, 1.0),),  # and so without second task
     "reversed": tuple(reverse(stage) for stage in reversed(STAGES)),
 }
 

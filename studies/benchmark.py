@@ -74,12 +74,12 @@ def stages():
     config = train.Config(backbone="logmel")
     backbone = data.open_backbone(config.backbone, "cpu")
     clips, held_out = train.training_clips(config)
-    everything, classes = train.as_tensors(clips, backbone, config.cache, train.synthesis_model)
-    validation = everything.take(slice(held_out))
-    training = everything.take(slice(held_out, None))
+    everything, classes = train.as_tensors(clips + held_out, backbone, config.cache,
+                                           train.synthesis_model)
+    training = everything.take(slice(len(clips)))
+    validation = everything.take(slice(len(clips), None))
     torch.manual_seed(config.seed)
     model = train.build_model(config, backbone, classes)
-    model.fusion.set_statistics(training.features)
     begun = time.perf_counter()
     train.run_stages(model, train.STAGES, config, training, validation)
     return time.perf_counter() - begun
@@ -109,7 +109,7 @@ def extraction(clips, backbone):
     """Time of data.extract_features over that of the bare network, clip by clip in turns."""
     times = {"ours": 0.0, "bare": 0.0}
     for i, clip in enumerate(clips):
-        waveform = data.read_wav(clip.path)[None]
+        waveform = data.read_wav(clip.path, backbone.sample_rate)[None]
         order = ("ours", "bare") if i % 2 else ("bare", "ours")
         for what in order:
             begun = time.perf_counter()
@@ -170,7 +170,7 @@ def benchmark():
     over = extraction(data.read_manifest("corpus")[::20], backbone)
     show("data.extract_features / WAV2VEC2_BASE bare", over, digits=3)
     try:
-        half = bfloat16.HalfPrecision(backbone.name, backbone.network)
+        half = bfloat16.HalfPrecision(backbone.name, backbone.network, backbone.sample_rate)
         faster, change, spread = half_precision(backbone, half)
         show("WAV2VEC2_BASE in bfloat16, times as fast", faster, "(largest change of a prediction "
              f"{change:.4f}, their sd {spread:.2f})", digits=2)

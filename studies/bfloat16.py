@@ -25,15 +25,15 @@ from data import InputError
 class HalfPrecision(moemos.Backbone):
     """A Backbone whose matrix products are in bfloat16. Raises InputError without support."""
 
-    def __init__(self, name, network, device="cpu"):
+    def __init__(self, name, network, sample_rate, device="cpu"):
         on_cpu = torch.device(device).type == "cpu"
         if on_cpu and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             raise InputError("bfloat16: this processor does not have it; use train.py")
-        super().__init__(name, network, device)
+        super().__init__(name, network, sample_rate, device)
         self.identity = hashlib.sha256(b"bfloat16" + self.identity.encode()).hexdigest()
 
     def extract(self, waveform):
-        """(T,) float32 at 16 kHz -> (L, F, D) float32, as of Backbone."""
+        """(T,) float32 at sample_rate -> (L, F, D) float32, as of Backbone."""
         with torch.autocast(self.device.type, torch.bfloat16):
             return super().extract(waveform).float()
 
@@ -41,7 +41,7 @@ class HalfPrecision(moemos.Backbone):
 def open_half(name="", device=""):
     """data.open_backbone in half precision. Raises InputError."""
     backbone = data.open_backbone(name, device)
-    return HalfPrecision(backbone.name, backbone.network, backbone.device)
+    return HalfPrecision(backbone.name, backbone.network, backbone.sample_rate, backbone.device)
 
 
 def run(config):

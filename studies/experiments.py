@@ -30,7 +30,7 @@ import data
 import train
 from corpora import simulated
 from data import InputError
-from studies import alternatives, prosody, raters
+from studies import alternatives, fusion, prosody, raters
 
 FIRST_CORPUS = 30  # seed of the first; nothing was tuned on these
 
@@ -66,6 +66,7 @@ def with_schedule(schedule):
 
 DEFAULT = Variant("default")
 ONE_EXPERT = {"experts": 1, "auxiliary": "none", "augmentation": "no"}
+LOGMELS = ("logmel", "logmel48")
 BUNDLES = [name for name, bundle in vars(torchaudio.pipelines).items()
            if isinstance(bundle, torchaudio.pipelines.Wav2Vec2Bundle)
            and not isinstance(bundle, torchaudio.pipelines.Wav2Vec2ASRBundle)]
@@ -104,19 +105,18 @@ EXPERIMENTS = {
     "prosody": Experiment(
         "Do pitch, energy and duration add to the fused features?",
         (DEFAULT, Variant("prosody", run=prosody.run))),
-    "choices": Experiment(
-        "What do the other choices of ours change?",
-        (DEFAULT, with_settings(hidden=128), with_settings(batch_size=64),
-         with_settings(smooth_l1_beta=0.5), with_settings(weight_decay=0.1),
-         with_settings(dropout=0.2), with_settings(lambda_2=0.0))),
+    "fusion": Experiment(
+        "What does each part of fusion and heads buy?",
+        (DEFAULT, *(Variant(part, run=fusion.run, options={"part": part})
+                    for part in fusion.PARTS))),
     "frontend": Experiment(
-        "Which backbone?", tuple(with_settings(backbone=name) for name in ("logmel", *BUNDLES))),
+        "Which backbone?", tuple(with_settings(backbone=name) for name in (*LOGMELS, *BUNDLES))),
 }
 
 
 def at_hand(backbone):
     """Whether a backbone can be loaded without a download."""
-    if backbone == "logmel":
+    if backbone in LOGMELS:
         return True
     file = getattr(torchaudio.pipelines, backbone)._path
     return Path(torch.hub.get_dir(), "checkpoints", file).is_file()

@@ -38,12 +38,13 @@ def show_tensors(trained, waveform, features, output):
         ("layers of the backbone", "(L, F, D)", trained.backbone.extract(waveform)),
         ("mean, deviation over F", "(L, 2D)", features[0]),
         ("fusion's layer weights", "(L,)", fusion.layer_logits.softmax(0)),
-        ("fused features", "(B, 2D)", fusion(features)),
+        ("fused features", "(B, L 2D)", fusion(features)),
         ("gates g", "(B, E)", output.gates),
         ("experts E_1 ... E_N", "(B, E, H)", output.experts),
         ("y = sum g_i E_i", "(B, H)", output.y),
-        ("MOS", "(B,)", output.mos),
         ("logits of the classes", "(B, C)", output.logits),
+        ("their probabilities", "(B, C)", output.logits.softmax(1)),
+        ("MOS of y and these", "(B,)", output.mos),
     ]
     print(f"{'what':26}{'letters':11}{'shape':16}first values")
     for what, letters, tensor in tensors:

@@ -131,7 +131,7 @@ def plot_experts(experts):
 
 
 def plot_training(log):
-    """Loss terms, held-out numbers and gates by epoch, with the stages; log: rows of log.csv."""
+    """Loss terms, held-out numbers and gates by step of all stages; log: rows of log.csv."""
     drawing, axes = figure(1, 3, width=9, height=2.8)
     gates = [f"gate_{i}" for i in range(1, 100) if f"gate_{i}" in log[0]]
     panels = [
@@ -139,22 +139,34 @@ def plot_training(log):
                            "diversity": "diversity", "sparsity": "sparsity"}),
         ("held-out clips", 1, {"val_mse": "MSE", "val_lcc": "LCC", "val_accuracy": "accuracy"}),
         ("mean gate, %", 100, {name: name.replace("gate_", "expert ") for name in gates})]
-    epochs = range(1, len(log) + 1)
-    starts = [epoch for epoch in epochs if log[epoch - 1]["epoch"] == "1"]
+    steps, starts = steps_of_all(log)
     for axis, (title, unit, columns) in zip(axes, panels):
         for i, (column, name) in enumerate(columns.items()):
             values = [unit * float(row[column]) for row in log]
-            axis.plot(epochs, values, color=COLOURS[i % 8], linestyle=LINES[i // 2 % 4],
+            axis.plot(steps, values, color=COLOURS[i % 8], linestyle=LINES[i // 2 % 4],
                       label=name)
-        for start in starts:
+        for start in starts.values():
             axis.axvline(start, color="0.7", linewidth=0.8)
         axis.set_ylabel(title)
         axis.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    for start in starts:
+    for stage, start in starts.items():
         place = {"xycoords": ("data", "axes fraction")}
-        axes[0].annotate(log[start - 1]["stage"], (start, 1.02), **place)
-    axes[-1].set_xlabel("epoch")
+        axes[0].annotate(stage, (start, 1.02), **place)
+    axes[-1].set_xlabel("step, of all stages")
     return drawing
+
+
+def steps_of_all(log):
+    """-> (each row's step, counted through all stages; {stage: the steps before it}).
+
+    log: rows of log.csv, whose own steps are counted from each stage's start.
+    """
+    steps, starts = [], {}
+    for i, row in enumerate(log):
+        if row["stage"] not in starts:
+            starts[row["stage"]] = steps[-1] if i > 0 else 0
+        steps.append(starts[row["stage"]] + int(row["step"]))
+    return steps, starts
 
 
 def plot_raters(raters):

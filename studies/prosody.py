@@ -26,7 +26,7 @@ class ProsodyBackbone(moemos.Backbone):
     """A backbone whose last layer is prosody: (L + 1, F, D), zeros behind the three tracks."""
 
     def __init__(self, backbone):
-        super().__init__(backbone.name, backbone.network, backbone.device)
+        super().__init__(backbone.name, backbone.network, backbone.sample_rate, backbone.device)
         self.identity = f"prosody-{self.identity}"
 
     @torch.no_grad()
@@ -37,17 +37,17 @@ class ProsodyBackbone(moemos.Backbone):
         last = nn.functional.pad(tracks, (0, layers.shape[2] - TRACKS))     # (F, D)
         return torch.cat([layers, last[None]])                              # (L + 1, F, D)
 
-    @staticmethod
-    def prosody(waveform, frames):
-        """(T,) at 16 kHz -> (frames, TRACKS), 100 a second; the last is repeated if need be."""
-        padding = max(moemos.SAMPLE_RATE - len(waveform), 0)
+    def prosody(self, waveform, frames):
+        """(T,) -> (frames, TRACKS), 100 a second; the last is repeated if need be."""
+        padding = max(self.sample_rate - len(waveform), 0)
         padded = nn.functional.pad(waveform, (0, padding))  # to 1 s: its median takes 0.3 s
-        pitch = torchaudio.functional.detect_pitch_frequency(padded, moemos.SAMPLE_RATE)
+        pitch = torchaudio.functional.detect_pitch_frequency(padded, self.sample_rate)
         octaves = (pitch / 100).log2()
-        power = waveform.unfold(0, moemos.MIN_SAMPLES, 160).square().mean(1)
+        window, hop = self.sample_rate // 40, self.sample_rate // 100  # 25 ms, 10 ms
+        power = waveform.unfold(0, window, hop).square().mean(1)
         decibels = 10 * (power + 1e-8).log10()  # floor: -80 dB
         length = min(len(octaves), len(decibels))
-        duration = torch.full((length,), len(waveform) / moemos.SAMPLE_RATE).log2()
+        duration = torch.full((length,), len(waveform) / self.sample_rate).log2()
         tracks = torch.stack([octaves[:length], decibels[:length], duration], dim=1)
         return tracks[torch.arange(frames).clamp_max(length - 1)]
 
@@ -69,17 +69,17 @@ class ProsodyFusion(moemos.FeatureFusion):
         self.prosody_scale.copy_(deviation.clamp_min(0.1))  # clips of one length have deviation 0
 
     def forward(self, features):                                            # (B, L + 1, 2D)
-        fused = super().forward(features[:, :-1])                           # (B, 2D)
+        fused = super().forward(features[:, :-1])                           # (B, L 2D)
         values = features[:, -1, self.tracks]                               # (B, 2 TRACKS)
         values = (values - self.prosody_center) / self.prosody_scale
-        return torch.cat([fused, values], dim=1)                            # (B, 2D + 2 TRACKS)
+        return torch.cat([fused, values], dim=1)                            # (B, L 2D + 2 TRACKS)
 
 
 def build(config, backbone, classes):
     """MoEMOS with ProsodyFusion; its experts and gate read 2 TRACKS numbers more."""
     model = train.build_model(config, backbone, classes)
     model.fusion = ProsodyFusion(backbone.layers - 1, backbone.width)
-    inputs = 2 * backbone.width + 2 * TRACKS
+    inputs = (backbone.layers - 1) * 2 * backbone.width + 2 * TRACKS
     model.moe = moemos.MixtureOfExperts(inputs, config.experts, config.hidden, config.dropout)
     return model
 

@@ -26,6 +26,7 @@ from evaluate import rating_matrix
 
 SPLITS = 20            # of the clips into halves: ours, as is the next
 SHOTS = (0, 1, 5, 20)  # ratings of a new rater
+REACH = 5              # of a parameter, which is so much smaller, and weight decay pulls less
 
 
 # -- The model -------------------------------------------------------------------------------------
@@ -49,8 +50,8 @@ class Raters(nn.Module):
 
     def bias_and_gain(self):
         """(R,) on the scale of the ratings, (R,)."""
-        bias = self.unit * (self.raw_bias - self.raw_bias.mean())
-        gain = 1 + self.raw_gain - self.raw_gain.mean()
+        bias = REACH * self.unit * (self.raw_bias - self.raw_bias.mean())
+        gain = 1 + REACH * (self.raw_gain - self.raw_gain.mean())
         return bias, gain
 
     def forward(self, mos):
@@ -98,21 +99,20 @@ def train_raters(config, kind):
     clips, held_out = train.training_clips(config)
     backbone = data.open_backbone(config.backbone, device)
     config = replace(config, backbone=backbone.name)
-    everything, classes = train.as_tensors(clips, backbone, config.cache, train.synthesis_model)
-    raters = sorted({rater for clip in clips for rater in clip.ratings})
-    ratings = single_ratings(clips, raters).to(backbone.device)
-    validation = everything.take(slice(held_out))
-    training = everything.take(slice(held_out, None))._replace(mos=ratings[held_out:])
+    both = clips + held_out
+    everything, classes = train.as_tensors(both, backbone, config.cache, train.synthesis_model)
+    raters = sorted({rater for clip in both for rater in clip.ratings})
+    ratings = single_ratings(both, raters).to(backbone.device)
+    training = everything.take(slice(len(clips)))._replace(mos=ratings[:len(clips)])
+    validation = everything.take(slice(len(clips), None))
 
     torch.manual_seed(config.seed)
     model = builder(len(raters), kind)(config, backbone, classes)
-    model.fusion.set_statistics(training.features.cpu())
-    model.to(backbone.device)
     stages = train.stages_to_run(train.STAGES, config)
     rows = train.run_stages(model, stages, config, training, validation)
     with torch.no_grad():
         said = model.raters(model.eval()(validation.features).mos)
-    errors = (said - ratings[:held_out]).square().nanmean()
+    errors = (said - ratings[len(clips):]).square().nanmean()
     model.raters.noise.fill_(errors.nan_to_num(model.unit ** 2))
     train.write_run(config, model, stages, classes, backbone, rows)
     return model

@@ -47,7 +47,7 @@ def test_a_matrix_product_is_rounded_to_eight_bits():
             product = waveforms[:, :400] @ torch.eye(400)  # of float32 it would be exact
             return [product[:, :, None]], None
 
-    half = bfloat16.HalfPrecision("product", Product())
+    half = bfloat16.HalfPrecision("product", Product(), 16000)
     waveform = torch.full((400,), 1 + 2 ** -9)  # bfloat16 has 8 bits: between 1 and 1 + 2^-7
     assert torch.equal(half.extract(waveform), torch.ones(1, 400, 1))
 
@@ -56,7 +56,7 @@ def test_a_matrix_product_is_rounded_to_eight_bits():
 def test_a_run_is_trained_evaluated_and_not_taken_for_one_in_float32(tmp_path, monkeypatch):
     run = tmp_path / "half"
     words = ("--data", small_corpus(), "--backbone", "logmel", "--cache", tmp_path / "cache")
-    assert call(monkeypatch, bfloat16, *words, "--epochs", 1, "--device", "cpu", "--out", run) == 0
+    assert call(monkeypatch, bfloat16, *words, "--steps", 1, "--device", "cpu", "--out", run) == 0
     rows = table(run / "predictions.csv")
     with pytest.raises(data.InputError, match="trained on a logmel with other weights"):
         evaluate.load_run(run, "cpu")

@@ -153,7 +153,7 @@ def trained(small, tmp_path, *names, **settings):
     """Runs into tmp_path, the seed of each the number at the end of its name."""
     for name in names:
         seed = int(name[-1]) if name[-1].isdigit() else 0
-        common = {"epochs": 1, "out": str(tmp_path / name), "seed": seed}
+        common = {"steps": 1, "out": str(tmp_path / name), "seed": seed}
         train.train(quick(small, tmp_path, **common | settings))
 
 
@@ -177,7 +177,7 @@ def test_a_folder_is_a_variant_its_subfolders_are_seeds_and_equal_names_make_pai
 
 def test_runs_of_a_variant_that_differ_in_more_than_the_seed_are_refused(small, tmp_path, no_pool):
     trained(small, tmp_path, "x/0")
-    for settings, what in (({"experts": 2}, "experts"), ({"epochs": 2}, "epochs, stages")):
+    for settings, what in (({"experts": 2}, "experts"), ({"steps": 2}, "steps, stages")):
         trained(small, tmp_path, "x/1", **settings)
         with pytest.raises(data.InputError, match=f"1: is no seed of x, as it differs in {what};"):
             compare.compare([tmp_path / "x"])
@@ -204,7 +204,7 @@ def test_one_model_rated_by_two_panels_has_its_error_in_parts(small, tmp_path, n
                 score = min(5.0, float(score) + shift + (i % 3 == 0))  # and some label noise
             changed.append((small / row["wav"], *list(row.values())[1:5], score))
         data.write_csv(tmp_path / "corpus" / f"ratings_{panel}.csv", [data.HEADER, *changed])
-        train.train(quick(tmp_path / "corpus" / f"ratings_{panel}.csv", tmp_path, epochs=1,
+        train.train(quick(tmp_path / "corpus" / f"ratings_{panel}.csv", tmp_path, steps=1,
                           out=str(tmp_path / "runs" / panel)))
     found = compare.compare([tmp_path / "runs" / panel for panel in ("training", "second")])
     assert "parts" not in found[0]

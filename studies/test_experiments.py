@@ -16,7 +16,7 @@ import torch
 import data
 import train
 from corpora import simulated
-from studies import alternatives, experiments, prosody, raters
+from studies import alternatives, experiments, fusion, prosody, raters
 from test_moemos import HERE, call, no_network, quick, small, table  # noqa: F401 - fixtures
 
 
@@ -31,7 +31,7 @@ def start(folder, *words):
 def test_experiments_are_ten_and_change_settings_that_exist():
     assert list(experiments.EXPERIMENTS) == [
         "baseline", "experts", "raters", "adaptation", "augmentation", "auxiliary", "stages",
-        "prosody", "choices", "frontend"]
+        "prosody", "fusion", "frontend"]
     for _, variants in experiments.EXPERIMENTS.values():
         names = [variant.name for variant in variants]
         assert len(set(names)) == len(names)
@@ -50,7 +50,8 @@ def test_variants_run_what_their_names_say():
     assert found["adaptation", "raters=yes,strict"] == (raters.run, {"kind": "yes"})
     assert found["auxiliary", "task=rate"] == (alternatives.run, {"task": "rate"})
     assert found["stages", "reversed"] == (alternatives.run, {"schedule": "reversed"})
-    assert found["choices", "default"] == (alternatives.run, {})
+    assert found["fusion", "layer norm"] == (fusion.run, {"part": "layer norm"})
+    assert found["fusion", "summed"] == (fusion.run, {"part": "summed"})
 
 
 def test_seeds_have_corpora_of_their_own_and_panels_their_tables():
@@ -66,13 +67,13 @@ def test_only_backbones_at_hand_are_compared(tmp_path, monkeypatch):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "wavlm_base.pth").touch()
     planned = experiments.plan_runs("frontend", 1, train.Config())
-    assert [config.backbone for _, config in planned] == ["logmel", "WAVLM_BASE"]
+    assert [config.backbone for _, config in planned] == ["logmel", "logmel48", "WAVLM_BASE"]
 
 
 def test_an_experiment_loses_no_finished_run_and_gives_the_same_numbers_again(
         small, tmp_path, monkeypatch):
     """Killed after its first run, started again, and beside it one undisturbed, in one process."""
-    words = ("augmentation", "--seeds", 2, "--data", small, "--backbone", "logmel", "--epochs", 1)
+    words = ("augmentation", "--seeds", 2, "--data", small, "--backbone", "logmel", "--steps", 1)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
     killed.mkdir()
@@ -109,28 +110,28 @@ def test_an_experiment_loses_no_finished_run_and_gives_the_same_numbers_again(
 
 
 def test_an_experiment_that_is_interrupted_twice_ends_at_once(small, tmp_path):
-    process = start(tmp_path, "choices", "--seeds", 1, "--data", small, "--backbone", "logmel")
-    while not list(tmp_path.glob("runs/choices/*/*")) and process.poll() is None:
+    process = start(tmp_path, "fusion", "--seeds", 1, "--data", small, "--backbone", "logmel")
+    while not list(tmp_path.glob("runs/fusion/*/*")) and process.poll() is None:
         time.sleep(0.01)
     for _ in range(2):
         os.killpg(process.pid, signal.SIGINT)
         time.sleep(0.3)
     assert process.wait(timeout=10) != 0
-    assert len(list(tmp_path.glob("runs/choices/*/*/model.pt"))) < 7
+    assert len(list(tmp_path.glob("runs/fusion/*/*/model.pt"))) < 6
 
 
 def test_a_finished_run_with_other_settings_is_not_overwritten(small, tmp_path, monkeypatch):
     variants = (experiments.Variant("default"),)
     monkeypatch.setitem(experiments.EXPERIMENTS, "one", experiments.Experiment("?", variants))
-    config = quick(small, tmp_path, epochs=1)
+    config = quick(small, tmp_path, steps=1)
     threads = torch.get_num_threads()
     assert not experiments.is_finished(variants[0], config)
     assert experiments.finish_run("one", (0, config)) == config.out
     torch.set_num_threads(threads)
     assert experiments.is_finished(variants[0], config)
     before = (tmp_path / "run" / "model.pt").read_bytes()
-    with pytest.raises(data.InputError, match=r"run with other settings \(epochs, stages\)"):
-        experiments.is_finished(variants[0], replace(config, epochs=2))
+    with pytest.raises(data.InputError, match=r"run with other settings \(stages, steps\)"):
+        experiments.is_finished(variants[0], replace(config, steps=2))
     with monkeypatch.context() as patch:
         changed = tuple(stage._replace(lr=1.0) for stage in train.STAGES)
         patch.setitem(alternatives.SCHEDULES, "three", changed)
@@ -144,7 +145,7 @@ def test_a_finished_run_with_other_settings_is_not_overwritten(small, tmp_path, 
 
 @pytest.mark.parametrize(("words", "why"), [
     (["raters", "--data", "SMALL"], "needs the simulated corpora"), (["none"], "invalid choice"),
-    (["stages", "--seeds", "0"], "--seeds 0"), (["stages", "--epochs", "-1"], "--epochs -1"),
+    (["stages", "--seeds", "0"], "--seeds 0"), (["stages", "--steps", "-1"], "--steps -1"),
     (["experts", "--experts", "2"], "--experts: experiment experts sets it itself"),
     (["stages", "--out", "x"], "--out: experiment stages sets it itself")])
 def test_what_cannot_be_run_gets_one_sentence(small, tmp_path, monkeypatch, capsys, words, why):

@@ -35,13 +35,15 @@ def test_its_numbers_and_shapes_are_those_of_the_score(monkeypatch, capsys):
     out = capsys.readouterr().out
     frames = len(waveform) // 160 + 1  # 100 a second, and one more as the ends are padded
     for what, shape in (("waveform", (len(waveform),)), ("layers of the backbone", (3, frames, 80)),
-                        ("mean, deviation over F", (3, 160)), ("fused features", (1, 160)),
-                        ("gates g", (1, 4)), ("experts E_1 ... E_N", (1, 4, 64)),
-                        ("y = sum g_i E_i", (1, 64)),
+                        ("mean, deviation over F", (3, 160)), ("fused features", (1, 3 * 160)),
+                        ("gates g", (1, 4)), ("experts E_1 ... E_N", (1, 4, 32)),
+                        ("y = sum g_i E_i", (1, 32)),
                         ("logits of the classes", (1, len(trained.classes)))):
         assert re.search(rf"^{re.escape(what)} .*{re.escape(str(shape))} ", out, re.MULTILINE)
     assert first_values(out, "MOS") == pytest.approx([mos], abs=1e-4)
     assert first_values(out, "gates g") == pytest.approx(output.gates[0].tolist(), abs=1e-4)
+    probabilities = output.logits[0].softmax(0).tolist()
+    assert first_values(out, "their probabilities") == pytest.approx(probabilities, abs=1e-4)
     assert sum(first_values(out, "fusion's layer weights")) == pytest.approx(1, abs=2e-4)
     assert "class probabilities: " in out
     assert max(len(line) for line in out.splitlines()[1:]) < 100

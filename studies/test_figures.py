@@ -67,9 +67,10 @@ def test_figures_of_a_run_show_the_numbers_of_its_tables(evaluated, drawn):
     np.testing.assert_allclose(heat_map.images[0].get_array(), 100 * gates)
     loss, held_out, gate = drawn[run / "training.png"].axes
     starts = [line.get_xdata()[0] for line in loss.get_lines() if line.get_color() == "0.7"]
-    assert starts == [1, 3, 5]  # three stages of two epochs
     assert [text.get_text() for text in loss.texts] == ["classification", "joint", "mos"]
     log = table(run / "log.csv")
+    own = int(log[-1]["step"])  # the last stage has as many as each
+    assert starts == [0, own, 2 * own]
     np.testing.assert_allclose(loss.get_lines()[0].get_ydata(), [float(row["mos"]) for row in log])
     np.testing.assert_allclose(held_out.get_lines()[0].get_ydata(),
                                [float(row["val_mse"]) for row in log])
@@ -78,6 +79,16 @@ def test_figures_of_a_run_show_the_numbers_of_its_tables(evaluated, drawn):
     (raters,) = drawn[run / "raters.png"].axes
     names = [row["rater"] for row in table(run / "raters.csv")]
     assert [text.get_text() for text in raters.get_xticklabels()] == names
+
+
+@needs_matplotlib
+def test_steps_are_counted_through_all_stages():
+    steps = (("classification", 50), ("classification", 70), ("joint", 50), ("joint", 60),
+             ("mos", 5))
+    log = [{"stage": stage, "step": str(step)} for stage, step in steps]
+    counted, starts = figures.steps_of_all(log)
+    assert counted == [50, 70, 120, 130, 135]
+    assert starts == {"classification": 0, "joint": 70, "mos": 130}
 
 
 @needs_matplotlib
@@ -132,7 +143,7 @@ def test_a_run_not_evaluated_or_damaged_gets_one_sentence(evaluated, tmp_path, m
     assert call(monkeypatch, figures, run, "--on", "x") == 2
     why = f"on_x holds no results; run evaluate.py {run} with --data first"
     assert why in capsys.readouterr().err
-    (run / "log.csv").write_text("epoch\n")
+    (run / "log.csv").write_text("step\n")
     assert call(monkeypatch, figures, run) == 2
     assert "damaged or of another version (list index out of range)" in capsys.readouterr().err
     assert not list(run.glob("*.png"))  # nothing half done

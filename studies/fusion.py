@@ -1,0 +1,141 @@
+"""What each part of fusion and heads buys: the model with one part replaced (ours).
+
+    python -m studies.fusion --part summed [train.py's options]
+
+trains and evaluates into runs/fusion_part. Letters of dimensions: see moemos.py.
+"""
+
+import argparse
+
+import torch
+from torch import nn
+
+import data
+import evaluate
+import moemos
+import train
+
+# -- The parts -------------------------------------------------------------------------------------
+
+class SummedFusion(moemos.FeatureFusion):
+    """FeatureFusion whose weighted layers are summed, not side by side."""
+
+    def forward(self, features):                                            # (B, L, 2D)
+        weighted = super().forward(features).view(features.shape)           # (B, L, 2D)
+        return weighted.sum(1)                                              # (B, 2D)
+
+
+class LayerNormFusion(moemos.FeatureFusion):
+    """FeatureFusion of layers that are first normalised, each by its own mean and deviation in
+    that clip, so that their level is lost."""
+
+    def __init__(self, layers, width):
+        super().__init__(layers, width)
+        self.register_buffer("normed", torch.ones(()))  # so that evaluate.py refuses such a run
+
+    def set_statistics(self, features):
+        super().set_statistics(layer_norm(features))
+
+    def forward(self, features):                                            # (B, L, 2D)
+        return super().forward(layer_norm(features))                        # (B, L 2D)
+
+
+def layer_norm(features):
+    """(B, L, 2D) -> the same, each layer of each clip with mean 0 and deviation 1."""
+    return nn.functional.layer_norm(features, features.shape[2:])
+
+
+class EqualFusion(moemos.FeatureFusion):
+    """FeatureFusion whose layers have equal weights, which are not learned."""
+
+    def __init__(self, layers, width):
+        super().__init__(layers, width)
+        self.layer_logits.requires_grad_(False)  # all 0
+
+
+class ExpertsAlone(moemos.MixtureOfExperts):
+    """MixtureOfExperts without the linear path: its weights are 0 and not learned."""
+
+    def __init__(self, inputs, experts, hidden, dropout):
+        super().__init__(inputs, experts, hidden, dropout)
+        nn.init.zeros_(self.v)
+        self.v.requires_grad_(False)
+
+
+class SeparateHeads(moemos.MoEMOS):
+    """MoEMOS whose MOS head reads y alone, no classes."""
+
+    def __init__(self, layers, width, classes, experts, hidden, dropout, scale):
+        super().__init__(layers, width, classes, experts, hidden, dropout, scale)
+        self.mos_head = nn.Linear(hidden, 1)
+
+    def forward(self, features):                                            # (B, L, 2D)
+        fused = self.dropout(self.fusion(features))                         # (B, L 2D)
+        y, gates, experts = self.moe(fused)                                 # (B, H), ...
+        logits = self.class_head(y)                                         # (B, C)
+        mos = self.middle + self.unit * self.mos_head(y).squeeze(1)         # (B,)
+        return moemos.Output(mos, logits, gates, experts, y)
+
+
+# -- Models with one of them: build, as of train.train ---------------------------------------------
+
+def build_summed(config, backbone, classes):
+    model = train.build_model(config, backbone, classes)
+    model.fusion = SummedFusion(backbone.layers, backbone.width)
+    model.moe = moemos.MixtureOfExperts(2 * backbone.width, config.experts, config.hidden,
+                                        config.dropout)
+    return model
+
+
+def build_layer_norm(config, backbone, classes):
+    model = train.build_model(config, backbone, classes)
+    model.fusion = LayerNormFusion(backbone.layers, backbone.width)
+    return model
+
+
+def build_experts_alone(config, backbone, classes):
+    model = train.build_model(config, backbone, classes)
+    inputs = backbone.layers * 2 * backbone.width
+    model.moe = ExpertsAlone(inputs, config.experts, config.hidden, config.dropout)
+    return model
+
+
+def build_separate_heads(config, backbone, classes):
+    return SeparateHeads(backbone.layers, backbone.width, len(classes), config.experts,
+                         config.hidden, config.dropout, config.scale)
+
+
+def build_equal(config, backbone, classes):
+    model = train.build_model(config, backbone, classes)
+    model.fusion = EqualFusion(backbone.layers, backbone.width)
+    return model
+
+
+PARTS = {
+    "summed": build_summed,
+    "layer norm": build_layer_norm,
+    "no linear path": build_experts_alone,
+    "MOS head reads y alone": build_separate_heads,
+    "equal weights": build_equal,
+}
+
+
+def run(config, part):
+    """Trains and evaluates the model of one of PARTS."""
+    train.train(config, build=PARTS[part])
+    trained = evaluate.load_run(config.out, config.device, build=PARTS[part])
+    evaluate.evaluate(config.out, trained=trained)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description="Trains with a part of fusion or heads replaced.")
+    parser.add_argument("--part", choices=tuple(PARTS), default="summed",
+                        help="what is replaced, or by what (default: 'summed')")
+    config, options = train.parse(parser, out="runs/fusion_part")
+    with data.one_sentence("studies.fusion"):
+        run(config, **options)
+
+
+if __name__ == "__main__":
+    main()
