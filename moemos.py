@@ -188,7 +188,7 @@ class MoEMOS(nn.Module):
     in quarters of it, so that one setting fits every scale. All of it ours.
     """
 
-    def __init__(self, layers, width, classes, experts=4, hidden=64, dropout=0.5, scale=(1.0, 5.0)):
+    def __init__(self, layers, width, classes, experts=4, hidden=32, dropout=0.7, scale=(1.0, 5.0)):
         super().__init__()
         self.middle = (scale[0] + scale[1]) / 2
         self.unit = (scale[1] - scale[0]) / 4

@@ -256,8 +256,8 @@ def test_dropout_is_on_the_fused_features_and_inside_the_experts():
         before, after = seen[module]
         kept = after != 0
         assert tuple(after.shape) == shape
-        assert kept.float().mean().item() == pytest.approx(0.5, abs=0.05)
-        torch.testing.assert_close(after[kept], 2 * before[kept])
+        assert kept.float().mean().item() == pytest.approx(0.3, abs=0.05)
+        torch.testing.assert_close(after[kept], before[kept] / 0.3)
     assert torch.equal(seen[model.moe.gate][0], seen[model.dropout][1])
 
 
@@ -536,7 +536,8 @@ def test_without_weights_the_default_falls_back_and_a_named_bundle_does_not(
     with pytest.raises(data.InputError, match=r"WAV2VEC2_BASE in .*\(no network in tests\)"):
         data.open_backbone("WAV2VEC2_BASE", "cpu")
     for open_backbone in (data.open_backbone, moemos.load_backbone):
-        with pytest.raises(ValueError, match="no backbone 'WAV2VEC3'; choose logmel, logmel48, WAV2VEC2_B"):
+        why = "no backbone 'WAV2VEC3'; choose logmel, logmel48, WAV2VEC2_B"
+        with pytest.raises(ValueError, match=why):
             open_backbone("WAV2VEC3", "cpu")
     weights = tmp_path / "checkpoints" / torchaudio.pipelines.WAV2VEC2_BASE._path
     weights.write_bytes(b"half a download")
@@ -1021,7 +1022,7 @@ def test_the_mos_head_waits_for_a_stage_with_mos_and_no_second_task_is_no_first_
     config = quick(small, tmp_path, seed=5, **settings)
     model = train.train(config, stages)
     torch.manual_seed(5)
-    untrained = moemos.MoEMOS(3, 80, 3, hidden=32)
+    untrained = moemos.MoEMOS(3, 80, 3)
     idle = torch.equal(model.mos_head.weight, untrained.mos_head.weight)
     assert idle == (len(stages) == 1)  # neither gradient nor weight decay
     assert not torch.equal(model.class_head.weight, untrained.class_head.weight)
@@ -1364,7 +1365,8 @@ def test_the_table_of_raters_by_hand(run):
                       ("test", "1", "16")]
 
 
-def test_default_settings_beat_the_condition_mean_row_and_a_straight_line(corpus, tmp_path, monkeypatch):
+def test_default_settings_beat_the_condition_mean_row_and_a_straight_line(
+        corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "RESAMPLES", 10)  # the test is not on its intervals
     train.train(quick(corpus, tmp_path, steps=0))
     result = evaluate.evaluate(tmp_path / "run", "cpu")

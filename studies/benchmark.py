@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -67,6 +68,22 @@ def scripts():
     show("again, corpus and features there", again, "s")
     kibibytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     show("peak memory of the largest process", kibibytes * 1024 / 1e9, "GB", digits=2)
+
+
+def evaluation():
+    """Wall time of evaluate.py on 5,000 test clips, links to those of the corpus, whose features
+    are there."""
+    clips = data.read_manifest("corpus")
+    test = [clip for clip in clips if clip.split == "test"]
+    many = [clip for clip in clips if clip.split == "train" and clip.ratings]
+    Path("large").mkdir()
+    for i in range(5000):
+        clip = test[i % len(test)]
+        path = Path("large", f"{i}.wav").absolute()
+        os.link(clip.path, path)
+        many.append(replace(clip, path=path))
+    make_corpus("large", many)
+    return seconds(ROOT / "evaluate.py", "--data", "large")
 
 
 def stages():
@@ -162,6 +179,7 @@ def processes():
 
 def benchmark():
     scripts()
+    show("evaluate.py on 5,000 clips, features there", evaluation(), "s")
     with contextlib.redirect_stdout(None):
         training = stages()
     show("the three stages themselves", training, "s")

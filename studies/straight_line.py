@@ -1,0 +1,159 @@
+"""Does the head beat a straight line on its own features, and the condition's mean (ours)?
+
+    python -m studies.straight_line                on ten simulated corpora, test clips
+    python -m studies.straight_line --data PATH    on another corpus, folds by talker
+
+The ten were looked at after all settings were fixed. Ridge has its strength from folds by sentence,
+which is better for it than evaluate.py's folds by clip. The folds of --data are of all its rated
+clips, its split ignored; each talker, what stands behind the last _ of a file's name, is predicted
+from all, half and a quarter of the others' clips, less a tenth that is held out as in a run.
+"""
+
+import argparse
+import contextlib
+import functools
+
+import numpy as np
+import torch
+
+import data
+import evaluate
+import moemos
+import train
+from studies.choose import fold_of, group_of, groups_of, learn, prepare
+from studies.compare import student
+from studies.experiments import worker_pool
+
+SEEDS = range(200, 210)  # of the corpora; no other study uses these
+COLUMNS = ("utterance LCC", "system LCC", "system SRCC", "LCC within a system")
+THINNED = (1, 2, 4)      # all, half and a quarter of the training clips
+REPEATS = 3              # of each, other seeds and other clips
+
+
+def numbers(predicted, clips):
+    """(4,): COLUMNS."""
+    true, system = [clip.mos for clip in clips], [clip.system for clip in clips]
+    result = moemos.metrics(predicted, true, system)
+    return np.array([result["utterance"]["LCC"], result["system"]["LCC"], result["system"]["SRCC"],
+                     evaluate.lcc_within_systems(predicted, true, system)])
+
+
+def condition_means(training, clips):
+    """Of each clip the mean MOS of its condition's training clips, or of all."""
+    overall = np.mean([clip.mos for clip in training])
+    by_system = {}
+    for clip in training:
+        by_system.setdefault(clip.system, []).append(clip.mos)
+    return np.array([np.mean(by_system.get(clip.system, [overall])) for clip in clips])
+
+
+# -- Ten corpora -----------------------------------------------------------------------------------
+
+def one_corpus(cache, seed):
+    """Trains on a simulated corpus -> numbers() of the run, ridge, the condition's mean on the test
+    clips, and the least mean gate of an expert."""
+    torch.set_num_threads(1)
+    corpus = prepare(seed)
+    config = train.Config(data=corpus, backbone="logmel", cache=cache,
+                          out=f"runs/straight_line/{seed}")
+    with contextlib.redirect_stdout(None):
+        train.train(config)
+    trained = evaluate.load_run(config.out)
+    clips = data.read_manifest(corpus)
+    test = [clip for clip in clips if clip.split == "test"]
+    rated = [clip for clip in clips if clip.split == "train" and clip.ratings]
+    learned = [clip for clip in train.split_training(clips, config)[0] if clip.ratings]
+    output = evaluate.predict_clips(trained, test)
+    x, new = (data.extract_features(some, trained.backbone, cache).flatten(1)
+              .double().numpy() for some in (learned, test))
+    mos = np.array([clip.mos for clip in learned])
+    by_ridge = evaluate.ridge(x, mos, new, fold_of(learned, evaluate.FOLDS))
+    rows = [output.mos.tolist(), by_ridge, condition_means(rated, test)]
+    return np.array([numbers(row, test) for row in rows]), output.gates.mean(0).min().item()
+
+
+def ten_corpora(cache):
+    with worker_pool(len(SEEDS)) as pool:
+        results = list(pool.map(functools.partial(one_corpus, cache), SEEDS))
+    rows = np.array([own for own, _ in results])  # (corpora, 3, 4)
+    rows[:, 2, 3] = np.nan  # within a condition its mean says nothing
+    print("run / ridge / condition's mean")
+    print("corpus  " + "".join(f"{column:24}" for column in COLUMNS) + "least gate")
+    for seed, own, (_, least) in zip(SEEDS, rows, results):
+        print(f"{seed:6}  " + cells(own) + f"{least:.2f}")
+    print("  mean  " + cells(rows.mean(0)))
+    for other, name in ((1, "ridge"), (2, "the condition's mean")):
+        mean, low, high = student(rows[:, 0] - rows[:, other])  # (4,) each
+        print(f"less {name}, 95 % over corpora:")
+        for column, value, least, most in zip(COLUMNS, mean, low, high):
+            if np.isfinite(value):
+                print(f"  {column:20} {value:+.4f} [{least:+.4f}, {most:+.4f}]")
+
+
+def cells(own):
+    """own: (3, 4)."""
+    return "".join(f"{' / '.join(f'{value:.3f}' for value in column):24}" for column in own.T)
+
+
+# -- Folds by talker -------------------------------------------------------------------------------
+
+def one_talker(corpus, cache, talker, thinned, repeat):
+    """Predictions of a talker's clips, from a thinned-out part of the others' -> (4, clips): of the
+    head, ridge on all statistics, ridge on the first layer's, the condition's mean."""
+    torch.set_num_threads(1)
+    clips = [clip for clip in data.read_manifest(corpus) if clip.ratings]
+    new = np.array([group_of(clip) == talker for clip in clips])
+    order = np.random.default_rng([repeat, 5]).permutation(np.flatnonzero(~new))
+    kept = order[len(order) // 10:]
+    kept = np.sort(kept[:len(kept) // thinned])
+    rows = np.isin(np.arange(len(clips)), kept)
+    config = train.Config(backbone="logmel", seed=repeat)
+    backbone = data.open_backbone(config.backbone, "cpu")
+    everything, classes = train.as_tensors(clips, backbone, cache, train.synthesis_model)
+    torch.manual_seed(config.seed)
+    model = train.build_model(config, backbone, classes)
+    predicted = [learn(everything, rows, new, model, config)]
+    learned = [clips[i] for i in kept]
+    mos, fold = np.array([clip.mos for clip in learned]), fold_of(learned, evaluate.FOLDS)
+    features = everything.features.double().numpy()
+    for x in (features.reshape(len(clips), -1), features[:, 0]):
+        predicted.append(evaluate.ridge(x[rows], mos, x[new], fold))
+    predicted.append(condition_means(learned, [clips[i] for i in np.flatnonzero(new)]))
+    return np.array(predicted)
+
+
+def folds_by_talker(corpus, cache):
+    clips = [clip for clip in data.read_manifest(corpus) if clip.ratings]
+    talkers = groups_of(clips, corpus)
+    tested = [clip for talker in talkers for clip in clips if group_of(clip) == talker]
+    jobs = [(talker, thinned, repeat) for thinned in THINNED for repeat in range(REPEATS)
+            for talker in talkers]
+    with worker_pool(len(jobs)) as pool:
+        results = list(pool.map(functools.partial(one_talker, corpus, cache), *zip(*jobs)))
+    print(f"{corpus}: {len(tested)} clips, {len(talkers)} folds by talker, mean of {REPEATS}\n"
+          "utterance LCC / system LCC from      all             half            a quarter")
+    whole = [np.concatenate(results[i:i + len(talkers)], axis=1)
+             for i in range(0, len(results), len(talkers))]
+    reached = np.array([[numbers(row, tested)[:2] for row in part] for part in whole])
+    reached = reached.reshape(len(THINNED), REPEATS, 4, 2).mean(1)  # (thinned, predictor, 2)
+    names = ("the head", "ridge on all statistics", "ridge on the static ones", "condition's mean")
+    for i, name in enumerate(names):
+        print(f"{name:36}" + "".join(f"{utterance:.3f} / {system:.3f}   "
+                                     for utterance, system in reached[:, i]))
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description="Compares the head with ridge and the condition's mean.")
+    parser.add_argument("--data", default="", metavar="PATH", help="on the scale of 1 to 5")
+    parser.add_argument("--cache", default="cache", help="folder of the features")
+    options = parser.parse_args()
+    with data.one_sentence("studies.straight_line"):
+        if options.data:
+            folds_by_talker(options.data, options.cache)
+        else:
+            ten_corpora(options.cache)
+
+
+if __name__ == "__main__":
+    main()
