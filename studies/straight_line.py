@@ -91,8 +91,10 @@ def ten_corpora(cache):
 
 
 def cells(own):
-    """own: (3, 4)."""
-    return "".join(f"{' / '.join(f'{value:.3f}' for value in column):24}" for column in own.T)
+    """own: (3, 4), NaN where there is nothing to say."""
+    columns = [" / ".join(f"{value:.3f}" for value in column if np.isfinite(value))
+               for column in own.T]
+    return "".join(f"{column:24}" for column in columns)
 
 
 # -- Folds by talker -------------------------------------------------------------------------------

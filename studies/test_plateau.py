@@ -69,7 +69,7 @@ def test_a_number_is_the_same_setting_on_every_call_and_no_others():
 @pytest.mark.parametrize(("number", "seed"), [(-1, 0), (-3, 2), (0, 0), (5, 5)])
 def test_a_run_has_its_setting_and_learns_from_training_clips_alone(
         small, folder, learned, number, seed):
-    plateau.try_one("cache", number)
+    plateau.try_some("cache", [number])
     ((stages, config, training, validation),) = learned
     if number >= 0:
         assert (config, stages) == plateau.draw(number)
@@ -84,7 +84,7 @@ def test_numbers_of_a_run_by_hand(folder, monkeypatch):
     def off_by_a_half(everything, rows, new, *others):
         return everything.mos.numpy()[new] + 0.5
     monkeypatch.setattr(plateau, "learn", off_by_a_half)
-    assert plateau.try_one("cache", -1) == pytest.approx((0.25, 1, 1))
+    assert plateau.try_some("cache", [-1])[0] == pytest.approx((0.25, 1, 1))
 
 
 def test_ridge_is_of_all_rated_training_clips(small, folder):
@@ -102,13 +102,13 @@ def test_ridge_is_of_all_rated_training_clips(small, folder):
 def test_the_table_has_the_spread_of_both_groups_and_the_share_better_than_ridge(
         monkeypatch, capsys):
     """Three seeds have MSE 1, 2, 3, five settings 10, 11, ... 14; LCC a tenth, system LCC half."""
-    def known(cache, number):
-        mse = 10.0 + number if number >= 0 else -number
-        return mse, mse / 10, mse / 2
+    def known(cache, numbers):
+        errors = [10.0 + number if number >= 0 else -number for number in numbers]
+        return [(mse, mse / 10, mse / 2) for mse in errors]
     in_this_process(monkeypatch, plateau)
     monkeypatch.setattr(plateau, "SEEDS", 3)
     monkeypatch.setattr(plateau, "SETTINGS", 5)
-    monkeypatch.setattr(plateau, "try_one", known)
+    monkeypatch.setattr(plateau, "try_some", known)
     monkeypatch.setattr(plateau, "by_ridge", lambda cache: (9.0, 1.15, 7.0))
     assert call(monkeypatch, plateau, "--cache", "c") == 0
     _, default, *rows = capsys.readouterr().out.splitlines()
