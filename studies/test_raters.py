@@ -33,8 +33,8 @@ def clip(name, ratings):
 
 def test_raters_are_centred_and_the_mean_rater_is_the_mos():
     model = raters.Raters(3, 50.5, 24.75)
-    model.raw_bias.data = torch.tensor([1.0, 2.0, 6.0])
-    model.raw_gain.data = torch.tensor([0.0, 0.3, 0.0])
+    model.raw_bias.data = torch.tensor([1.0, 2.0, 6.0]) / raters.REACH
+    model.raw_gain.data = torch.tensor([0.0, 0.3, 0.0]) / raters.REACH
     mos = torch.tensor([10.0, 80.0])
     said = model(mos)
     assert tuple(said.shape) == (2, 3)
@@ -46,11 +46,11 @@ def test_raters_are_centred_and_the_mean_rater_is_the_mos():
 def test_the_model_gives_each_raters_opinion_in_training_and_the_mean_raters_in_evaluation():
     torch.manual_seed(0)
     model = raters.RaterMOS(3, 5, 2, hidden=7, dropout=0.0, raters=4, fixed=False)
-    model.raters.raw_bias.data = torch.tensor([1.0, 0.0, 0.0, -1.0])
+    model.raters.raw_bias.data = torch.tensor([1.0, 0.0, 0.0, -1.0]) / raters.REACH
     features = torch.randn(6, 3, 10)
     single, mean = model.train()(features).mos, model.eval()(features).mos
     assert (tuple(single.shape), tuple(mean.shape)) == ((6, 4), (6,))
-    torch.testing.assert_close(single, mean[:, None] + model.raters.raw_bias)
+    torch.testing.assert_close(single, mean[:, None] + torch.tensor([1.0, 0.0, 0.0, -1.0]))
 
 
 def test_without_raters_the_weights_are_drawn_as_without_them():
@@ -154,8 +154,8 @@ def test_the_command_line_trains_and_says_what_it_cannot_use(
 
 def test_calibration_by_hand_and_never_on_the_clips_scored():
     model = raters.Raters(2, 3.0, 1.0)
-    model.raw_bias.data = torch.tensor([1.0, -1.0])  # variance 1
-    model.raw_gain.data = torch.tensor([0.5, -0.5])  # variance 0.25
+    model.raw_bias.data = torch.tensor([1.0, -1.0]) / raters.REACH  # variance 1
+    model.raw_gain.data = torch.tensor([0.5, -0.5]) / raters.REACH  # variance 0.25
     model.noise.fill_(0.5)
     predicted = np.full(4, 3.0)  # so that the gain has no say
     clips = [clip(str(i), {"r": 5.0}) for i in range(4)]
@@ -170,7 +170,7 @@ def test_calibration_by_hand_and_never_on_the_clips_scored():
 
 def test_calibration_learns_a_gain_too():
     model = raters.Raters(2, 3.0, 1.0)
-    model.raw_gain.data = torch.tensor([0.5, -0.5])
+    model.raw_gain.data = torch.tensor([0.5, -0.5]) / raters.REACH
     model.noise.fill_(1e-6)
     predicted = np.linspace(1.5, 4.5, 40)
     clips = [clip(str(i), {"r": 3 + 1.5 * (p - 3)}) for i, p in enumerate(predicted)]
