@@ -24,8 +24,7 @@ import evaluate
 import moemos
 import train
 from corpora import simulated
-from data import InputError
-from studies.experiments import worker_pool
+from studies.experiments import group_of, groups_of, worker_pool
 
 SEEDS = (100, 101)  # of the simulated corpora; no other study uses these
 FOLDS = 3
@@ -66,21 +65,6 @@ CANDIDATES = (
     setting(batch_size=64), setting(smooth_l1_beta=0.5),
     setting(backbone="logmel48"),
 )
-
-
-def group_of(clip):
-    """The sentence or talker of a clip: what stands behind the last _ of its file's name."""
-    return clip.path.stem.rpartition("_")[2]
-
-
-def groups_of(clips, corpus):
-    """The groups of clips, sorted. Raises InputError for fewer than three: one is predicted from
-    the others, and ridge needs two of those."""
-    names = sorted({group_of(clip) for clip in clips})
-    if len(names) < 3:
-        raise InputError(f"{corpus}: fewer than three sentences or talkers, what stands behind the "
-                         "last _ of a file's name")
-    return names
 
 
 def fold_of(clips, folds=FOLDS):

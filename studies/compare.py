@@ -1,12 +1,13 @@
 """Runs compared: variants over seeds, their differences with intervals (ours; the paper has none).
 
-    python -m studies.compare runs/experts/*        the variants of an experiment
+    python -m studies.compare --experiment NAME ... [--on NAME]    those of studies.experiments
     python -m studies.compare runs/all runs/last    two of one's own: runs/all/0 ... runs/last/4
 
-A variant is a folder whose subfolders are its runs, each named by its seed, or a single run. Runs
-of equal names in two variants make a pair, if they have one corpus and the same test clips. Each
-variant is compared with the one that variants.csv names (studies.experiments writes it), else with
-the first. Two tables are printed; comparison.json, in the folder of the variants, has all numbers.
+A variant is a folder whose subfolders are its runs, each named by its seed, or a single run. Where
+a run's folder holds runs itself, one a talker, their predictions are joined. Runs of equal names in
+two variants make a pair, if they have one corpus and the same test clips. Two tables are printed;
+all numbers are in comparison.json, in the folder of the variants, or in runs/experiments/.../
+NAME.json.
 """
 
 import argparse
@@ -22,28 +23,31 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.special import stdtrit
+from scipy.special import ndtr, stdtr, stdtrit
 
 import data
 import evaluate
 import moemos
 from data import InputError
 from evaluate import eight, interval, nested, resample
-from studies.experiments import worker_pool
+from studies.experiments import EXPERIMENTS, ROOT, SIMULATED, known, worker_pool
 from studies.raters import SHOTS, label_noise
 
 MAY_DIFFER = ("seed", "data", "cache", "device")  # between the runs of a variant
-COLUMNS = (("utterance", "MSE"), ("utterance", "LCC"), ("system", "LCC"), ("system", "SRCC"))
+COLUMNS = (  # level, metric, and for which systems
+    ("utterance", "MSE", "these"), ("utterance", "LCC", "these"), ("system", "MSE", "these"),
+    ("system", "LCC", "these"), ("system", "LCC", "others"))
 
 
 class Run(NamedTuple):
     settings: dict         # what must be the same in all runs of a variant
-    corpus: Path           # ratings.csv or its folder
-    result: dict           # metrics.json
+    corpora: list          # ratings.csv or its folder, of each fold; one where there are none
+    results: list          # metrics.json, of each fold
     wav: list              # the rated test clips
     predicted: list
     label_noise: float     # of the test clips, NaN where the ratings do not tell
     adaptation: dict       # adaptation.json, of a run of studies.raters, else None
+    within: float          # mean LCC within a system
     numbers: np.ndarray    # the eight
     resampled: np.ndarray  # evaluate.resample()
 
@@ -53,9 +57,37 @@ def read_csv(path):
     return list(csv.DictReader(io.StringIO(path.read_bytes().decode(), newline="")))
 
 
-def read_run(run):
-    """A run, evaluated where it has not been -> Run. Raises InputError."""
+def read_run(folds):
+    """A run, or the folds of one, evaluated where it has not been -> Run. Raises InputError."""
     torch.set_num_threads(1)
+    settings, corpora, results, rows, clips = {}, [], [], [], []
+    for fold in folds:
+        config, result, own_rows = read_fold(fold)
+        settings = settings or config["settings"]
+        if config["settings"] != settings:
+            raise InputError(f"{fold}: has other settings than {folds[0]}; train it again")
+        corpora.append(Path(config["data"]).resolve())
+        results.append(result)
+        rows += own_rows
+        clips += [clip for clip in data.read_manifest(corpora[-1], settings["scale"])
+                  if clip.split == "test" and clip.ratings]
+    true = np.array([row["mos"] for row in rows], float)
+    predicted = np.array([row["predicted"] for row in rows], float)
+    system = [row["system"] for row in rows]
+    adaptation = None
+    if (folds[0] / "adaptation.json").exists():
+        adaptation = json.loads((folds[0] / "adaptation.json").read_bytes())
+    seed = zlib.crc32(folder_of(corpora[0]).name.encode())  # on one corpus all draw the same clips
+    return Run(settings, corpora, results, [row["wav"] for row in rows], predicted.tolist(),
+               label_noise(clips), adaptation,
+               evaluate.lcc_within_systems(predicted, true, system),
+               eight(moemos.metrics(predicted, true, system)),
+               resample(predicted, true, system, seed))
+
+
+def read_fold(run):
+    """-> ({"data": ..., "settings": ...}, metrics.json, the rows of predictions.csv) of a run's
+    folder. Raises InputError."""
     if not (run / "predictions.csv").exists():
         with contextlib.redirect_stdout(io.StringIO()):
             if evaluate.evaluate(run) is None:
@@ -64,29 +96,23 @@ def read_run(run):
         checkpoint = torch.load(run / "model.pt", map_location="cpu", weights_only=True)
         result = json.loads((run / "metrics.json").read_bytes())
         rows = read_csv(run / "predictions.csv")
-        true = np.array([row["mos"] for row in rows], float)
-        predicted = np.array([row["predicted"] for row in rows], float)
-        system = [row["system"] for row in rows]
-        numbers = eight(moemos.metrics(predicted, true, system))
-        if not abs(numbers[0] - result["utterance"]["MSE"]) < 1e-9:
+        errors = [float(row["mos"]) - float(row["predicted"]) for row in rows]
+        if not abs(np.mean(np.square(errors)) - result["utterance"]["MSE"]) < 1e-9:
             raise ValueError("predictions.csv is not whole")
-        adaptation = None
-        if (run / "adaptation.json").exists():
-            adaptation = json.loads((run / "adaptation.json").read_bytes())
         config = checkpoint["config"]
         settings = {name: value for name, value in config.items() if name not in MAY_DIFFER}
         settings["stages"] = checkpoint["stages"]
     except Exception as error:  # noqa: BLE001 - torch raises nearly anything
         raise InputError(f"{run}: its files are damaged or of another version "
                          f"({data.first_line(error)}); evaluate or train it again") from None
-    corpus = Path(config["data"]).resolve()
-    clips = data.read_manifest(corpus, config["scale"])
-    noise = label_noise([clip for clip in clips if clip.split == "test" and clip.ratings])
-    folder = corpus.parent if corpus.is_file() else corpus
-    seed = zlib.crc32(folder.name.encode())  # all runs on one corpus draw the same clips
-    return Run(settings, corpus, result, [row["wav"] for row in rows], predicted.tolist(), noise,
-               adaptation, numbers, resample(predicted, true, system, seed))
+    return {"data": config["data"], "settings": settings}, result, rows
 
+
+def folder_of(corpus):
+    return corpus.parent if corpus.is_file() else corpus
+
+
+# -- Statistics ------------------------------------------------------------------------------------
 
 def student(values):
     """(n, ...) values of n seeds -> (3, ...): mean and its 95 % interval, low and high.
@@ -102,21 +128,56 @@ def student(values):
 
 
 def difference(variant, first):
-    """Lists of Runs, the n-th of both a pair -> (3, 8): mean difference of the eight, low, high.
+    """Lists of Runs, the n-th of both a pair -> {"these": ..., "others": ...}, (4, 8) each: mean
+    difference of the eight, its 95 % interval's low and high, and p, two-sided, of no difference.
 
-    The interval joins two, as the root of the sum of their squares: the paired bootstrap's, of the
-    mean over the pairs, which says what other clips, or at system level other systems, might have
-    shown, and Student's over the pairs, which says what other seeds and corpora might. Of one pair
-    it is the first alone. Where each pair has clips of its own Student's holds those too, and the
-    interval is up to 1.2 times as wide as needed with five pairs, and 1.4 times with many.
+    "these": Student's over the pairs, which says what other seeds and corpora might have shown, and
+    so other clips, of these systems. It needs pairs that have corpora of their own; where they have
+    one corpus, or there is one pair, it is as "others".
+
+    "others": also what other systems, at system level, might have shown, by the paired bootstrap of
+    the mean over the pairs, since all corpora have the same systems: more corpora do not narrow it.
+    The two are joined as the root of the sum of their squares. At utterance level it is the
+    bootstrap over clips: where each pair has its own, Student's holds that too, and the interval is
+    up to 1.2 times as wide as needed with five pairs, and 1.4 times with many. Its p is a normal
+    distribution's of a standard error that is the interval's width by 2 x 1.96.
     """
     pairs = list(zip(variant, first))
+    differences = np.array([one.numbers - other.numbers for one, other in pairs])
     resampled = np.mean([one.resampled - other.resampled for one, other in pairs], axis=0)
     low, high = interval(resampled)
-    mean, least, most = student([one.numbers - other.numbers for one, other in pairs])
+    mean, least, most = student(differences)
     below = np.hypot(mean - low, np.nan_to_num(mean - least))  # Student's is NaN of one pair
     above = np.hypot(high - mean, np.nan_to_num(most - mean))
-    return np.stack([mean, mean - below, mean + above])
+    others = np.stack([mean, mean - below, mean + above,
+                       p_value(mean, (below + above) / (2 * 1.96), math.inf)])
+    own_corpora = len({str(folder_of(one.corpora[0])) for one, _ in pairs}) == len(pairs) > 1
+    these = others
+    if own_corpora:
+        error = np.std(differences, axis=0, ddof=1) / math.sqrt(len(pairs))
+        these = np.stack([mean, least, most, p_value(mean, error, len(pairs) - 1)])
+    return {"these": these, "others": others}
+
+
+def p_value(mean, error, freedom):
+    """Two-sided p of a mean with that standard error, of Student's t or, freedom inf, the normal
+    distribution; 1 where nothing differs at all. Arrays."""
+    t = np.divide(np.abs(mean), error, out=np.zeros_like(mean), where=error > 0)
+    t = np.where((error <= 0) & (mean != 0), math.inf, t)
+    return 2 * (ndtr(-t) if math.isinf(freedom) else stdtr(freedom, -t))
+
+
+def holm(p):
+    """(m,) p-values -> (m,) adjusted by Holm: those below .05 may be claimed together, with a
+    chance of 5 % that any of them is none. The i-th smallest, from 0, counts m - i times, and none
+    less than one before it."""
+    p = np.asarray(p, float)
+    adjusted = np.empty(len(p))
+    least = 0.0
+    for i, place in enumerate(np.argsort(p, kind="stable")):
+        least = max(least, min(1.0, (len(p) - i) * p[place]))
+        adjusted[place] = least
+    return adjusted
 
 
 def decompose(variant, first):
@@ -135,18 +196,16 @@ def decompose(variant, first):
 
 def summary(runs):
     """Means over a variant's runs, and the deviation of the eight numbers, as a dict."""
-    results = [run.result for run in runs]
+    results = [result for run in runs for result in run.results]
     numbers = np.array([run.numbers for run in runs])
-
-    def mean(name):  # NaN where a run has none
-        return float(np.mean([math.nan if result[name] is None else result[name]
-                              for result in results]))
-
+    accuracies = [math.nan if result["accuracy"] is None else result["accuracy"]
+                  for result in results]
     entropies = [list(result["gate_entropy"].values()) for result in results]
     use = [sorted(result["expert_use"], reverse=True) for result in results]
     return {"runs": len(runs), "mean": nested(numbers.mean(0)),
             "sd": nested(numbers.std(0, ddof=1)) if len(runs) > 1 else None,
-            "lcc_within_systems": mean("lcc_within_systems"), "accuracy": mean("accuracy"),
+            "lcc_within_systems": float(np.mean([run.within for run in runs])),
+            "accuracy": float(np.mean(accuracies)),  # NaN where a run has none
             "label_noise": float(np.mean([run.label_noise for run in runs])),
             "gate_entropy": np.mean(entropies, axis=0).tolist(),
             "expert_use": np.mean(use, axis=0).tolist(),
@@ -166,22 +225,33 @@ def adaptation_summary(adaptations):
     return row
 
 
+# -- Variants and their runs -----------------------------------------------------------------------
+
+def is_run(folder):
+    return (folder / "model.pt").is_file()
+
+
 def run_folders(folder):
-    """A variant's folder -> {name of a run: its folder}; of a single run the name is empty."""
-    if (folder / "model.pt").is_file():
-        return {"": folder}
-    runs = {path.name: path for path in sorted(folder.iterdir()) if (path / "model.pt").is_file()}
+    """A variant's folder -> {name of a run: folders of its folds}; of a single run the name is
+    empty. Raises InputError."""
+    if is_run(folder):
+        return {"": [folder]}
+    runs = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        below = sorted(path.iterdir()) if path.is_dir() else []
+        folds = [path] if is_run(path) else [fold for fold in below if is_run(fold)]
+        if folds:
+            runs[path.name] = folds
     if not runs:
         raise InputError(f"{folder}: is no run and holds none; train.py writes one")
     return runs
 
 
-def read_variants(folders, common):
-    """Folders below common -> {name of a variant: {name of a run: Run}}."""
-    paths = {}  # (variant, run) -> folder
-    for folder in folders:
-        name = os.path.relpath(folder.resolve(), common.resolve())
-        paths |= {(name, run): path for run, path in run_folders(folder).items()}
+def read_variants(folders):
+    """{name of a variant: its folder} -> {name: {name of a run: Run}}. Raises InputError."""
+    paths = {}  # (variant, run) -> folders of its folds
+    for name, folder in folders.items():
+        paths |= {(name, run): folds for run, folds in run_folders(folder).items()}
     with worker_pool(len(paths)) as pool:
         read = list(pool.map(read_run, paths.values()))
     variants = {}
@@ -190,38 +260,52 @@ def read_variants(folders, common):
         first = next(iter(runs.values()), run)
         differing = [key for key in run.settings if run.settings[key] != first.settings[key]]
         if differing:
-            raise InputError(f"{paths[name, seed]}: is no seed of {name}, as it differs in "
+            raise InputError(f"{paths[name, seed][0]}: is no seed of {name}, as it differs in "
                              f"{', '.join(differing)}; move it")
         runs[seed] = run
     return variants
 
 
-def compare(folders):
-    """Compares variants; prints two tables, writes comparison.json and returns its rows.
-
-    Raises InputError for a run that cannot be used, or runs of a variant that differ in more than
-    seed and corpus.
-    """
-    folders = [Path(folder) for folder in folders]
-    parents = {folder.resolve().parent for folder in folders}
-    common = Path(os.path.relpath(os.path.commonpath(parents)))
-    variants = read_variants(folders, common)
-    named = {}
-    if (common / "variants.csv").exists():
-        named = {row["folder"]: row for row in read_csv(common / "variants.csv")}
-    names = [named.get(folder, {}).get("variant", folder) for folder in variants]
+def compare(variants, path, against=None):
+    """Compares variants, as of read_variants, each with that of `against`, {name: name}, or the
+    first; prints two tables, writes the file at path and returns its rows."""
+    against = against or {}
+    names = list(variants)
     rows = []
-    for i, (folder, runs) in enumerate(variants.items()):
-        rows.append({"variant": f"{i + 1}: {names[i]}", **summary(list(runs.values()))})
-        against = named.get(folder, {}).get("against")
-        first = names.index(against) if against in names[:i] else 0
+    for i, (name, runs) in enumerate(variants.items()):
+        rows.append({"variant": f"{i + 1}: {name}", **summary(list(runs.values()))})
+        first = against.get(name, names[0])
         if i > 0:
-            others = list(variants.values())[first]
-            rows[-1] |= {"first": first + 1, **paired(runs, others)}
+            rows[-1] |= {"first": names.index(first) + 1, **paired(runs, variants[first])}
     show(rows)
-    data.write_atomically(common / "comparison.json", evaluate.as_json(rows))
-    print(f"wrote {common}/comparison.json")
+    data.write_atomically(path, evaluate.as_json(rows))
+    print(f"wrote {path}")
     return rows
+
+
+def compare_experiments(names, on=SIMULATED):
+    """compare() of each experiment, of the runs that all its variants have; a backbone that was not
+    at hand has none. Raises InputError where another variant is missing."""
+    root = Path(ROOT, on)
+    folders = {}
+    for name in names:
+        for variant in EXPERIMENTS[name].variants:
+            folder = root / variant.name
+            if folder.is_dir() or not variant.name.startswith("backbone="):
+                folders[variant.name] = folder
+    read = read_variants(folders)
+    for name in names:
+        variants = [variant for variant in EXPERIMENTS[name].variants if variant.name in read]
+        common = set.intersection(*(set(read[variant.name]) for variant in variants))
+        chosen = {variant.name: {run: read[variant.name][run] for run in sorted(common, key=int)}
+                  for variant in variants}
+        if not common:
+            raise InputError(f"{root}: its variants of {name} have no seed in common; finish "
+                             f"python -m studies.experiments {name}")
+        against = {variant.name: variant.against for variant in variants if variant.against}
+        print(f"{name}: {EXPERIMENTS[name].question}")
+        compare(chosen, root / f"{name}.json", against)
+        print()
 
 
 def paired(runs, others):
@@ -233,20 +317,26 @@ def paired(runs, others):
     if not pairs:
         return {}
     one, other = zip(*pairs)
-    row = {"pairs": len(pairs), "difference": nested(difference(one, other).T)}
+    found = difference(one, other)
+    deviation = np.full(8, math.nan)
+    if len(pairs) > 1:
+        deviation = np.std([a.numbers - b.numbers for a, b in pairs], axis=0, ddof=1)
+    row = {"pairs": len(pairs), "sd_of_pairs": nested(deviation),
+           "difference": {systems: nested(found[systems].T) for systems in found}}
     if rated_anew(pairs):
         row["parts"] = decompose(one, other)
     return row
 
 
 def same_clips(one, other):
-    folders = [run.corpus.parent if run.corpus.is_file() else run.corpus for run in (one, other)]
+    folders = [[folder_of(corpus) for corpus in run.corpora] for run in (one, other)]
     return folders[0] == folders[1] and one.wav == other.wav
 
 
 def rated_anew(pairs):
     """Whether pairs are one model's predictions, the second's rated by the training panel."""
-    return all(one.predicted == other.predicted and other.corpus.name == "ratings_training.csv"
+    return all(one.predicted == other.predicted
+               and other.corpora[0].name == "ratings_training.csv"
                and math.isfinite(one.label_noise) for one, other in pairs)
 
 
@@ -255,23 +345,27 @@ def short(number):
     return f"{number:+.3f}".replace("0.", ".", 1) if abs(number) < 1 else f"{number:+.3f}"
 
 
-def cell(row, level, name):
+def cell(row, level, name, systems):
     """A number of a variant that is compared with none, else its difference and interval."""
     if "difference" not in row:
-        return short(row["mean"][level][name]).lstrip("+")
-    mean, low, high = map(short, row["difference"][level][name])
-    return f"{mean} [{low}, {high}]"
+        return short(row["mean"][level][name]).lstrip("+") if systems == "these" else ""
+    mean, low, high, _ = row["difference"][systems][level][name]
+    return f"{short(mean)} [{short(low)}, {short(high)}]"
+
+
+def heading(level, name, systems):
+    return f"{level} {name}" if systems == "these" else "for other systems"
 
 
 def show(rows):
     """Prints the tables of compare(): the first has a line a variant."""
-    print(f"{'':32}" + "".join(f"{f'{level} {name}':22}" for level, name in COLUMNS).rstrip())
+    print(f"{'':30}" + "".join(f"{heading(*column):21}" for column in COLUMNS).rstrip())
     for row in rows:
         label = row["variant"]
         if "difference" in row:
-            label = f"{label:.26} - {row['first']}"
-        cells = [f"{cell(row, level, name):22}" for level, name in COLUMNS]
-        print((f"{label:32.32}" + "".join(cells)).rstrip())
+            label = f"{label:.24} - {row['first']}"
+        cells = [f"{cell(row, *column):21}" for column in COLUMNS]
+        print((f"{label:30.30}" + "".join(cells)).rstrip())
     print("\n     runs  LCC within  accuracy of  gate entropy, nats  mean gates, most used first, %"
           "\n           a system    second task  clip  model   mean")
     for i, row in enumerate(rows):
@@ -297,14 +391,30 @@ def show(rows):
 
 def main():
     parser = argparse.ArgumentParser(allow_abbrev=False, description="Compares runs of train.py.")
-    parser.add_argument("variants", nargs="+", help="folders of runs, or runs")
+    parser.add_argument("variants", nargs="*", help="folders of runs, or runs")
+    parser.add_argument("--experiment", nargs="*", metavar="NAME",
+                        help="of studies.experiments; none: all")
+    parser.add_argument("--on", default=SIMULATED, metavar="NAME",
+                        help="the corpus of its --data, if it was given one")
     options = parser.parse_args()
     with data.one_sentence("studies.compare"):
-        folders = [path for path in options.variants if not Path(path).is_file()]  # of a shell's *
-        missing = [path for path in folders if not Path(path).is_dir()]
-        if missing or not folders:
-            raise InputError(f"{missing[0] if missing else options.variants[0]}: is no folder")
-        compare(folders)
+        if options.experiment is not None and not options.variants:
+            compare_experiments(known(options.experiment) or [*EXPERIMENTS], options.on)
+        else:
+            compare_folders(options.variants)
+
+
+def compare_folders(words):
+    """compare() of folders, into the one that holds them all."""
+    folders = [Path(word) for word in words if not Path(word).is_file()]  # those of a shell's *
+    missing = [folder for folder in folders if not folder.is_dir()]
+    if missing or not folders:
+        what = f"{[*missing, *words][0]}: is no folder" if words else "nothing to compare"
+        raise InputError(f"{what}; give folders of runs, or --experiment NAME")
+    parents = {folder.resolve().parent for folder in folders}
+    common = Path(os.path.relpath(os.path.commonpath(parents)))
+    named = {os.path.relpath(folder.resolve(), common.resolve()): folder for folder in folders}
+    return compare(read_variants(named), common / "comparison.json")
 
 
 if __name__ == "__main__":

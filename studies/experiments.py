@@ -1,15 +1,17 @@
 """Experiments: variants of the method, each trained with several seeds on as many corpora (ours).
 
-    python -m studies.experiments NAME --seeds 5 [train.py's options]
-    python -m studies.compare runs/NAME/*
+    python -m studies.experiments NAME ...          [train.py's options]; without a NAME all of them
+    python -m studies.experiments NAME ... --data PATH --by-talker
+    python -m studies.compare --experiment NAME ... [--on PATH's name]
 
-trains what is missing under runs/NAME/<variant>/<seed> and evaluates it, one process a core. Seed s
-has the simulated corpus 30 + s, in runs/corpora/, unless --data names a corpus: so both vary.
+trains what is missing under runs/experiments/simulated/<variant>/<seed> and evaluates it, one
+process a core. Seed s has the simulated corpus 30 + s, in runs/corpora/: both vary. With --data
+the runs are under runs/experiments/<its name>: of its own split, or --by-talker, each talker (what
+stands behind the last _ of a file's name) predicted from the others, in <variant>/<seed>/<talker>.
 """
 
 import argparse
 import contextlib
-import functools
 import io
 import multiprocessing
 import os
@@ -32,12 +34,14 @@ from corpora import simulated
 from data import InputError
 from studies import alternatives, fusion, prosody, raters
 
-FIRST_CORPUS = 30  # seed of the first; nothing was tuned on these
+FIRST_CORPUS = 30   # seed of the first; nothing was tuned on these
+ROOT = "runs/experiments"
+SIMULATED = "simulated"  # where in ROOT the runs on simulated corpora are
 
 
 @dataclass(frozen=True)
 class Variant:
-    name: str
+    name: str          # a variant of several experiments has one name and is trained once
     settings: dict = field(default_factory=dict)  # of train.Config
     panel: str = ""    # of simulated.PANELS, which rates the test clips; "": the corpus's own
     against: str = ""  # the variant that it is compared with; "": the first
@@ -48,6 +52,7 @@ class Variant:
 class Experiment(NamedTuple):
     question: str
     variants: tuple
+    seeds: int = 20
 
 
 def with_settings(against="", **settings):
@@ -59,13 +64,12 @@ def with_raters(kind, panel, against=""):
     return Variant(f"raters={kind},{panel}", {}, panel, against, raters.run, {"kind": kind})
 
 
-def with_schedule(schedule):
-    settings = {"auxiliary": "none"} if schedule == "mos_only" else {}
-    return Variant(schedule, settings, options={"schedule": schedule})
+def with_part(part, name="", **settings):
+    return Variant(name or part, settings, run=fusion.run, options={"part": part})
 
 
 DEFAULT = Variant("default")
-ONE_EXPERT = {"experts": 1, "auxiliary": "none", "augmentation": "no"}
+NO_TASK = Variant("no second task", {"auxiliary": "none"})
 LOGMELS = ("logmel", "logmel48")
 BUNDLES = [name for name, bundle in vars(torchaudio.pipelines).items()
            if isinstance(bundle, torchaudio.pipelines.Wav2Vec2Bundle)
@@ -73,44 +77,49 @@ BUNDLES = [name for name, bundle in vars(torchaudio.pipelines).items()
 EXPERIMENTS = {
     "baseline": Experiment(
         "What do experts, second task and clips without MOS add to one expert?",
-        (Variant("one expert alone", ONE_EXPERT), DEFAULT)),
+        (Variant("one expert alone", {"experts": 1, "auxiliary": "none", "augmentation": "no"}),
+         DEFAULT)),
     "experts": Experiment(
-        "How many experts, and does L_diversity prevent collapse?",  # of one it is constant
-        (with_settings(experts=1),
-         *(with_settings(experts=number, lambda_1=0.02) for number in (2, 4, 8)),
-         *(with_settings(experts=number, lambda_1=0.0, against=f"experts={number},lambda_1=0.02")
-           for number in (2, 4, 8)))),
+        "Do four experts help, against one, and against one as wide as all four together?",
+        (DEFAULT, with_settings(experts=1), with_part("wide", "one wide expert", experts=1),
+         with_settings(experts=2), with_settings(experts=8))),
+    "collapse": Experiment(
+        "Does L_diversity prevent collapse?",
+        (DEFAULT, with_settings(lambda_1=0.0), with_settings(experts=8),
+         with_settings(experts=8, lambda_1=0.0, against="experts=8"))),
     "raters": Experiment(
         "How much of the utterance-level error is the panel, the noise of the labels, the model?",
-        tuple(Variant(f"{panel} panel", panel=panel)
-              for panel in ("training", "second", "unbiased"))),
+        (Variant("training panel", panel="training"), DEFAULT,
+         Variant("unbiased panel", panel="unbiased")), 5),
     "adaptation": Experiment(
         "Do biases and gains of raters help, and how many ratings does a new rater need?",
-        (*(Variant(f"raters=no,{panel}", panel=panel)
-           for panel in ("second", "strict", "unbiased")),
+        (DEFAULT, Variant("strict panel", panel="strict"),
+         Variant("unbiased panel", panel="unbiased"),
          with_raters("single", "second"),
          with_raters("yes", "second"),
-         with_raters("yes", "strict", "raters=no,strict"),
-         with_raters("yes", "unbiased", "raters=no,unbiased"))),
+         with_raters("yes", "strict", "strict panel"),
+         with_raters("yes", "unbiased", "unbiased panel")), 5),
     "augmentation": Experiment(
         "Do 400 clips of four more models, without MOS, help?",
         (with_settings(augmentation="no"), DEFAULT)),
     "auxiliary": Experiment(
         "Which second task helps?",
-        (Variant("task=none", {"auxiliary": "none"}),
-         *(Variant(f"task={task}", options={"task": task}) for task in alternatives.TASKS))),
+        (NO_TASK, DEFAULT, Variant("task: condition", options={"task": "condition"}),
+         Variant("task: rate", options={"task": "rate"}))),
     "stages": Experiment(
         "Do three stages in this order help?",
-        tuple(with_schedule(schedule) for schedule in alternatives.SCHEDULES)),
+        (DEFAULT, Variant("one joint stage", options={"schedule": "joint_only"}),
+         Variant("MOS alone", {"auxiliary": "none"}, options={"schedule": "mos_only"}),
+         Variant("stages reversed", options={"schedule": "reversed"}))),
     "prosody": Experiment(
         "Do pitch, energy and duration add to the fused features?",
         (DEFAULT, Variant("prosody", run=prosody.run))),
     "fusion": Experiment(
         "What does each part of fusion and heads buy?",
-        (DEFAULT, *(Variant(part, run=fusion.run, options={"part": part})
-                    for part in fusion.PARTS))),
+        (DEFAULT, *(with_part(part) for part in fusion.PARTS if part != "wide"))),
     "frontend": Experiment(
-        "Which backbone?", tuple(with_settings(backbone=name) for name in (*LOGMELS, *BUNDLES))),
+        "Which backbone?",
+        (DEFAULT, *(with_settings(backbone=name) for name in ("logmel48", *BUNDLES)))),
 }
 
 
@@ -122,74 +131,124 @@ def at_hand(backbone):
     return Path(torch.hub.get_dir(), "checkpoints", file).is_file()
 
 
-def check(name, seeds, base):
+def check(name, base, by_talker):
     """Raises InputError for an experiment that cannot be run so."""
-    if seeds < 1:
-        raise InputError(f"--seeds {seeds}: must be at least 1")
     variants = EXPERIMENTS[name].variants
     varied = {"out", *(setting for variant in variants for setting in variant.settings)}
+    varied.discard("backbone")  # the others have that of the command line
     for setting in sorted(varied):
         if getattr(base, setting) != getattr(train.Config, setting):
             raise InputError(f"--{setting.replace('_', '-')}: experiment {name} sets it itself; "
                              "leave it out")
-    if base.data != train.Config.data and any(variant.panel for variant in variants):
+    own_data = base.data != train.Config.data
+    if own_data and any(variant.panel for variant in variants):
         raise InputError(f"--data {base.data}: experiment {name} has the test clips rated again, "
                          "so it needs the simulated corpora")
+    if by_talker and not own_data:
+        raise InputError("--by-talker is of a corpus of one's own; name it with --data")
     train.check(base)
 
 
-def folder_of(i, variant):
-    return f"{i + 1:02d}_{variant.name}"
+# -- Which runs ------------------------------------------------------------------------------------
+
+def root_of(base):
+    """The folder of the runs."""
+    if base.data == train.Config.data:
+        return f"{ROOT}/{SIMULATED}"
+    path = Path(base.data).resolve()
+    return f"{ROOT}/{path.parent.name if path.is_file() else path.name}"
 
 
-def plan_runs(name, seeds, base):
-    """-> [(index of the variant, Config of a run)] of an experiment."""
-    own_data = base.data != train.Config.data
+def plan_runs(name, seeds, base, talkers=()):
+    """-> [(Variant, Config of a run)] of an experiment. talkers: of write_folds."""
     planned = []
-    for i, variant in enumerate(EXPERIMENTS[name].variants):
+    for variant in EXPERIMENTS[name].variants:
         if not at_hand(variant.settings.get("backbone", "logmel")):
             continue
         for seed in range(base.seed, base.seed + seeds):
-            corpus = base.data if own_data else f"runs/corpora/{FIRST_CORPUS + seed}"
-            table = f"{corpus}/ratings_{variant.panel}.csv" if variant.panel else corpus
-            out = f"runs/{name}/{folder_of(i, variant)}/{seed}"
-            config = replace(base, **variant.settings, data=table, seed=seed, out=out)
-            train.check(config)
-            planned.append((i, config))
+            run = f"{root_of(base)}/{variant.name}/{seed}"
+            tables = {run: table_of(base, variant, seed)}
+            if talkers:
+                tables = {f"{run}/{talker}": fold_folder(base, talker) for talker in talkers}
+            for out, table in tables.items():
+                config = replace(base, **variant.settings, data=table, seed=seed, out=out)
+                train.check(config)
+                planned.append((variant, config))
     return planned
 
 
-def write_variants(name):
-    """variants.csv tells studies.compare of each folder what it is and what it is compared with."""
-    variants = EXPERIMENTS[name].variants
-    rows = [(folder_of(i, variant), variant.name, variant.against or variants[0].name)
-            for i, variant in enumerate(variants)]
-    data.write_csv(f"runs/{name}/variants.csv", [("folder", "variant", "against"), *rows])
+def table_of(base, variant, seed):
+    if base.data != train.Config.data:
+        return base.data
+    corpus = f"runs/corpora/{FIRST_CORPUS + seed}"
+    return f"{corpus}/ratings_{variant.panel}.csv" if variant.panel else corpus
 
 
-def run_experiment(name, seeds, base):
-    """Trains and evaluates what is missing of an experiment. base: Config of everything that the
-    variants leave open. Raises InputError before any work."""
-    check(name, seeds, base)
-    variants = EXPERIMENTS[name].variants
-    if "backbone" not in variants[0].settings:  # here once, so that no two processes download it
-        backbone = data.open_backbone(base.backbone, base.device)
-        base = replace(base, backbone=backbone.name)
-    planned = plan_runs(name, seeds, base)
-    there = sum(is_finished(variants[i], config) for i, config in planned)
-    print(f"{EXPERIMENTS[name].question} {len(planned)} runs, {there} there already")
+def group_of(clip):
+    """The sentence or talker of a clip: what stands behind the last _ of its file's name."""
+    return clip.path.stem.rpartition("_")[2]
+
+
+def groups_of(clips, corpus):
+    """The groups of clips, sorted. Raises InputError for fewer than three: one is predicted from
+    the others, and ridge needs two of those."""
+    names = sorted({group_of(clip) for clip in clips})
+    if len(names) < 3:
+        raise InputError(f"{corpus}: fewer than three sentences or talkers, what stands behind the "
+                         "last _ of a file's name")
+    return names
+
+
+def fold_folder(base, talker):
+    return f"{root_of(base)}/folds/{talker}"
+
+
+def write_folds(base):
+    """Of each talker a table whose test clips are his, and all others' are for training -> the
+    talkers. Raises InputError for fewer than three."""
+    clips = [clip for clip in data.read_manifest(base.data, base.scale) if clip.ratings]
+    talkers = groups_of(clips, base.data)
+    for talker in talkers:
+        folder = Path(fold_folder(base, talker))
+        rows = []
+        for clip in clips:
+            split = "test" if group_of(clip) == talker else "train"
+            wav = os.path.relpath(clip.path, folder)
+            rows += [(wav, split, clip.system, clip.model, rater, score)
+                     for rater, score in clip.ratings.items()]
+        data.write_csv(folder / "ratings.csv", [data.HEADER, *rows])
+    return talkers
+
+
+# -- Running them ----------------------------------------------------------------------------------
+
+def run_experiments(names, seeds, base, by_talker=False):
+    """Trains and evaluates what is missing of experiments. base: Config of everything that the
+    variants leave open; seeds: 0 for each experiment's own. Raises InputError before any work."""
+    if seeds < 0:
+        raise InputError(f"--seeds {seeds}: must be at least 1, or 0 for each experiment's own")
+    for name in names:
+        check(name, base, by_talker)
+    backbone = data.open_backbone(base.backbone, base.device)  # here once: no two download it
+    base = replace(base, backbone=backbone.name)
+    talkers = write_folds(base) if by_talker else ()
+    jobs = {}  # a run of several experiments is one
+    for name in names:
+        planned = plan_runs(name, seeds or EXPERIMENTS[name].seeds, base, talkers)
+        jobs |= {config.out: (variant, config) for variant, config in planned}
+    there = sum(is_finished(*job) for job in jobs.values())
+    print(f"{', '.join(names)}: {len(jobs)} runs, {there} there already")
     start = time.monotonic()
-    write_variants(name)
-    with worker_pool(len(planned)) as pool:
+    with worker_pool(len(jobs)) as pool:
         if base.data == train.Config.data:
-            corpora = [FIRST_CORPUS + seed for seed in range(base.seed, base.seed + seeds)]
+            corpora = sorted({FIRST_CORPUS + config.seed for _, config in jobs.values()})
             folders = [f"runs/corpora/{seed}" for seed in corpora]
             list(pool.map(simulated.prepare, folders, corpora))
-        print(f"corpora are there after {time.monotonic() - start:.0f} s")
-        finished = pool.map(functools.partial(finish_run, name), planned)
-        for i, out in enumerate(finished):
-            print(f"{i + 1}/{len(planned)} {out}, {time.monotonic() - start:.0f} s")
-    print(f"now: python -m studies.compare runs/{name}/*")
+            print(f"corpora are there after {time.monotonic() - start:.0f} s", flush=True)
+        for i, out in enumerate(pool.map(finish_run, jobs.values())):
+            print(f"{i + 1}/{len(jobs)} {out}, {time.monotonic() - start:.0f} s", flush=True)
+    on = "" if base.data == train.Config.data else f" --on {Path(root_of(base)).name}"
+    print(f"now: python -m studies.compare --experiment {' '.join(names)}{on}")
 
 
 def is_finished(variant, config):
@@ -205,15 +264,14 @@ def is_finished(variant, config):
     differing = sorted(name for name in wanted if there.get(name) != wanted[name])
     if differing:
         raise InputError(f"{config.out} holds a run with other settings ({', '.join(differing)}); "
-                         f"delete or rename {Path(config.out).parent.parent}")
+                         "delete or rename it")
     return Path(config.out, "metrics.json").exists()
 
 
-def finish_run(name, planned):
-    """Trains and evaluates a run, unless it is there; returns its folder."""
+def finish_run(job):
+    """Trains and evaluates a (Variant, Config), unless it is there; returns its folder."""
     torch.set_num_threads(1)
-    i, config = planned
-    variant = EXPERIMENTS[name].variants[i]
+    variant, config = job
     if not is_finished(variant, config):
         with contextlib.redirect_stdout(io.StringIO()):
             variant.run(config, **variant.options)
@@ -238,16 +296,30 @@ def end_with_parent():
 
 def main():
     parser = argparse.ArgumentParser(
-        allow_abbrev=False, description="Trains the runs of an experiment into runs/EXPERIMENT/.")
-    parser.add_argument("experiment", choices=tuple(EXPERIMENTS))
-    parser.add_argument("--seeds", type=int, default=5, help="the first is --seed (default: 5)")
+        allow_abbrev=False, description="Trains the runs of experiments into runs/experiments/.")
+    parser.add_argument("experiments", nargs="*", metavar="NAME", default=[],
+                        help=f"of {', '.join(EXPERIMENTS)}; none: all")
+    parser.add_argument("--seeds", type=int, default=0,
+                        help="the first is --seed (default: 0, each experiment's own number)")
+    parser.add_argument("--by-talker", action="store_true",
+                        help="of --data, each talker predicted from the others")
     config, options = train.parse(parser)
     with data.one_sentence("studies.experiments"):
+        names = known(options["experiments"]) or [*EXPERIMENTS]
         try:
-            run_experiment(options["experiment"], options["seeds"], config)
+            run_experiments(names, options["seeds"], config, options["by_talker"])
         except BrokenProcessPool:
             raise InputError("a process was killed, perhaps for lack of memory; start again, what "
                              "is finished stays") from None
+
+
+def known(names):
+    """The names, if they are of EXPERIMENTS. Raises InputError."""
+    for name in names:
+        if name not in EXPERIMENTS:
+            raise InputError(f"{name}: there is no such experiment; there are "
+                             f"{', '.join(EXPERIMENTS)}")
+    return names
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
     python -m studies.figures RUN                 of a run's results on its own corpus
     python -m studies.figures RUN --on NAME       of those in RUN/on_NAME
-    python -m studies.figures --comparison runs/NAME/comparison.json
+    python -m studies.figures --comparison runs/experiments/simulated/NAME.json
+    python -m studies.figures --curves runs/curves.json
 
-Writes predictions.png, experts.png, training.png and raters.png beside the results, or
-comparison.png beside comparison.json. Nothing is computed but the intervals of systems' means.
+Writes predictions.png, experts.png, training.png and raters.png beside the results; NAME.png beside
+NAME.json of a comparison (studies.compare), curves.png beside curves.json (studies.curves). Nothing
+is computed but the intervals of systems' means.
 """
 
 import argparse
@@ -192,54 +194,93 @@ def plot_raters(raters):
 
 
 def plot_comparison(path):
-    """comparison.png beside the comparison.json at path. Raises InputError."""
+    """NAME.png beside the NAME.json of a comparison. Raises InputError."""
     path = Path(path)
     try:
         rows = json.loads(data.read_bytes(path))
         compared = [row for row in rows if "difference" in row]
-        differences = np.array([evaluate.eight(row["difference"]) for row in compared])
+        differences = np.array([[evaluate.eight(row["difference"][systems])[:, :3]
+                                 for systems in ("these", "others")] for row in compared])
         names = [f"{row['variant']} [{row['first']}]".replace("$", r"\$") for row in compared]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: is damaged or no comparison ({data.first_line(error)}); "
                          "python -m studies.compare writes one") from None
     if not compared:
         raise InputError(f"{path}: no two variants share clips, so there is nothing to draw")
-    save(draw_differences(names, differences), path.with_name("comparison.png"))
+    save(draw_differences(names, differences), path.with_suffix(".png"))
 
 
 def draw_differences(names, differences):
-    """Each variant's differences in the eight numbers: (variants, 8, 3) of mean, low, high."""
+    """Each variant's differences in the eight numbers: (variants, 2, 8, 3), for these systems and
+    others, of mean, low, high."""
     drawing, axes = figure(4, 2, width=3.4, height=1.4 + 0.35 * len(names))
     titles = itertools.product(("utterance", "system"), moemos.METRICS)
     for i, (axis, (level, metric)) in enumerate(zip(axes, titles)):
-        mean, low, high = differences[:, i].T
-        axis.errorbar(mean, range(len(names)), xerr=np.stack([mean - low, high - mean]),
-                      color=COLOURS[0], marker="o", linestyle="none", capsize=3)
+        for systems, style in ((1, {"elinewidth": 0.8}), (0, {"elinewidth": 2.5})):
+            mean, low, high = differences[:, systems, i].T
+            axis.errorbar(mean, range(len(names)), xerr=np.stack([mean - low, high - mean]),
+                          color=COLOURS[0], marker="o", linestyle="none", capsize=3, **style)
         axis.axvline(0, color="0.6", linewidth=0.8)
         axis.set(title=f"{level} {metric}", ylim=(len(names) - 0.5, -0.5), yticks=[])
         if metric == "MSE":
             axis.set_yticks(range(len(names)), names)
-    drawing.suptitle("difference from the variant whose number is in brackets, "
-                     "with 95 % intervals")
+    drawing.suptitle("difference from the variant whose number is in brackets, with 95 % "
+                     "intervals; thin: for other systems")
+    return drawing
+
+
+def plot_curves(path):
+    """curves.png beside the curves.json of studies.curves. Raises InputError."""
+    path = Path(path)
+    try:
+        result = json.loads(data.read_bytes(path))
+        k = result.pop("k")
+        curves = {metric: {name: np.array(values, float) for name, values in lines.items()}
+                  for metric, lines in result.items()}
+        drawing = draw_curves(k, curves)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise InputError(f"{path}: is damaged or holds no curves ({data.first_line(error)}); "
+                         "python -m studies.curves writes them") from None
+    save(drawing, path.with_suffix(".png"))
+
+
+def draw_curves(k, curves):
+    """{metric: {predictor: (K, 3) mean, low, high}} over k clips a system."""
+    drawing, axes = figure(len(curves), width=5)
+    for axis, (metric, lines) in zip(axes, curves.items()):
+        for i, (name, values) in enumerate(lines.items()):
+            mean, low, high = values.T
+            axis.errorbar(k, mean, yerr=np.stack([mean - low, high - mean]), color=COLOURS[i],
+                          marker=MARKERS[i], linestyle=LINES[i], capsize=3, label=name)
+        axis.set(xscale="log", xlabel="rated training clips a system", ylabel=metric)
+        axis.set_xticks(k, k)
+        axis.minorticks_off()
+        axis.legend(fontsize="small")
+    drawing.suptitle("bars: 95 % over corpora")
     return drawing
 
 
 def main():
-    parser = argparse.ArgumentParser(allow_abbrev=False, description="Draws a run or a comparison.")
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description="Draws a run, a comparison or learning curves.")
     parser.add_argument("run", nargs="?", default="", help="a run that has been evaluated")
     parser.add_argument("--on", metavar="NAME", default="", help="its results in RUN/on_NAME")
     parser.add_argument("--comparison", metavar="JSON", default="", help="of studies.compare")
+    parser.add_argument("--curves", metavar="JSON", default="", help="of studies.curves")
     options = parser.parse_args()
     with data.one_sentence("studies.figures"):
-        if bool(options.run) == bool(options.comparison) or options.on and not options.run:
-            raise InputError("give a RUN, with --on or without, or --comparison alone")
+        given = [word for word in (options.run, options.comparison, options.curves) if word]
+        if len(given) != 1 or options.on and not options.run:
+            raise InputError("give a RUN, with --on or without, or --comparison or --curves alone")
         if Figure is None:
             raise InputError("figures need matplotlib, which is no requirement of this project: "
                              "pip install matplotlib")
         if options.run:
             plot_run(options.run, options.on)
-        else:
+        elif options.comparison:
             plot_comparison(options.comparison)
+        else:
+            plot_curves(options.curves)
 
 
 if __name__ == "__main__":

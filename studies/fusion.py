@@ -6,6 +6,7 @@ trains and evaluates into runs/fusion_part. Letters of dimensions: see moemos.py
 """
 
 import argparse
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -62,6 +63,28 @@ class ExpertsAlone(moemos.MixtureOfExperts):
         self.v.requires_grad_(False)
 
 
+class WideExpert(nn.Module):
+    """One expert in the place of E, without gate: E_1(x) = V x + W2 gelu(W1 x + b1) + b2, whose
+    inner width is that of all E together, so that W1 and W2 have as many weights as theirs."""
+
+    def __init__(self, inputs, experts, hidden, dropout):
+        super().__init__()
+        wide = experts * hidden
+        self.v = nn.Parameter(torch.empty(inputs, hidden))
+        self.w1 = nn.Parameter(torch.empty(inputs, wide))
+        self.b1 = nn.Parameter(torch.zeros(wide))
+        self.w2 = nn.Parameter(torch.empty(wide, hidden))
+        self.b2 = nn.Parameter(torch.zeros(hidden))
+        for weight in (self.v, self.w1, self.w2):
+            nn.init.normal_(weight, std=len(weight) ** -0.5)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x):                                                   # (B, L 2D)
+        inner = self.dropout(nn.functional.gelu(x @ self.w1 + self.b1))     # (B, E H)
+        y = inner @ self.w2 + self.b2 + x @ self.v                          # (B, H)
+        return y, torch.ones(len(x), 1, device=x.device), y[:, None]        # and (B, 1), (B, 1, H)
+
+
 class SeparateHeads(moemos.MoEMOS):
     """MoEMOS whose MOS head reads y alone, no classes."""
 
@@ -111,17 +134,28 @@ def build_equal(config, backbone, classes):
     return model
 
 
+def build_wide(config, backbone, classes):
+    """config.experts is 1; the expert is as wide as those of the default together."""
+    model = train.build_model(config, backbone, classes)
+    inputs = backbone.layers * 2 * backbone.width
+    model.moe = WideExpert(inputs, train.Config.experts, config.hidden, config.dropout)
+    return model
+
+
 PARTS = {
     "summed": build_summed,
     "layer norm": build_layer_norm,
     "no linear path": build_experts_alone,
     "MOS head reads y alone": build_separate_heads,
     "equal weights": build_equal,
+    "wide": build_wide,
 }
 
 
 def run(config, part):
     """Trains and evaluates the model of one of PARTS."""
+    if part == "wide":
+        config = replace(config, experts=1)
     train.train(config, build=PARTS[part])
     trained = evaluate.load_run(config.out, config.device, build=PARTS[part])
     evaluate.evaluate(config.out, trained=trained)

@@ -154,9 +154,12 @@ def test_a_run_not_evaluated_or_damaged_gets_one_sentence(evaluated, tmp_path, m
 
 def comparison(path, difference):
     """A comparison.json of two variants as studies.compare writes it."""
-    numbers = dict.fromkeys(moemos.METRICS, difference)
-    last = {"variant": "2: last", "first": 1,
-            "difference": {"utterance": numbers, "system": numbers}}
+    found = {}
+    for systems, wider in (("these", 1), ("others", 2)):
+        numbers = [number and wider * number for number in difference]
+        levels = {name: [*numbers, 0.5] for name in moemos.METRICS}
+        found[systems] = {"utterance": levels, "system": levels}
+    last = {"variant": "2: last", "first": 1, "difference": found}
     path.write_text(json.dumps([{"variant": "1: all"}, last]))
 
 
@@ -173,11 +176,13 @@ def test_a_comparison_has_a_panel_for_each_of_the_eight_numbers(tmp_path, drawn,
     for axis in drawing.axes:
         mean, low, high = difference
         if mean is None:  # of an interval that is NaN
-            assert np.isnan(marked(axis)[0, 0])
-        else:
-            (bars,) = axis.containers[0].lines[2]
-            np.testing.assert_allclose(marked(axis), [(mean, 0)])
-            np.testing.assert_allclose(bars.get_segments()[0][:, 0], (low, high))
+            assert np.isnan(marked(axis)[:, 0]).all()
+            continue
+        np.testing.assert_allclose(marked(axis), [(2 * mean, 0), (mean, 0)])
+        for wider, container in zip((2, 1), axis.containers):
+            (bars,) = container.lines[2]
+            segment = bars.get_segments()[0][:, 0]
+            np.testing.assert_allclose(segment, (wider * low, wider * high))
 
 
 @needs_matplotlib
@@ -190,5 +195,27 @@ def test_what_is_no_comparison_gets_one_sentence(tmp_path, monkeypatch, capsys):
         assert why in capsys.readouterr().err
     for words in ([], ["run", "--comparison", path], ["--comparison", path, "--on", "x"]):
         assert call(monkeypatch, figures, *words) == 2
-        assert "give a RUN, with --on or without, or --comparison alone" in capsys.readouterr().err
+        why = "give a RUN, with --on or without, or --comparison or --curves alone"
+        assert why in capsys.readouterr().err
     assert call(monkeypatch, figures, "run", "--plot") == 2
+
+
+@needs_matplotlib
+def test_curves_have_a_line_a_predictor_with_its_intervals(tmp_path, monkeypatch, drawn, capsys):
+    lines = {"the head": [[0.5, 0.4, 0.6], [0.8, 0.75, 0.85]], "ridge": [[0.3, 0.2, 0.4]] * 2}
+    path = tmp_path / "curves.json"
+    path.write_text(json.dumps({"k": [2, 5], "utterance LCC": lines, "system LCC": lines}))
+    assert call(monkeypatch, figures, "--curves", path) == 0
+    drawing = drawn[tmp_path / "curves.png"]
+    assert [axis.get_ylabel() for axis in drawing.axes] == ["utterance LCC", "system LCC"]
+    for axis in drawing.axes:
+        handles, labels = axis.get_legend_handles_labels()
+        assert labels == list(lines)
+        for handle, values in zip(handles, lines.values()):
+            (bars,) = handle.lines[2]
+            for k, segment, (mean, low, high) in zip((2, 5), bars.get_segments(), values):
+                np.testing.assert_allclose(segment, [(k, low), (k, high)])
+                assert (k, mean) in [tuple(point) for point in handle.lines[0].get_xydata()]
+    path.write_text("{}")
+    assert call(monkeypatch, figures, "--curves", path) == 2
+    assert "is damaged or holds no curves" in capsys.readouterr().err

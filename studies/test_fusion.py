@@ -81,6 +81,23 @@ def test_without_linear_path_an_expert_is_its_own_two_layers_in_a_plain_loop():
         torch.testing.assert_close(y[b], total)
 
 
+def test_a_wide_expert_is_two_layers_and_has_as_many_weights_as_four_together():
+    torch.manual_seed(0)
+    wide = fusion.WideExpert(10, experts=4, hidden=7, dropout=0.5).eval()
+    four = moemos.MixtureOfExperts(10, experts=4, hidden=7, dropout=0.5)
+    for name in ("v", "w1", "w2"):
+        assert getattr(wide, name).numel() == getattr(four, name).numel()
+    wide.b1.data.normal_()
+    wide.b2.data.normal_()
+    x = torch.randn(4, 10)
+    y, gates, experts = wide(x)
+    for b in range(4):
+        inner = torch.nn.functional.gelu(x[b] @ wide.w1 + wide.b1)
+        torch.testing.assert_close(y[b], x[b] @ wide.v + inner @ wide.w2 + wide.b2)
+    assert torch.equal(gates, torch.ones(4, 1))
+    assert torch.equal(experts, y[:, None])
+
+
 def test_a_mos_head_that_reads_y_alone_hears_of_no_class(backbone):
     model = built("MOS head reads y alone", backbone)
     features = torch.randn(6, 3, 160)
@@ -105,14 +122,18 @@ def test_each_model_has_its_part_and_the_rest_as_it_was(backbone):
         "layer norm": {"fusion": fusion.LayerNormFusion},
         "no linear path": {"moe": fusion.ExpertsAlone},
         "MOS head reads y alone": {"": fusion.SeparateHeads},
-        "equal weights": {"fusion": fusion.EqualFusion}}
+        "equal weights": {"fusion": fusion.EqualFusion},
+        "wide": {"moe": fusion.WideExpert}}
     assert list(fusion.PARTS) == list(replaced)
     for part, own in replaced.items():
         model = built(part, backbone)
         for name, module in usual.named_modules():
+            if part == "wide" and name == "moe.gate":
+                continue  # which it has not
             assert type(model.get_submodule(name)) is own.get(name, type(module))
         inputs = 160 if part == "summed" else 3 * 160
-        assert tuple(model.moe.w1.shape) == (3, inputs, 7)
+        wide = (inputs, 4 * 7)  # as wide as the default's experts together
+        assert tuple(model.moe.w1.shape) == (wide if part == "wide" else (3, inputs, 7))
         assert model(torch.randn(2, 3, 160)).mos.isfinite().all()
 
 

@@ -1,0 +1,121 @@
+"""What the experiments may claim: how many seeds each needs, and what survives Holm's correction.
+
+    python -m studies.claims [--on NAME]
+
+reads what studies.compare has written of the experiments. The first table: of each comparison the
+pairs of runs there are, and the pairs with which a difference as large as the yardstick would be
+shown in 80 of 100 cases, from the deviation of the differences between pairs. The second: of all
+comparisons, each in three numbers, those with p below .05, and what Holm's correction leaves of
+them. Yardsticks are half of the paper's gains over the baseline B03 at system level; at utterance
+level it has none, and the yardstick is ours.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+from scipy.special import stdtrit
+
+import data
+from data import InputError
+from evaluate import PUBLISHED, eight, nested
+from studies.compare import holm, short
+from studies.experiments import EXPERIMENTS, ROOT, SIMULATED
+
+PAPER, BASELINE = (nested(PUBLISHED[name]) for name in ("the paper",
+                                                        "B03, the organisers' SSL-MOS"))
+YARDSTICKS = {  # (level, metric): the difference that matters
+    ("utterance", "LCC"): 0.005,
+    ("system", "LCC"): (PAPER["system"]["LCC"] - BASELINE["system"]["LCC"]) / 2,
+    ("system", "MSE"): (BASELINE["system"]["MSE"] - PAPER["system"]["MSE"]) / 2,
+}
+
+
+def seeds_needed(deviation, difference, most=1000):
+    """The least n >= 2 pairs, whose differences have that standard deviation, with which Student's
+    95 % interval of a true `difference` excludes 0 in 80 of 100 cases:
+
+        (t(.975, n - 1) + t(.8, n - 1)) deviation / sqrt(n) <= difference
+
+    most + 1, where it takes more than that.
+    """
+    n = np.arange(2, most + 1)
+    reach = (stdtrit(n - 1, 0.975) + stdtrit(n - 1, 0.8)) * deviation / np.sqrt(n)
+    enough = n[reach <= difference]
+    return int(enough[0]) if len(enough) else most + 1
+
+
+def read_comparisons(on):
+    """-> {"variant - other": its row of studies.compare}, of all experiments that were compared; a
+    comparison of two experiments is one. Raises InputError."""
+    found = {}
+    for name in EXPERIMENTS:
+        path = Path(ROOT, on, f"{name}.json")
+        if not path.exists():
+            continue
+        try:
+            rows = json.loads(path.read_bytes())
+            names = [row["variant"].partition(": ")[2] for row in rows]
+            for row, own in zip(rows, names):
+                if "difference" in row:
+                    other = names[row["first"] - 1]
+                    eight(row["sd_of_pairs"])
+                    found.setdefault(f"{own} - {other}", row)
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: is damaged or of another version ({data.first_line(error)});"
+                             f" python -m studies.compare --experiment {name}") from None
+    if not found:
+        raise InputError(f"{ROOT}/{on} has no comparison; run studies.experiments, and then "
+                         "studies.compare --experiment")
+    return found
+
+
+def show_power(comparisons):
+    columns = [f"{level} {metric}" for level, metric in YARDSTICKS]
+    print(f"{'pairs with which 80 % would be shown':44}pairs"
+          + "".join(f"{column:>16}" for column in columns))
+    print(f"{'  a difference of':44}{'there':>5}"
+          + "".join(f"{f'{difference:.4f}':>16}" for difference in YARDSTICKS.values()))
+    for name, row in comparisons.items():
+        cells = ""
+        for (level, metric), difference in YARDSTICKS.items():
+            deviation = row["sd_of_pairs"][level][metric]
+            needed = math.nan if deviation is None else seeds_needed(deviation, difference)
+            cells += f"{needed:16.0f}"
+        print(f"{name:44.44}{row['pairs']:5}{cells}")
+
+
+def show_holm(comparisons):
+    tests = []  # (name, level, metric, mean, low, high, p)
+    for level, metric in YARDSTICKS:
+        for name, row in comparisons.items():
+            tests.append((name, level, metric, *row["difference"]["these"][level][metric]))
+    adjusted = holm([test[-1] for test in tests])
+    shown = [i for i in range(len(tests)) if tests[i][-1] < 0.05]
+    kept = [i for i in shown if adjusted[i] < 0.05]
+    print(f"\n{len(tests)} comparisons, of which {0.05 * len(tests):.1f} would have p < .05 by "
+          f"chance; {len(shown)} have, and {len(kept)} of them after Holm's correction:")
+    print(f"{'':62}{'difference':24}      p  Holm's")
+    for i in sorted(shown, key=lambda i: tests[i][-1]):
+        name, level, metric, mean, low, high, p = tests[i]
+        change = f"{short(mean)} [{short(low)}, {short(high)}]"
+        mark = " *" if i in kept else ""
+        print(f"{name:44.44}{f'{level} {metric}':18}{change:24}{p:7.4f} {adjusted[i]:7.4f}{mark}")
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description="Says what the experiments may claim.")
+    parser.add_argument("--on", default=SIMULATED, metavar="NAME",
+                        help="the corpus of studies.experiments --data")
+    options = parser.parse_args()
+    with data.one_sentence("studies.claims"):
+        comparisons = read_comparisons(options.on)
+        show_power(comparisons)
+        show_holm(comparisons)
+
+
+if __name__ == "__main__":
+    main()
