@@ -110,45 +110,36 @@ def build_summed(config, backbone, classes):
     return model
 
 
-def build_layer_norm(config, backbone, classes):
-    model = train.build_model(config, backbone, classes)
-    model.fusion = LayerNormFusion(backbone.layers, backbone.width)
-    return model
-
-
-def build_experts_alone(config, backbone, classes):
-    model = train.build_model(config, backbone, classes)
-    inputs = backbone.layers * 2 * backbone.width
-    model.moe = ExpertsAlone(inputs, config.experts, config.hidden, config.dropout)
-    return model
-
-
 def build_separate_heads(config, backbone, classes):
     return SeparateHeads(backbone.layers, backbone.width, len(classes), config.experts,
                          config.hidden, config.dropout, config.scale)
 
 
-def build_equal(config, backbone, classes):
-    model = train.build_model(config, backbone, classes)
-    model.fusion = EqualFusion(backbone.layers, backbone.width)
-    return model
+def with_fusion(kind):
+    def build(config, backbone, classes):
+        model = train.build_model(config, backbone, classes)
+        model.fusion = kind(backbone.layers, backbone.width)
+        return model
+    return build
 
 
-def build_wide(config, backbone, classes):
-    """config.experts is 1; the expert is as wide as those of the default together."""
-    model = train.build_model(config, backbone, classes)
-    inputs = backbone.layers * 2 * backbone.width
-    model.moe = WideExpert(inputs, train.Config.experts, config.hidden, config.dropout)
-    return model
+def with_experts(kind, experts=0):
+    """experts: their number, where it is not the configuration's."""
+    def build(config, backbone, classes):
+        model = train.build_model(config, backbone, classes)
+        inputs = backbone.layers * 2 * backbone.width
+        model.moe = kind(inputs, experts or config.experts, config.hidden, config.dropout)
+        return model
+    return build
 
 
 PARTS = {
     "summed": build_summed,
-    "layer norm": build_layer_norm,
-    "no linear path": build_experts_alone,
+    "layer norm": with_fusion(LayerNormFusion),
+    "no linear path": with_experts(ExpertsAlone),
     "MOS head reads y alone": build_separate_heads,
-    "equal weights": build_equal,
-    "wide": build_wide,
+    "equal weights": with_fusion(EqualFusion),
+    "wide": with_experts(WideExpert, train.Config.experts),  # as wide as the default's together
 }
 
 

@@ -38,7 +38,8 @@ class ProsodyBackbone(moemos.Backbone):
         return torch.cat([layers, last[None]])                              # (L + 1, F, D)
 
     def prosody(self, waveform, frames):
-        """(T,) -> (frames, TRACKS), 100 a second; the last is repeated if need be."""
+        """(T,) -> (frames, TRACKS): 100 a second, or every second one for a wav2vec2's 50; the last
+        is repeated if need be."""
         padding = max(self.sample_rate - len(waveform), 0)
         padded = nn.functional.pad(waveform, (0, padding))  # to 1 s: its median takes 0.3 s
         pitch = torchaudio.functional.detect_pitch_frequency(padded, self.sample_rate)
@@ -49,7 +50,8 @@ class ProsodyBackbone(moemos.Backbone):
         length = min(len(octaves), len(decibels))
         duration = torch.full((length,), len(waveform) / self.sample_rate).log2()
         tracks = torch.stack([octaves[:length], decibels[:length], duration], dim=1)
-        return tracks[torch.arange(frames).clamp_max(length - 1)]
+        step = max(round(length / frames), 1)
+        return tracks[(step * torch.arange(frames)).clamp_max(length - 1)]
 
 
 class ProsodyFusion(moemos.FeatureFusion):

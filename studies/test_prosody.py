@@ -36,6 +36,14 @@ def test_prosody_of_a_tone_by_hand(name):
     assert backbone.extract(torch.zeros(backbone.sample_rate // 40)).isfinite().all()
 
 
+def test_at_50_frames_a_second_every_second_track_is_taken_to_the_clips_end(backbone):
+    waveform = torch.cat([tone(100, 1.0, 16000), tone(200, 1.0, 16000)])
+    every = backbone.prosody(waveform, 198)
+    half = backbone.prosody(waveform, 99)
+    assert every[-1, 0] == pytest.approx(1, abs=0.02)  # an octave up
+    torch.testing.assert_close(half, every[::2])
+
+
 def test_the_other_layers_are_the_backbones_own(backbone):
     plain = moemos.load_backbone("logmel")
     waveform = torch.randn(8000)

@@ -2,12 +2,14 @@
 
 import dataclasses
 import importlib
+import json
 import re
 
+import numpy as np
 import pytest
 
 import train
-from studies import experiments
+from studies import compare, experiments
 from test_moemos import HERE
 
 PARTS = "moemos|train|evaluate|data|corpora|studies"
@@ -67,7 +69,44 @@ def test_every_setting_stands_in_the_audit():
 def test_every_experiment_has_its_question_and_commands():
     for name, experiment in experiments.EXPERIMENTS.items():
         assert f"### {name}\n\n{experiment.question}" in STUDIES
-    assert "python -m studies.experiments NAME --seeds 5" in STUDIES
+    assert "python -m studies.experiments NAME" in STUDIES
+
+
+def pasted_and_prose(*texts):
+    """Indented lines, which are pasted output, and all others."""
+    lines = "\n".join(texts).splitlines()
+    pasted = [line for line in lines if line.startswith("    ")]
+    return "\n".join(pasted), "\n".join(line for line in lines if not line.startswith("    "))
+
+
+def intervals(text):
+    """(n, 3) of all that is written as +.012 [-.003, +.027]."""
+    number = r"([+-]\d*\.\d+)"
+    return np.array(re.findall(rf"{number} \[{number}, {number}\]", text), float)
+
+
+def test_every_interval_that_is_quoted_stands_in_a_pasted_table():
+    pasted, prose = map(intervals, pasted_and_prose(README, STUDIES))
+    assert len(prose) > 20
+    for quoted in prose:  # with three digits, where a table may have four
+        nearest = np.abs(pasted - quoted).max(1).min()
+        assert nearest <= 0.00051, quoted
+
+
+@pytest.mark.parametrize("on", ["simulated", "p835_wb16k"])
+def test_pasted_tables_of_experiments_are_those_of_the_stored_results(on, capsys):
+    files = sorted((HERE / experiments.ROOT / on).glob("*.json"))
+    if not files:
+        pytest.skip(f"{experiments.ROOT}/{on} holds no comparison: studies.compare writes them")
+    pasted, _ = pasted_and_prose(STUDIES)
+    for file in files:
+        rows = json.loads(file.read_text())
+        for row in rows:
+            row["accuracy"] = row["accuracy"] or float("nan")
+        compare.show(rows)
+        first, _, _ = capsys.readouterr().out.partition("\n\n")
+        for line in first.splitlines():
+            assert f"    {line}".rstrip() in pasted, file
 
 
 def test_every_study_has_a_word_in_its_readme():
