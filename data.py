@@ -141,7 +141,7 @@ HEADER = ("wav", "split", "system", "model", "rater", "score")
 class Clip:
     """system: what system-level scores group by. model: what the second task classifies.
 
-    ratings: rater -> score, empty without MOS. rate (Hz) and seconds are set by read_corpus.
+    ratings: rater -> score, empty without MOS. rate (Hz) and seconds are set by check_clips.
     """
     wav: str
     path: Path
@@ -226,7 +226,8 @@ def add_row(clips, row, folder, scale, place):
 
 
 def check_clips(clips, max_seconds=math.inf):
-    """Decodes every clip, so that a bad one is refused before any work -> a line on what they are.
+    """Decodes every clip, so that a bad one is refused before any work, and sets its rate and
+    seconds -> a line on what they are.
 
     Raises InputError naming the file.
     """
@@ -296,8 +297,8 @@ def extract_features(clips, backbone, cache="cache"):
     one of the libraries). Raises InputError for a file that read_wav refuses.
     """
     classes = [*type(backbone).__mro__[:-1], type(backbone.network)]  # without object
-    code = [decode, read_wav, *classes, moemos.pool_statistics]
-    key = backbone.identity + "".join(map(inspect.getsource, code))
+    code = [decode, read_wav, *classes, moemos.pool_statistics, clip_statistics]
+    key = f"{backbone.identity} {FULL_SCALE} " + "".join(map(inspect.getsource, code))
     shape = (backbone.layers, 2 * backbone.width)
     result = torch.empty(len(clips), *shape)
     start = time.monotonic()

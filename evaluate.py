@@ -6,8 +6,8 @@
     python evaluate.py --wav a.wav b/     prints wav,mos lines of one's own clips
 
 Writes metrics.json, predictions.csv and raters.csv into the run's folder, and answer.txt where
-test clips have no ratings. The reference rows are of the same corpus's training clips; they and
-the intervals are ours. Letters of dimensions: see moemos.py.
+test clips have no ratings. The rows to compare with, of the corpus's training clips or test
+raters, and the intervals are ours. Letters of dimensions: see moemos.py.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def load_run(run, device="", build=train.build_model, backbone=None):
     try:
         checkpoint = torch.load(Path(run, "model.pt"), map_location="cpu", weights_only=True)
         config = train.Config(**checkpoint["config"], out=str(run))
-        name, identity = checkpoint["backbone"].values()
+        name, identity = checkpoint["backbone"]["name"], checkpoint["backbone"]["identity"]
         backbone = backbone or data.open_backbone(name, device)
         model = build(config, backbone, checkpoint["classes"])
         model.load_state_dict(checkpoint["weights"])
@@ -244,7 +244,8 @@ def ridge_by_alpha(x, y, new):
 
 
 def reference_rows(training, test):
-    """Predictors that hear nothing: label -> the eight numbers on the test clips, or None."""
+    """Predictors that hear nothing: the mean of the training MOS, of all or of the condition, and
+    one half of the test raters: label -> the eight numbers on the test clips, or None."""
     true = [clip.mos for clip in test]
     system = [clip.system for clip in test]
     rows = {}

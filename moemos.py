@@ -107,7 +107,7 @@ class FeatureFusion(nn.Module):
 
     Standardised by mean and deviation over the training clips, as features and layers differ in
     scale; a clip's own level and spread stay. Side by side, not summed: layers may hold different
-    things. The softmax weights say which count, and many alike count as one does.
+    things. The softmax weights may say which count; weight decay pulls them towards equal ones.
     """
 
     def __init__(self, layers, width):
@@ -184,8 +184,8 @@ class MoEMOS(nn.Module):
 
     Both heads are one layer on y, and the MOS head also reads the probabilities of the classes, as
     the clips of a synthesis model have a level in common; scaled so that a sure class has mean
-    square 1, as y has about. scale: lowest and highest rating. The MOS head counts from its middle,
-    in quarters of it, so that one setting fits every scale. All of it ours.
+    square 1. scale: lowest and highest rating. The MOS head counts from its middle, in quarters of
+    it, so that one setting fits every scale. All of it ours.
     """
 
     def __init__(self, layers, width, classes, experts=4, hidden=32, dropout=0.7, scale=(1.0, 5.0)):
@@ -202,8 +202,8 @@ class MoEMOS(nn.Module):
         fused = self.dropout(self.fusion(features))                         # (B, L 2D)
         y, gates, experts = self.moe(fused)                                 # (B, H) and as above
         logits = self.class_head(y)                                         # (B, C)
-        classes = logits.shape[1] ** 0.5 * logits.softmax(1)                # (B, C)
-        heard = torch.cat([y, classes], dim=1)                              # (B, H + C)
+        probabilities = logits.shape[1] ** 0.5 * logits.softmax(1)          # (B, C), scaled
+        heard = torch.cat([y, probabilities], dim=1)                        # (B, H + C)
         mos = self.middle + self.unit * self.mos_head(heard).squeeze(1)     # (B,)
         return Output(mos, logits, gates, experts, y)
 

@@ -5,9 +5,9 @@
     python train.py --help                         every setting and where it comes from
 
 Letters of dimensions: see moemos.py. III.x: where the paper speaks of it. A value is the paper's
-unless it is called ours; "chosen": by cross-validation over sentences of training clips of
-simulated corpora. In every stage fusion, gate and experts are trained, and each head that has a
-loss, by an AdamW of its own and with the regularisers: the paper does not say.
+unless it is called ours; "chosen": studies.choose, with logmel, found none better. What each stage
+trains the paper does not say: here all, but the MOS head only where alpha is above 0, by an AdamW
+of its own, and the regularisers are always on.
 """
 
 import argparse
@@ -53,13 +53,13 @@ class Config:
     data: str = option("corpus", "ratings.csv or its folder; corpus is simulated if missing")
     scale: tuple = option((1.0, 5.0), "lowest and highest rating")
     max_seconds: float = option(60.0, "longer clips are refused", least=0)
-    backbone: str = option("", "a torchaudio bundle or logmel; not given: WAV2VEC2_BASE (III.B; "
-                               "the size is ours), or logmel where its weights cannot be had")
+    backbone: str = option("", "a torchaudio bundle, logmel or logmel48; not given: WAV2VEC2_BASE "
+                               "(III.B; the size is ours), or logmel where it cannot be had")
     out: str = option("runs/default", "folder of the run")
     cache: str = option("cache", "folder of the features")
     device: str = option("", "cpu, cuda, ...; not given: the accelerator if there is one")
     seed: int = option(0, "of everything that is random in training", least=0, below=2 ** 63)
-    experts: int = option(4, "N of III.B; ours: chosen", least=1, below=100)
+    experts: int = option(4, "N of III.B; ours, not shown to be better than 1", least=1, below=100)
     hidden: int = option(32, "width H of an expert; ours: chosen", least=1, below=2000)
     dropout: float = option(0.7, "of fused features, in experts; ours: chosen", least=0, below=1)
     auxiliary: str = option("model", "second task: the synthesis model (III.C), or none",

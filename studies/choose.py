@@ -117,8 +117,7 @@ def numbers(predicted, clips):
 def prepare(seed):
     """A simulated corpus of that seed, in runs/corpora/ -> its folder."""
     folder = f"runs/corpora/{seed}"
-    if not Path(folder).exists():
-        simulated.simulate(folder, seed)
+    simulated.prepare(folder, seed)
     return folder
 
 

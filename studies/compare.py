@@ -151,12 +151,17 @@ def difference(variant, first):
     above = np.hypot(high - mean, np.nan_to_num(most - mean))
     others = np.stack([mean, mean - below, mean + above,
                        p_value(mean, (below + above) / (2 * 1.96), math.inf)])
-    own_corpora = len({str(folder_of(one.corpora[0])) for one, _ in pairs}) == len(pairs) > 1
     these = others
-    if own_corpora:
+    if corpora_of_their_own(pairs):
         error = np.std(differences, axis=0, ddof=1) / math.sqrt(len(pairs))
         these = np.stack([mean, least, most, p_value(mean, error, len(pairs) - 1)])
     return {"these": these, "others": others}
+
+
+def corpora_of_their_own(pairs):
+    """Whether each of several pairs of Runs has a corpus that no other has."""
+    corpora = {folder_of(one.corpora[0]) for one, _ in pairs}
+    return len(pairs) > 1 and len(corpora) == len(pairs)
 
 
 def p_value(mean, error, freedom):
@@ -237,7 +242,7 @@ def run_folders(folder):
     if is_run(folder):
         return {"": [folder]}
     runs = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+    for path in sorted(folder.iterdir()):
         below = sorted(path.iterdir()) if path.is_dir() else []
         folds = [path] if is_run(path) else [fold for fold in below if is_run(fold)]
         if folds:
@@ -247,11 +252,9 @@ def run_folders(folder):
     return runs
 
 
-def read_variants(folders):
-    """{name of a variant: its folder} -> {name: {name of a run: Run}}. Raises InputError."""
-    paths = {}  # (variant, run) -> folders of its folds
-    for name, folder in folders.items():
-        paths |= {(name, run): folds for run, folds in run_folders(folder).items()}
+def read_variants(paths):
+    """{(name of a variant, name of a run): folders of its folds} -> {variant: {run: Run}}. Raises
+    InputError."""
     with worker_pool(len(paths)) as pool:
         read = list(pool.map(read_run, paths.values()))
     variants = {}
@@ -283,28 +286,47 @@ def compare(variants, path, against=None):
     return rows
 
 
+def finished_runs(root, variant):
+    """{name of a run: folders of its folds} of a Variant of studies.experiments, those of which
+    every fold was evaluated."""
+    folder = root / variant.name
+    talkers = len(list(root.glob("folds/*")))
+    finished = {}
+    for run, folds in (run_folders(folder) if folder.is_dir() else {}).items():
+        evaluated = [fold for fold in folds if (fold / "metrics.json").is_file()]
+        if len(evaluated) == max(talkers, 1):
+            finished[run] = folds
+    return finished
+
+
 def compare_experiments(names, on=SIMULATED):
-    """compare() of each experiment, of the runs that all its variants have; a backbone that was not
-    at hand has none. Raises InputError where another variant is missing."""
+    """compare() of each experiment, of the runs that are finished in all its variants; a backbone
+    that was not at hand has none. Without names: of all that have such runs. Raises InputError."""
     root = Path(ROOT, on)
-    folders = {}
-    for name in names:
-        for variant in EXPERIMENTS[name].variants:
-            folder = root / variant.name
-            if folder.is_dir() or not variant.name.startswith("backbone="):
-                folders[variant.name] = folder
-    read = read_variants(folders)
-    for name in names:
-        variants = [variant for variant in EXPERIMENTS[name].variants if variant.name in read]
-        common = set.intersection(*(set(read[variant.name]) for variant in variants))
-        chosen = {variant.name: {run: read[variant.name][run] for run in sorted(common, key=int)}
-                  for variant in variants}
-        if not common:
-            raise InputError(f"{root}: its variants of {name} have no seed in common; finish "
+    chosen = {}  # experiment -> {variant: its runs}
+    for name in names or EXPERIMENTS:
+        found = {variant.name: finished_runs(root, variant)
+                 for variant in EXPERIMENTS[name].variants}
+        found = {variant: runs for variant, runs in found.items()
+                 if runs or not variant.startswith("backbone=")}
+        common = sorted(set.intersection(*map(set, found.values())), key=int)
+        if common:
+            chosen[name] = {variant: {run: runs[run] for run in common}
+                            for variant, runs in found.items()}
+        elif names:
+            raise InputError(f"{root}: no seed is finished in all variants of {name}; finish "
                              f"python -m studies.experiments {name}")
-        against = {variant.name: variant.against for variant in variants if variant.against}
+    if not chosen:
+        raise InputError(f"{root} holds no finished experiment; run python -m studies.experiments")
+    paths = {(variant, run): folds for variants in chosen.values()
+             for variant, runs in variants.items() for run, folds in runs.items()}
+    read = read_variants(paths)
+    for name, variants in chosen.items():
+        against = {variant.name: variant.against
+                   for variant in EXPERIMENTS[name].variants if variant.against}
         print(f"{name}: {EXPERIMENTS[name].question}")
-        compare(chosen, root / f"{name}.json", against)
+        compare({variant: {run: read[variant][run] for run in runs}
+                 for variant, runs in variants.items()}, root / f"{name}.json", against)
         print()
 
 
@@ -321,7 +343,8 @@ def paired(runs, others):
     deviation = np.full(8, math.nan)
     if len(pairs) > 1:
         deviation = np.std([a.numbers - b.numbers for a, b in pairs], axis=0, ddof=1)
-    row = {"pairs": len(pairs), "sd_of_pairs": nested(deviation),
+    row = {"pairs": len(pairs), "own_corpora": corpora_of_their_own(pairs),
+           "sd_of_pairs": nested(deviation),
            "difference": {systems: nested(found[systems].T) for systems in found}}
     if rated_anew(pairs):
         row["parts"] = decompose(one, other)
@@ -350,6 +373,11 @@ def cell(row, level, name, systems):
     if "difference" not in row:
         return short(row["mean"][level][name]).lstrip("+") if systems == "these" else ""
     mean, low, high, _ = row["difference"][systems][level][name]
+    return with_interval(mean, low, high)
+
+
+def with_interval(mean, low, high):
+    """+.123 [+.012, +.234]"""
     return f"{short(mean)} [{short(low)}, {short(high)}]"
 
 
@@ -393,13 +421,13 @@ def main():
     parser = argparse.ArgumentParser(allow_abbrev=False, description="Compares runs of train.py.")
     parser.add_argument("variants", nargs="*", help="folders of runs, or runs")
     parser.add_argument("--experiment", nargs="*", metavar="NAME",
-                        help="of studies.experiments; none: all")
+                        help="of studies.experiments; none: all that are finished")
     parser.add_argument("--on", default=SIMULATED, metavar="NAME",
-                        help="the corpus of its --data, if it was given one")
+                        help="the folder of runs/experiments that its runs are in")
     options = parser.parse_args()
     with data.one_sentence("studies.compare"):
         if options.experiment is not None and not options.variants:
-            compare_experiments(known(options.experiment) or [*EXPERIMENTS], options.on)
+            compare_experiments(known(options.experiment), options.on)
         else:
             compare_folders(options.variants)
 
@@ -413,8 +441,11 @@ def compare_folders(words):
         raise InputError(f"{what}; give folders of runs, or --experiment NAME")
     parents = {folder.resolve().parent for folder in folders}
     common = Path(os.path.relpath(os.path.commonpath(parents)))
-    named = {os.path.relpath(folder.resolve(), common.resolve()): folder for folder in folders}
-    return compare(read_variants(named), common / "comparison.json")
+    paths = {}
+    for folder in folders:
+        name = os.path.relpath(folder.resolve(), common.resolve())
+        paths |= {(name, run): folds for run, folds in run_folders(folder).items()}
+    return compare(read_variants(paths), common / "comparison.json")
 
 
 if __name__ == "__main__":

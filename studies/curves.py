@@ -16,7 +16,7 @@ import numpy as np
 import data
 import evaluate
 from studies.choose import fold_of, prepare
-from studies.compare import student
+from studies.compare import student, with_interval
 from studies.experiments import worker_pool
 from studies.straight_line import condition_means, numbers
 from studies.unheard import CORPORA, by_head, by_ridge, load, splits_of
@@ -67,10 +67,10 @@ def curves(cache):
             result[metric][name] = own.tolist()
             print(f"  {name:28}" + "".join(f"{mean:<24.3f}" for mean in own[:, 0]).rstrip())
         for j in (1, 2):
-            less = [student(values) for values in found[:, :, 0, i] - found[:, :, j, i]]
-            cells = "".join(f"{f'{mean:+.3f} [{low:+.3f}, {high:+.3f}]':24}"
-                            for mean, low, high in less)
-            print(f"  {f'head less {PREDICTORS[j]}':28}{cells}".rstrip())
+            less = found[:, :, 0, i] - found[:, :, j, i]  # (K, corpora)
+            cells = "".join(f"{with_interval(*student(values)):24}" for values in less)
+            label = f"head less {PREDICTORS[j]}"
+            print(f"  {label:28}{cells}".rstrip())
     data.write_atomically(PATH, evaluate.as_json(result))
     print(f"wrote {PATH}")
 

@@ -2,12 +2,13 @@
 
     python -m studies.experiments NAME ...          [train.py's options]; without a NAME all of them
     python -m studies.experiments NAME ... --data PATH --by-talker
-    python -m studies.compare --experiment NAME ... [--on PATH's name]
+    python -m studies.compare --experiment NAME ... [--on FOLDER of runs/experiments]
 
 trains what is missing under runs/experiments/simulated/<variant>/<seed> and evaluates it, one
 process a core. Seed s has the simulated corpus 30 + s, in runs/corpora/: both vary. With --data
-the runs are under runs/experiments/<its name>: of its own split, or --by-talker, each talker (what
-stands behind the last _ of a file's name) predicted from the others, in <variant>/<seed>/<talker>.
+the runs are under runs/experiments/<its name>, of its own split; or --by-talker under
+<its name>_by_talker/<variant>/<seed>/<talker>: each talker, what stands behind the last _ of a
+file's name, predicted from the others.
 """
 
 import argparse
@@ -131,6 +132,11 @@ def at_hand(backbone):
     return Path(torch.hub.get_dir(), "checkpoints", file).is_file()
 
 
+def rates_anew(name):
+    """Whether an experiment needs the simulated corpora, to have their test clips rated again."""
+    return any(variant.panel for variant in EXPERIMENTS[name].variants)
+
+
 def check(name, base, by_talker):
     """Raises InputError for an experiment that cannot be run so."""
     variants = EXPERIMENTS[name].variants
@@ -141,7 +147,7 @@ def check(name, base, by_talker):
             raise InputError(f"--{setting.replace('_', '-')}: experiment {name} sets it itself; "
                              "leave it out")
     own_data = base.data != train.Config.data
-    if own_data and any(variant.panel for variant in variants):
+    if own_data and rates_anew(name):
         raise InputError(f"--data {base.data}: experiment {name} has the test clips rated again, "
                          "so it needs the simulated corpora")
     if by_talker and not own_data:
@@ -151,25 +157,27 @@ def check(name, base, by_talker):
 
 # -- Which runs ------------------------------------------------------------------------------------
 
-def root_of(base):
+def root_of(base, by_talker):
     """The folder of the runs."""
     if base.data == train.Config.data:
         return f"{ROOT}/{SIMULATED}"
     path = Path(base.data).resolve()
-    return f"{ROOT}/{path.parent.name if path.is_file() else path.name}"
+    name = path.parent.name if path.is_file() else path.name
+    return f"{ROOT}/{name}_by_talker" if by_talker else f"{ROOT}/{name}"
 
 
 def plan_runs(name, seeds, base, talkers=()):
     """-> [(Variant, Config of a run)] of an experiment. talkers: of write_folds."""
+    root = root_of(base, bool(talkers))
     planned = []
     for variant in EXPERIMENTS[name].variants:
         if not at_hand(variant.settings.get("backbone", "logmel")):
             continue
         for seed in range(base.seed, base.seed + seeds):
-            run = f"{root_of(base)}/{variant.name}/{seed}"
+            run = f"{root}/{variant.name}/{seed}"
             tables = {run: table_of(base, variant, seed)}
             if talkers:
-                tables = {f"{run}/{talker}": fold_folder(base, talker) for talker in talkers}
+                tables = {f"{run}/{talker}": f"{root}/folds/{talker}" for talker in talkers}
             for out, table in tables.items():
                 config = replace(base, **variant.settings, data=table, seed=seed, out=out)
                 train.check(config)
@@ -199,24 +207,25 @@ def groups_of(clips, corpus):
     return names
 
 
-def fold_folder(base, talker):
-    return f"{root_of(base)}/folds/{talker}"
-
-
 def write_folds(base):
-    """Of each talker a table whose test clips are his, and all others' are for training -> the
-    talkers. Raises InputError for fewer than three."""
-    clips = [clip for clip in data.read_manifest(base.data, base.scale) if clip.ratings]
-    talkers = groups_of(clips, base.data)
+    """Of each talker a table whose test clips are his rated ones, whatever their split, and those
+    of all others are for training; none of split dev -> the talkers. Raises InputError for fewer
+    than three."""
+    clips = [clip for clip in data.read_manifest(base.data, base.scale) if clip.split != "dev"]
+    talkers = groups_of([clip for clip in clips if clip.ratings], base.data)
     for talker in talkers:
-        folder = Path(fold_folder(base, talker))
+        folder = Path(root_of(base, True), "folds", talker).resolve()
         rows = []
         for clip in clips:
-            split = "test" if group_of(clip) == talker else "train"
-            wav = os.path.relpath(clip.path, folder)
-            rows += [(wav, split, clip.system, clip.model, rater, score)
-                     for rater, score in clip.ratings.items()]
+            own = group_of(clip) == talker
+            if own and not clip.ratings:
+                continue
+            wav = os.path.relpath(clip.path.resolve(), folder)
+            for rater, score in (clip.ratings or {"": ""}).items():
+                split = "test" if own else "train"
+                rows.append((wav, split, clip.system, clip.model, rater, score))
         data.write_csv(folder / "ratings.csv", [data.HEADER, *rows])
+    print(f"{base.data}: {len(talkers)} talkers, {', '.join(talkers):.60}")
     return talkers
 
 
@@ -247,8 +256,8 @@ def run_experiments(names, seeds, base, by_talker=False):
             print(f"corpora are there after {time.monotonic() - start:.0f} s", flush=True)
         for i, out in enumerate(pool.map(finish_run, jobs.values())):
             print(f"{i + 1}/{len(jobs)} {out}, {time.monotonic() - start:.0f} s", flush=True)
-    on = "" if base.data == train.Config.data else f" --on {Path(root_of(base)).name}"
-    print(f"now: python -m studies.compare --experiment {' '.join(names)}{on}")
+    on = Path(root_of(base, by_talker)).name
+    print(f"now: python -m studies.compare --on {on} --experiment {' '.join(names)}")
 
 
 def is_finished(variant, config):
@@ -278,11 +287,18 @@ def finish_run(job):
     return config.out
 
 
+@contextlib.contextmanager
 def worker_pool(jobs):
-    """As many processes as there are cores, or jobs; they end with this one, even if killed."""
+    """As many processes as there are cores, or jobs; they end with this one, even if killed. Raises
+    InputError where one of them is killed."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     spawn = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(min(cores, jobs), spawn, initializer=end_with_parent)
+    try:
+        with ProcessPoolExecutor(min(cores, jobs), spawn, initializer=end_with_parent) as pool:
+            yield pool
+    except BrokenProcessPool:
+        raise InputError("a process was killed, perhaps for lack of memory; start again, what is "
+                         "finished stays") from None
 
 
 def end_with_parent():
@@ -305,12 +321,10 @@ def main():
                         help="of --data, each talker predicted from the others")
     config, options = train.parse(parser)
     with data.one_sentence("studies.experiments"):
-        names = known(options["experiments"]) or [*EXPERIMENTS]
-        try:
-            run_experiments(names, options["seeds"], config, options["by_talker"])
-        except BrokenProcessPool:
-            raise InputError("a process was killed, perhaps for lack of memory; start again, what "
-                             "is finished stays") from None
+        names = known(options["experiments"])
+        own_data = config.data != train.Config.data
+        names = names or [name for name in EXPERIMENTS if not (own_data and rates_anew(name))]
+        run_experiments(names, options["seeds"], config, options["by_talker"])
 
 
 def known(names):

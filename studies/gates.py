@@ -4,9 +4,9 @@
 
 Of the variance of the gates over the test clips of a run, summed over the experts: the share that
 groups of clips explain, those of one model, of one sampling rate, or of like quality (rated MOS, in
-as many groups of equal size as there are models); of all three together; and what each adds to the
-other two. Shares are adjusted for the number of groups, so that groups by chance explain 0 on
-average. Means over the runs, with Student's 95 % intervals.
+as many groups of about equal size as there are models); of all three together; and what each adds
+to the other two. Shares are adjusted for the number of groups, so that groups by chance explain 0
+on average. Means over the runs, with Student's 95 % intervals.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import numpy as np
 
 import data
 import evaluate
+import moemos
 from data import InputError
 from studies.compare import student
 
@@ -39,9 +40,10 @@ def explained(gates, groupings):
 
 
 def quality_groups(mos, groups):
-    """(n,) -> (n,) int: groups of equal size, from the worst to the best."""
-    rank = np.argsort(np.argsort(mos, kind="stable"), kind="stable")
-    return rank * groups // len(mos)
+    """(n,) -> (n,) int: groups of about equal size, from the worst to the best; equal MOS are in
+    one."""
+    place = moemos.ranks(np.asarray(mos)) - 0.5  # within 0 and n
+    return (place * groups // len(mos)).astype(int)
 
 
 def shares(gates, model, rate, mos):
@@ -60,9 +62,13 @@ def of_run(run, device=""):
     clips = data.read_manifest(trained.config.data, trained.config.scale)
     clips = [clip for clip in clips if clip.split == "test" and clip.ratings]
     data.check_clips(clips)  # of which each has its rate
-    if trained.config.experts < 2 or len(clips) < 3:
-        raise InputError(f"{run}: needs two experts and three rated test clips")
+    groups = 2 * len({clip.model for clip in clips}) + len({clip.rate for clip in clips})
+    if len(clips) < 2 * groups:
+        raise InputError(f"{run}: {len(clips)} rated test clips are too few for {groups} groups, "
+                         "two of each synthesis model and one of each rate; take a larger corpus")
     gates = evaluate.predict_clips(trained, clips).gates.double().numpy()
+    if gates.std(0).max() < 1e-6:
+        raise InputError(f"{run}: its gates are the same for all clips; nothing is to be explained")
     return shares(gates, [clip.model for clip in clips], [clip.rate for clip in clips],
                   [clip.mos for clip in clips])
 

@@ -129,17 +129,20 @@ def run(config, kind):
     train_raters(config, kind)
     Path(config.out, "adaptation.json").unlink(missing_ok=True)  # of the model that was there
     trained = load_raters(config.out, kind, config.device)
-    result = evaluate.evaluate(config.out, trained=trained)
-    if kind == "yes" and result:
-        errors = adapt(trained)
+    errors = adapt(trained) if kind == "yes" else None
+    if errors:
         data.write_atomically(Path(config.out, "adaptation.json"), evaluate.as_json(errors))
+    evaluate.evaluate(config.out, trained=trained)  # last: metrics.json says that a run is whole
+    if errors:
         show(errors)
 
 
 def adapt(trained):
-    """adaptation() on the rated test clips of a run's own corpus."""
+    """adaptation() on the rated test clips of a run's own corpus; None without any."""
     clips = data.read_manifest(trained.config.data, trained.config.scale)
     clips = [clip for clip in clips if clip.split == "test" and clip.ratings]
+    if not clips:
+        return None
     predicted = evaluate.predict_clips(trained, clips).mos.tolist()
     return adaptation(trained.model.raters, predicted, clips)
 

@@ -20,9 +20,9 @@ import data
 import evaluate
 import moemos
 import train
-from studies.choose import fold_of, group_of, groups_of, learn, prepare
+from studies.choose import fold_of, learn, prepare
 from studies.compare import student
-from studies.experiments import worker_pool
+from studies.experiments import group_of, groups_of, worker_pool
 
 SEEDS = range(200, 210)  # of the corpora; no other study uses these
 COLUMNS = ("utterance LCC", "system LCC", "system SRCC", "LCC within a system")

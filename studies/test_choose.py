@@ -216,17 +216,11 @@ def test_the_table_has_means_of_simulated_corpora_and_the_mean_lcc_of_all(
     assert ("vcc" in heading) == bool(others)
 
 
-def test_a_corpus_is_simulated_once_from_its_seed(tmp_path, monkeypatch):
+def test_a_corpus_is_simulated_from_its_seed_unless_it_is_there(monkeypatch):
     made = []
-
-    def simulate(folder, seed):
-        Path(folder).mkdir(parents=True)
-        made.append((folder, seed))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(choose.simulated, "simulate", simulate)
-    folders = [choose.prepare(seed) for seed in (100, 100, 101)]
-    assert folders == ["runs/corpora/100", "runs/corpora/100", "runs/corpora/101"]
-    assert made == [("runs/corpora/100", 100), ("runs/corpora/101", 101)]
+    monkeypatch.setattr(choose.simulated, "prepare", lambda *given: made.append(given))
+    assert choose.prepare(100) == "runs/corpora/100"
+    assert made == [("runs/corpora/100", 100)]
 
 
 def test_the_command_line_takes_other_corpora(talkers, tmp_path, monkeypatch, capsys, learned):

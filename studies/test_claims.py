@@ -41,7 +41,7 @@ def row(variant, first=None, p=1.0, deviation=0.01):
     if first is None:
         return {"variant": variant}
     numbers = evaluate.nested([[0.02, 0.01, 0.03, p]] * 8)
-    return {"variant": variant, "first": first, "pairs": 5,
+    return {"variant": variant, "first": first, "pairs": 5, "own_corpora": True,
             "sd_of_pairs": evaluate.nested([deviation] * 8),
             "difference": {"these": numbers, "others": numbers}}
 
@@ -79,6 +79,21 @@ def test_what_is_printed_is_what_holm_leaves_of_all_comparisons(folder, monkeypa
         assert f"{adjusted:7.4f}" in line
         assert line.endswith(" *") is (place < 3)
         assert "+.020 [+.010, +.030]" in line
+
+
+def test_ratings_by_another_panel_are_no_comparison(folder, monkeypatch):
+    rows = [row("1: default"), row("2: strict panel", 1), row("3: raters=yes,strict", 2)]
+    (folder / "adaptation.json").write_text(json.dumps(rows))
+    assert "strict panel - default" not in claims.read_comparisons("simulated")
+    assert "raters=yes,strict - strict panel" in claims.read_comparisons("simulated")
+
+
+def test_pairs_on_one_corpus_have_no_table_of_power(folder, monkeypatch, capsys):
+    shared = row("2: none", 1) | {"own_corpora": False}
+    (folder / "experts.json").write_text(json.dumps([row("1: default"), shared]))
+    (folder / "collapse.json").unlink()
+    assert call(monkeypatch, claims) == 0
+    assert "pairs with which" not in capsys.readouterr().out
 
 
 def test_what_is_no_comparison_gets_one_sentence(folder, monkeypatch, capsys):

@@ -114,6 +114,10 @@ def test_intervals_find_a_known_difference_and_miss_none_in_about_95_of_100_case
         for metric in ("MSE", "LCC"):
             assert 0.87 <= share(narrow["equal"], level, metric) <= 1
     assert 0.87 <= share(narrow["worse"], "utterance", "MSE", 0.75) <= 1
+    for numbers, narrower in zip(found["equal"], narrow["equal"]):
+        widths = [own["utterance"]["LCC"][2] - own["utterance"]["LCC"][1]
+                  for own in (narrower, numbers)]
+        assert 1 < widths[1] / widths[0] < 2
     p = [numbers["utterance"]["LCC"][3] for numbers in narrow["equal"]]
     assert np.mean(np.array(p) < 0.5) == pytest.approx(0.5, abs=0.2)  # uniform where none is
 
@@ -255,16 +259,20 @@ def test_an_experiment_has_the_seeds_that_all_its_variants_have_and_its_own_pair
     monkeypatch.setitem(experiments.EXPERIMENTS, "one", experiments.Experiment("Why?", variants))
     monkeypatch.chdir(tmp_path)
     root = "runs/experiments/simulated"
-    trained(small, tmp_path, *(f"{root}/{name}/{seed}" for name in "abc" for seed in (3, 4)),
-            f"{root}/a/5")
-    assert call(monkeypatch, compare, "--experiment", "one") == 0
+    runs = [f"{root}/{name}/{seed}" for name in "abc" for seed in (3, 4)]
+    trained(small, tmp_path, *runs, f"{root}/a/5", f"{root}/b/5", f"{root}/c/5")
+    for run in (*runs, f"{root}/a/5", f"{root}/b/5"):  # the last was interrupted
+        evaluate.evaluate(run)
+    assert call(monkeypatch, compare, "--experiment") == 0  # of all that are finished
     rows = json.loads((tmp_path / root / "one.json").read_text())
     assert [row["variant"] for row in rows] == ["1: a", "2: b", "3: c"]
     assert [row.get("first") for row in rows] == [None, 1, 2]
     assert [row["runs"] for row in rows] == [2, 2, 2]
     assert "\none: Why?\n" in capsys.readouterr().out
     assert call(monkeypatch, compare, "--experiment", "stages") == 2
-    assert "default: is no run and holds none" in capsys.readouterr().err
+    assert "no seed is finished in all variants of stages" in capsys.readouterr().err
+    assert call(monkeypatch, compare, "--experiment", "--on", "else") == 2
+    assert "else holds no finished experiment" in capsys.readouterr().err
     assert call(monkeypatch, compare, "--experiment", "none") == 2
     assert "there is no such experiment" in capsys.readouterr().err
 
@@ -286,11 +294,16 @@ def test_the_folds_of_a_run_are_one_run_of_all_their_clips(talkers, tmp_path, no
     assert run.numbers == pytest.approx(evaluate.eight(moemos.metrics(predicted, true, system)))
     assert run.within == pytest.approx(evaluate.lcc_within_systems(predicted, true, system))
     assert compare.run_folders(folds[0].parent.parent) == {"0": folds}
+    root = folds[0].parent.parent.parent
+    variant = experiments.Variant(folds[0].parent.parent.name)
+    assert compare.finished_runs(root, variant) == {"0": folds}
+    (folds[0] / "metrics.json").unlink()
+    assert compare.finished_runs(root, variant) == {}
     again = run._replace(corpora=run.corpora[::-1])
     assert compare.same_clips(run, run)
     assert not compare.same_clips(run, again)
     means = compare.summary([run, run])
-    accuracy = [json.loads((fold / "metrics.json").read_text())["accuracy"] for fold in folds]
+    accuracy = [result["accuracy"] for result in run.results]
     assert means["accuracy"] == pytest.approx(np.mean(accuracy))
 
 

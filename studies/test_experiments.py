@@ -85,19 +85,42 @@ def test_by_talker_each_is_tested_once_and_never_learned_from(talkers, tmp_path,
     assert names == ["t0", "t1", "t2", "t3"]
     planned = experiments.plan_runs("prosody", 1, base, names)
     assert [config.out for _, config in planned] == [
-        f"runs/experiments/talkers/{variant}/4/{name}"
+        f"runs/experiments/talkers_by_talker/{variant}/4/{name}"
         for variant in ("default", "prosody") for name in names]
-    rated = {c.path.resolve(): c for c in data.read_manifest(talkers) if c.ratings}
+    known = {c.path.resolve(): c for c in data.read_manifest(talkers)}
     tested = []
     for _, config in planned[:4]:
+        own = Path(config.out).name
         clips = data.read_manifest(config.data)
-        assert {c.path.resolve() for c in clips} == set(rated)
+        assert {c.path.resolve() for c in clips} == {
+            path for path, c in known.items() if c.ratings or not path.stem.endswith(own)}
         for c in clips:
-            assert (c.split == "test") == c.path.stem.endswith(Path(config.out).name)
-            same = rated[c.path.resolve()]
+            assert (c.split == "test") == c.path.stem.endswith(own)
+            same = known[c.path.resolve()]
             assert (c.system, c.model, c.ratings) == (same.system, same.model, same.ratings)
         tested += [c.path for c in clips if c.split == "test"]
-    assert len(set(tested)) == len(rated)
+    assert len(set(tested)) == sum(bool(c.ratings) for c in known.values())
+
+
+def test_each_experiment_has_its_own_number_of_seeds_and_shared_runs_are_one(
+        tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pool = types.SimpleNamespace(map=lambda call, *jobs: [])
+    monkeypatch.setattr(experiments, "worker_pool", lambda jobs: contextlib.nullcontext(pool))
+    for words, runs in ((("raters",), 3 * 5), (("baseline",), 2 * 20),
+                        (("raters", "prosody"), 4 * 5), (("baseline", "--seeds", 3), 2 * 3)):
+        assert call(monkeypatch, experiments, *words, "--backbone", "logmel") == 0
+        assert f": {runs} runs, 0 there already" in capsys.readouterr().out
+
+
+def test_without_a_name_all_run_that_can(small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = []
+    monkeypatch.setattr(experiments, "run_experiments", lambda names, *others: done.append(names))
+    assert call(monkeypatch, experiments) == 0
+    assert call(monkeypatch, experiments, "--data", small) == 0
+    assert done[0] == [*experiments.EXPERIMENTS]
+    assert set(done[0]) - set(done[1]) == {"raters", "adaptation"}
 
 
 def test_an_experiment_loses_no_finished_run_and_gives_the_same_numbers_again(

@@ -8,6 +8,7 @@ import evaluate
 import train
 from studies import gates
 from studies.compare import student
+from studies.test_choose import talkers  # noqa: F401 - a fixture
 from test_moemos import call, no_network, quick, run, small  # noqa: F401 - fixtures
 
 RNG = np.random.default_rng(0)
@@ -50,6 +51,7 @@ def test_groups_that_mean_nothing_explain_nothing_on_average():
 
 def test_quality_groups_are_of_equal_size_from_the_worst_to_the_best():
     assert gates.quality_groups(np.array([3.0, 1.0, 2.0, 9.0]), 2).tolist() == [1, 0, 0, 1]
+    assert gates.quality_groups(np.array([3.0, 1.0, 3.0, 3.0]), 2).tolist() == [1, 0, 1, 1]
 
 
 def test_a_runs_shares_are_of_its_own_gates(run, monkeypatch, capsys):
@@ -69,4 +71,10 @@ def test_a_runs_shares_are_of_its_own_gates(run, monkeypatch, capsys):
 def test_a_run_of_one_expert_gets_one_sentence(small, tmp_path, monkeypatch, capsys):
     train.train(quick(small, tmp_path, steps=1, experts=1))
     assert call(monkeypatch, gates, tmp_path / "run") == 2
-    assert "needs two experts" in capsys.readouterr().err
+    assert "its gates are the same for all clips" in capsys.readouterr().err
+
+
+def test_too_few_clips_for_the_groups_get_one_sentence(talkers, tmp_path, monkeypatch, capsys):
+    train.train(quick(talkers, tmp_path, steps=1))
+    assert call(monkeypatch, gates, tmp_path / "run") == 2
+    assert "1 rated test clips are too few for 3 groups" in capsys.readouterr().err

@@ -46,8 +46,7 @@ def test_numbers_are_those_of_their_columns():
 def folder(small, tmp_path, monkeypatch):
     """A folder to run in, in which the small corpus stands for a simulated one."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs" / "corpora").mkdir(parents=True)
-    (tmp_path / "runs" / "corpora" / "200").symlink_to(small)
+    monkeypatch.setattr(straight_line, "prepare", lambda seed: str(small))
     return tmp_path
 
 

@@ -12,6 +12,7 @@ import moemos
 import train
 from studies import curves, unheard
 from studies.choose import fold_of
+from studies.compare import with_interval
 from studies.straight_line import condition_means
 from studies.test_choose import (  # noqa: F401 - fixtures
     in_this_process,
@@ -30,9 +31,9 @@ def rows_of(corpus, **wanted):
 
 # -- Leave one out ---------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("level", ["model", "system"])
+@pytest.mark.parametrize("what", list(unheard.LEFT_OUT))
 def test_what_is_left_out_is_never_learned_from_and_all_of_it_is_predicted(
-        small, tmp_path, monkeypatch, level):
+        small, tmp_path, monkeypatch, what):
     corpus = unheard.load(small, tmp_path)
     training, tested = unheard.splits_of(corpus, False)
     said = iter(range(1, 99))
@@ -45,8 +46,8 @@ def test_what_is_left_out_is_never_learned_from_and_all_of_it_is_predicted(
         return predict
     monkeypatch.setattr(unheard, "by_head", record("head"))
     monkeypatch.setattr(unheard, "by_ridge", record("ridge"))
-    found = unheard.leave_out(corpus, level, 5, training, tested)
-    groups = np.array([getattr(clip, level) for clip in corpus.clips])
+    found = unheard.leave_out(corpus, what, 5, training, tested)
+    groups = np.array([clip.system if what == "system" else clip.model for clip in corpus.clips])
     names = sorted(set(groups[tested]))
     for i, name in enumerate(names):
         own = (groups == name) & tested
@@ -75,6 +76,14 @@ def test_the_whole_of_another_corpus_is_predicted_whatever_its_split(talkers, tm
     assert (training.sum(), tested.sum()) == (26, 1)
 
 
+def test_a_method_is_left_out_with_and_without_super_resolution():
+    clips = [data.Clip(f"{model}.wav", None, "test", f"16k_{model}", model, {"r": 3.0})
+             for model in ("nv", "nvSR", "tts")]
+    found = {what: [group(clip) for clip in clips] for what, group in unheard.LEFT_OUT.items()}
+    assert found == {"method": ["nv", "nv", "tts"], "synthesis model": ["nv", "nvSR", "tts"],
+                     "system": ["16k_nv", "16k_nvSR", "16k_tts"]}
+
+
 def test_the_head_is_the_default_of_a_seed_and_ridge_has_folds_of_what_is_left_out(
         talkers, tmp_path, learned, monkeypatch):
     corpus = unheard.load(talkers, tmp_path)
@@ -99,9 +108,10 @@ def test_the_head_is_the_default_of_a_seed_and_ridge_has_folds_of_what_is_left_o
 
 
 def test_a_jobs_numbers_are_those_of_its_columns(small, tmp_path, learned):
-    for level in ("system", ""):
-        found = unheard.one_job(tmp_path, (small, level, 0, False))
-        assert found.shape == (3, 4)
+    left_out, none = unheard.one_job(tmp_path, (small, "system", 0, False))
+    assert none is None
+    assert np.isnan(left_out[2, 1:]).all()  # a constant's correlations mean nothing
+    found, _ = unheard.one_job(tmp_path, (small, "", 0, False))
     corpus = unheard.load(small, tmp_path)
     training, tested = unheard.splits_of(corpus, False)
     said = unheard.nothing_left_out(corpus, 0, training, tested)[:, tested]
@@ -112,52 +122,86 @@ def test_a_jobs_numbers_are_those_of_its_columns(small, tmp_path, learned):
     system = [clip.system for clip in clips]
     for own, numbers in zip(said, found):
         result = moemos.metrics(own, true, system)
-        expected = [result["utterance"]["LCC"], result["system"]["LCC"],
-                    evaluate.lcc_within_systems(own, true, system), result["utterance"]["MSE"]]
+        expected = [result["utterance"]["MSE"], result["utterance"]["LCC"],
+                    evaluate.lcc_within_systems(own, true, system), result["system"]["LCC"]]
         assert numbers == pytest.approx(expected, nan_ok=True, rel=1e-5)
+
+
+def test_of_a_whole_corpus_head_and_ridge_are_resampled_in_pairs(
+        talkers, tmp_path, monkeypatch, learned):
+    monkeypatch.setattr(evaluate, "RESAMPLES", 5)
+    said = {}
+
+    def record(name, predict):
+        def call_it(*given):
+            said.setdefault(name, []).append(predict(*given))
+            return said[name][-1]
+        return call_it
+    for name in ("by_head", "by_ridge"):
+        monkeypatch.setattr(unheard, name, record(name, getattr(unheard, name)))
+    _, resampled = unheard.one_job(tmp_path, (talkers, "system", 0, True))
+    corpus = unheard.load(talkers, tmp_path)
+    clips = sorted((clip for clip in corpus.clips if clip.ratings), key=lambda clip: clip.system)
+    true, system = [clip.mos for clip in clips], [clip.system for clip in clips]
+    order = [i for i, _ in sorted(enumerate(c for c in corpus.clips if c.ratings),
+                                  key=lambda pair: pair[1].system)]
+    back = np.argsort(order)
+    head, ridge = (evaluate.resample(np.concatenate(said[name])[back], np.array(true)[back],
+                                     np.array(system)[back]) for name in ("by_head", "by_ridge"))
+    np.testing.assert_allclose(resampled, head - ridge, rtol=1e-4)
 
 
 def test_tables_have_the_means_and_students_interval_of_head_less_ridge(monkeypatch, capsys):
     rng = np.random.default_rng(0)
-    numbers = {(path, level): rng.uniform(size=(3, 4)) for path in ("runs/corpora/7",
-                                                                    "runs/corpora/8")
-               for level in ("model", "system", "")}
+    paths = ("runs/corpora/7", "runs/corpora/8")
+    found = {(path, what): rng.uniform(size=(3, 4))
+             for path in paths for what in (*unheard.LEFT_OUT, "")}
     in_this_process(monkeypatch, unheard)
     monkeypatch.setattr(unheard, "CORPORA", (7, 8))
     monkeypatch.setattr(unheard, "prepare", lambda seed: None)
-    monkeypatch.setattr(unheard, "one_job", lambda cache, job: numbers[job[0], job[1]])
+    monkeypatch.setattr(unheard, "one_job", lambda cache, job: (found[job[0], job[1]], None))
     unheard.simulated("cache")
     lines = capsys.readouterr().out.splitlines()[1:]
-    for i, level in enumerate(("model", "system", "")):
-        own = np.array([numbers[path, level] for path in ("runs/corpora/7", "runs/corpora/8")])
-        _, *rows, interval = lines[5 * i:5 * i + 5]
+    for i, what in enumerate((*unheard.LEFT_OUT, "")):
+        own = np.array([found[path, what] for path in paths])
+        first, *rows, interval = lines[5 * i:5 * i + 5]
+        assert first.startswith(f"{what or 'nothing'} left out")
         for row, values in zip(rows, own.mean(0), strict=True):
             assert [float(word) for word in row.split()[-4:]] == pytest.approx(values, abs=6e-4)
-        expected = ""
+        expected = []
         for column in (own[:, 0] - own[:, 1]).T:
             low, high = scipy.stats.t.interval(0.95, 1, column.mean(), scipy.stats.sem(column))
-            expected += f"{column.mean():+.3f} [{low:+.3f}, {high:+.3f}] "
-        assert " ".join(interval.split()[5:]) == expected.strip()
-    assert "condition's mean" in lines[13]
+            expected.append(with_interval(column.mean(), low, high))
+        assert " ".join(interval.split()[5:]) == " ".join(expected)
+    assert "condition's mean" in lines[18]
 
 
 def test_another_corpus_has_a_table_of_each_level_that_it_has(
         talkers, monkeypatch, tmp_path, capsys):
     in_this_process(monkeypatch, unheard)
     done = []
-    monkeypatch.setattr(unheard, "one_job", lambda cache, job: done.append(job) or np.ones((3, 4)))
+
+    def one_job(cache, job):
+        done.append(job)
+        resampled = np.arange(101)[:, None] * 10.0 ** -np.arange(8)  # of each number its own
+        return np.full((3, 4), job[2]), resampled
+    monkeypatch.setattr(unheard, "one_job", one_job)
     rows = (talkers / "ratings.csv").read_text().replace("split,system", "split,model,system")
     for i in range(3):
         rows = rows.replace(f",s{i},", f",m{i},s{i},")
     (talkers / "two.csv").write_text(rows.replace(",x,,", ",x,x,,"))
     (talkers / "few.csv").write_text(rows.replace(",x,,", ",x,x,,").replace(",m2,", ",m1,"))
-    for path, levels in ((talkers, ["system"]), (talkers / "two.csv", ["model", "system"])):
+    for path in (talkers, talkers / "two.csv"):
         assert call(monkeypatch, unheard, "--data", path, "--cache", tmp_path) == 0
-        assert done == [(str(path), level, seed, True) for level in levels for seed in range(3)]
+        assert done == [(str(path), "system", seed, True) for seed in range(3)]
         done.clear()
-    assert "1.000" in capsys.readouterr().out
+    _, first, head, *_, interval = capsys.readouterr().out.splitlines()
+    assert first.startswith("system left out")
+    assert head.split()[-4:] == ["1.000"] * 4  # the mean of seeds 0, 1 and 2
+    assert " ".join(interval.split()[5:]) == (
+        "+.000 [+2.500, +97.500] +.000 [+.250, +9.750] - +.000 [+.000, +.001]")
     assert call(monkeypatch, unheard, "--data", talkers / "few.csv", "--cache", tmp_path) == 2
-    assert "few.csv: fewer than three of its synthesis models are rated" in capsys.readouterr().err
+    assert "few.csv: fewer than three of a synthesis model" in capsys.readouterr().err
 
 
 # -- Learning curves -------------------------------------------------------------------------------
@@ -223,5 +267,5 @@ def test_curves_are_printed_and_written_with_paired_intervals(monkeypatch, tmp_p
             for values in own:
                 low, high = scipy.stats.t.interval(0.95, 1, np.mean(values),
                                                    scipy.stats.sem(values))
-                expected += f" {np.mean(values):+.3f} [{low:+.3f}, {high:+.3f}]"
+                expected += f" {with_interval(np.mean(values), low, high)}"
             assert " ".join(rows[2 + j].split()).endswith(expected)
