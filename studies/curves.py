@@ -18,8 +18,8 @@ import evaluate
 from studies.choose import fold_of, prepare
 from studies.compare import student, with_interval
 from studies.experiments import worker_pool
-from studies.straight_line import condition_means, numbers
-from studies.unheard import CORPORA, by_head, by_ridge, load, splits_of
+from studies.straight_line import by_head, by_ridge, condition_means, load, numbers
+from studies.unheard import CORPORA, splits_of
 
 K = (2, 5, 10, 20)
 PREDICTORS = ("the head", "ridge", "condition's mean")

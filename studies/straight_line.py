@@ -12,6 +12,7 @@ from all, half and a quarter of the others' clips, less a tenth that is held out
 import argparse
 import contextlib
 import functools
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -47,6 +48,42 @@ def condition_means(training, clips):
     return np.array([np.mean(by_system.get(clip.system, [overall])) for clip in clips])
 
 
+# -- Head and ridge, of some clips for others ------------------------------------------------------
+
+class Corpus(NamedTuple):
+    clips: list             # without those of split dev
+    tensors: train.Clips    # of them
+    backbone: moemos.Backbone
+    classes: list
+
+
+def load(path, cache):
+    torch.set_num_threads(1)
+    clips = [clip for clip in data.read_manifest(path) if clip.split != "dev"]
+    backbone = data.open_backbone("logmel", "cpu")
+    tensors, classes = train.as_tensors(clips, backbone, cache, train.synthesis_model)
+    return Corpus(clips, tensors, backbone, classes)
+
+
+def by_head(corpus, rows, new, seed=0):
+    """MOS that the default head, trained on some clips, says of others. rows, new: (clips,) bool.
+    """
+    config = train.Config(backbone="logmel", seed=seed)
+    torch.manual_seed(seed)
+    model = train.build_model(config, corpus.backbone, corpus.classes)
+    return learn(corpus.tensors, rows, new, model, config)
+
+
+def by_ridge(corpus, rows, new, fold):
+    """The same of evaluate.ridge, which learns from those that have ratings; fold: (clips,) names
+    of the folds for its strength."""
+    x = corpus.tensors.features.flatten(1).double().numpy()
+    mos = corpus.tensors.mos.double().numpy()
+    rows = rows & ~np.isnan(mos)
+    _, fold = np.unique(fold[rows], return_inverse=True)
+    return evaluate.ridge(x[rows], mos[rows], x[new], fold)
+
+
 # -- Ten corpora -----------------------------------------------------------------------------------
 
 def one_corpus(cache, seed):
@@ -67,8 +104,8 @@ def one_corpus(cache, seed):
     x, new = (data.extract_features(some, trained.backbone, cache).flatten(1)
               .double().numpy() for some in (learned, test))
     mos = np.array([clip.mos for clip in learned])
-    by_ridge = evaluate.ridge(x, mos, new, fold_of(learned, evaluate.FOLDS))
-    rows = [output.mos.tolist(), by_ridge, condition_means(rated, test)]
+    straight = evaluate.ridge(x, mos, new, fold_of(learned, evaluate.FOLDS))
+    rows = [output.mos.tolist(), straight, condition_means(rated, test)]
     return np.array([numbers(row, test) for row in rows]), output.gates.mean(0).min().item()
 
 
@@ -99,29 +136,23 @@ def cells(own):
 
 # -- Folds by talker -------------------------------------------------------------------------------
 
-def one_talker(corpus, cache, talker, thinned, repeat):
+def one_talker(path, cache, talker, thinned, repeat):
     """Predictions of a talker's clips, from a thinned-out part of the others' -> (4, clips): of the
     head, ridge on all statistics, ridge on the first layer's, the condition's mean."""
-    torch.set_num_threads(1)
-    clips = [clip for clip in data.read_manifest(corpus) if clip.ratings]
-    new = np.array([group_of(clip) == talker for clip in clips])
-    order = np.random.default_rng([repeat, 5]).permutation(np.flatnonzero(~new))
+    corpus = load(path, cache)
+    rated = np.array([bool(clip.ratings) for clip in corpus.clips])
+    talkers = np.array([group_of(clip) for clip in corpus.clips])
+    own = talkers == talker
+    order = np.random.default_rng([repeat, 5]).permutation(np.flatnonzero(rated & ~own))
     kept = order[len(order) // 10:]
-    kept = np.sort(kept[:len(kept) // thinned])
-    rows = np.isin(np.arange(len(clips)), kept)
-    config = train.Config(backbone="logmel", seed=repeat)
-    backbone = data.open_backbone(config.backbone, "cpu")
-    everything, classes = train.as_tensors(clips, backbone, cache, train.synthesis_model)
-    torch.manual_seed(config.seed)
-    model = train.build_model(config, backbone, classes)
-    predicted = [learn(everything, rows, new, model, config)]
-    learned = [clips[i] for i in kept]
-    mos, fold = np.array([clip.mos for clip in learned]), fold_of(learned, evaluate.FOLDS)
-    features = everything.features.double().numpy()
-    for x in (features.reshape(len(clips), -1), features[:, 0]):
-        predicted.append(evaluate.ridge(x[rows], mos, x[new], fold))
-    predicted.append(condition_means(learned, [clips[i] for i in np.flatnonzero(new)]))
-    return np.array(predicted)
+    rows, new = np.zeros(len(rated), bool), rated & own
+    rows[kept[:len(kept) // thinned]] = True
+    known, tested = ([clip for clip, row in zip(corpus.clips, some) if row]
+                     for some in (rows, new))
+    static = corpus._replace(tensors=corpus.tensors._replace(
+        features=corpus.tensors.features[:, :1]))
+    return np.array([by_head(corpus, rows, new, repeat), by_ridge(corpus, rows, new, talkers),
+                     by_ridge(static, rows, new, talkers), condition_means(known, tested)])
 
 
 def folds_by_talker(corpus, cache):

@@ -93,7 +93,14 @@ def test_every_interval_that_is_quoted_stands_in_a_pasted_table():
         assert nearest <= 0.00051, quoted
 
 
-@pytest.mark.parametrize("on", ["simulated", "p835_wb16k"])
+def test_every_cross_validated_number_of_the_audit_stands_in_its_table():
+    table = STUDIES.partition("## Choose")[2].partition("## Plateau")[0]
+    quoted = re.findall(r"(?<!\d)(\.\d{4})\b", AUDIT)
+    assert len(quoted) > 15
+    assert set(quoted) <= set(re.findall(r"0(\.\d{4})$", table, re.MULTILINE))
+
+
+@pytest.mark.parametrize("on", ["simulated", "p835_wb16k_by_talker"])
 def test_pasted_tables_of_experiments_are_those_of_the_stored_results(on, capsys):
     files = sorted((HERE / experiments.ROOT / on).glob("*.json"))
     if not files:

@@ -19,20 +19,16 @@ system level other systems.
 
 import argparse
 import functools
-from typing import NamedTuple
 
 import numpy as np
-import torch
 
 import data
 import evaluate
-import moemos
-import train
 from data import InputError
-from studies.choose import fold_of, learn, numbers, prepare
+from studies.choose import fold_of, numbers, prepare
 from studies.compare import student, with_interval
 from studies.experiments import worker_pool
-from studies.straight_line import condition_means
+from studies.straight_line import by_head, by_ridge, condition_means, load
 
 CORPORA = range(210, 220)  # seeds; no other study but curves uses these
 SEEDS = 3                  # of another corpus
@@ -44,42 +40,6 @@ LEFT_OUT = {  # what: the group of a clip
     "system": lambda clip: clip.system,
 }
 PLACES = ((0, 0), (1, 1), (3, 5))  # of a column, and of the same among the eight numbers
-
-
-# -- Head and ridge, of some clips for others ------------------------------------------------------
-
-class Corpus(NamedTuple):
-    clips: list             # without those of split dev
-    tensors: train.Clips    # of them
-    backbone: moemos.Backbone
-    classes: list
-
-
-def load(path, cache):
-    torch.set_num_threads(1)
-    clips = [clip for clip in data.read_manifest(path) if clip.split != "dev"]
-    backbone = data.open_backbone("logmel", "cpu")
-    tensors, classes = train.as_tensors(clips, backbone, cache, train.synthesis_model)
-    return Corpus(clips, tensors, backbone, classes)
-
-
-def by_head(corpus, rows, new, seed=0):
-    """MOS that the default head, trained on some clips, says of others. rows, new: (clips,) bool.
-    """
-    config = train.Config(backbone="logmel", seed=seed)
-    torch.manual_seed(seed)
-    model = train.build_model(config, corpus.backbone, corpus.classes)
-    return learn(corpus.tensors, rows, new, model, config)
-
-
-def by_ridge(corpus, rows, new, fold):
-    """The same of evaluate.ridge, which learns from those that have ratings; fold: (clips,) names
-    of the folds for its strength."""
-    x = corpus.tensors.features.flatten(1).double().numpy()
-    mos = corpus.tensors.mos.double().numpy()
-    rows = rows & ~np.isnan(mos)
-    _, fold = np.unique(fold[rows], return_inverse=True)
-    return evaluate.ridge(x[rows], mos[rows], x[new], fold)
 
 
 # -- Leave one out ---------------------------------------------------------------------------------
