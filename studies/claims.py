@@ -28,6 +28,7 @@ from studies.experiments import EXPERIMENTS, ROOT, SIMULATED
 
 PAPER, BASELINE = (nested(PUBLISHED[name]) for name in ("the paper",
                                                         "B03, the organisers' SSL-MOS"))
+OWN_PANEL = "second"  # of simulated.PANELS, the corpus's own
 YARDSTICKS = {  # (level, metric): the difference that matters
     ("utterance", "LCC"): 0.005,
     ("system", "LCC"): (PAPER["system"]["LCC"] - BASELINE["system"]["LCC"]) / 2,
@@ -52,7 +53,7 @@ def seeds_needed(deviation, difference, most=1000):
 def read_comparisons(on):
     """-> {"variant - other": its row of studies.compare}, of all experiments that were compared; a
     comparison of two experiments is one. Raises InputError."""
-    panels = {variant.name: variant.panel
+    panels = {variant.name: variant.panel or OWN_PANEL
               for experiment in EXPERIMENTS.values() for variant in experiment.variants}
     found = {}
     for name in EXPERIMENTS:
@@ -67,7 +68,7 @@ def read_comparisons(on):
                     continue
                 other = names[row["first"] - 1]
                 eight(row["sd_of_pairs"])
-                if panels.get(own, "") == panels.get(other, ""):
+                if panels.get(own) == panels.get(other):
                     found.setdefault(f"{own} - {other}", row)
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: is damaged or of another version ({data.first_line(error)});"

@@ -238,17 +238,15 @@ def is_run(folder):
 
 def run_folders(folder):
     """A variant's folder -> {name of a run: folders of its folds}; of a single run the name is
-    empty. Raises InputError."""
+    empty."""
     if is_run(folder):
         return {"": [folder]}
     runs = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.glob("*")):
         below = sorted(path.iterdir()) if path.is_dir() else []
         folds = [path] if is_run(path) else [fold for fold in below if is_run(fold)]
         if folds:
             runs[path.name] = folds
-    if not runs:
-        raise InputError(f"{folder}: is no run and holds none; train.py writes one")
     return runs
 
 
@@ -286,45 +284,46 @@ def compare(variants, path, against=None):
     return rows
 
 
-def finished_runs(root, variant):
-    """{name of a run: folders of its folds} of a Variant of studies.experiments, those of which
-    every fold was evaluated."""
-    folder = root / variant.name
-    talkers = len(list(root.glob("folds/*")))
-    finished = {}
-    for run, folds in (run_folders(folder) if folder.is_dir() else {}).items():
-        evaluated = [fold for fold in folds if (fold / "metrics.json").is_file()]
-        if len(evaluated) == max(talkers, 1):
-            finished[run] = folds
-    return finished
+def finished_runs(root, name):
+    """-> {variant: {name of a run: folders of its folds}} of an experiment, of the runs that were
+    evaluated, all folds of them, in all variants; empty without any. A backbone that was not at
+    hand, which has none, is left out."""
+    folds = max(len(list(root.glob("folds/*"))), 1)
+    found = {}
+    for variant in EXPERIMENTS[name].variants:
+        runs = run_folders(root / variant.name)
+        finished = {run: paths for run, paths in runs.items()
+                    if sum((path / "metrics.json").is_file() for path in paths) == folds}
+        if finished or not variant.name.startswith("backbone="):
+            found[variant.name] = finished
+    common = sorted(set.intersection(*map(set, found.values())), key=int)
+    if not common:
+        return {}
+    return {variant: {run: runs[run] for run in common} for variant, runs in found.items()}
 
 
 def compare_experiments(names, on=SIMULATED):
-    """compare() of each experiment, of the runs that are finished in all its variants; a backbone
-    that was not at hand has none. Without names: of all that have such runs. Raises InputError."""
+    """compare() of each experiment, of its finished runs. Without names: of all that have such.
+    Raises InputError."""
     root = Path(ROOT, on)
-    chosen = {}  # experiment -> {variant: its runs}
-    for name in names or EXPERIMENTS:
-        found = {variant.name: finished_runs(root, variant)
-                 for variant in EXPERIMENTS[name].variants}
-        found = {variant: runs for variant, runs in found.items()
-                 if runs or not variant.startswith("backbone=")}
-        common = sorted(set.intersection(*map(set, found.values())), key=int)
-        if common:
-            chosen[name] = {variant: {run: runs[run] for run in common}
-                            for variant, runs in found.items()}
-        elif names:
-            raise InputError(f"{root}: no seed is finished in all variants of {name}; finish "
-                             f"python -m studies.experiments {name}")
-    if not chosen:
+    chosen = {name: finished_runs(root, name) for name in names or EXPERIMENTS}
+    missing = [name for name in names if not chosen[name]]
+    if missing:
+        raise InputError(f"{root}: no seed is finished in all variants of {missing[0]}; finish "
+                         f"python -m studies.experiments {missing[0]}")
+    if not any(chosen.values()):
         raise InputError(f"{root} holds no finished experiment; run python -m studies.experiments")
-    paths = {(variant, run): folds for variants in chosen.values()
-             for variant, runs in variants.items() for run, folds in runs.items()}
+    paths = {}
+    for variants in chosen.values():
+        for variant, runs in variants.items():
+            paths |= {(variant, run): folds for run, folds in runs.items()}
     read = read_variants(paths)
     for name, variants in chosen.items():
+        if not variants:
+            continue
+        print(f"{name}: {EXPERIMENTS[name].question}")
         against = {variant.name: variant.against
                    for variant in EXPERIMENTS[name].variants if variant.against}
-        print(f"{name}: {EXPERIMENTS[name].question}")
         compare({variant: {run: read[variant][run] for run in runs}
                  for variant, runs in variants.items()}, root / f"{name}.json", against)
         print()
@@ -387,13 +386,13 @@ def heading(level, name, systems):
 
 def show(rows):
     """Prints the tables of compare(): the first has a line a variant."""
-    print(f"{'':30}" + "".join(f"{heading(*column):21}" for column in COLUMNS).rstrip())
+    print(f"{'':32}" + "".join(f"{heading(*column):21}" for column in COLUMNS).rstrip())
     for row in rows:
         label = row["variant"]
         if "difference" in row:
-            label = f"{label:.24} - {row['first']}"
+            label = f"{label:.26} - {row['first']}"
         cells = [f"{cell(row, *column):21}" for column in COLUMNS]
-        print((f"{label:30.30}" + "".join(cells)).rstrip())
+        print((f"{label:32.32}" + "".join(cells)).rstrip())
     print("\n     runs  LCC within  accuracy of  gate entropy, nats  mean gates, most used first, %"
           "\n           a system    second task  clip  model   mean")
     for i, row in enumerate(rows):
@@ -444,7 +443,10 @@ def compare_folders(words):
     paths = {}
     for folder in folders:
         name = os.path.relpath(folder.resolve(), common.resolve())
-        paths |= {(name, run): folds for run, folds in run_folders(folder).items()}
+        runs = run_folders(folder)
+        if not runs:
+            raise InputError(f"{folder}: is no run and holds none; train.py writes one")
+        paths |= {(name, run): folds for run, folds in runs.items()}
     return compare(read_variants(paths), common / "comparison.json")
 
 

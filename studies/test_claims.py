@@ -54,14 +54,14 @@ def folder(tmp_path, monkeypatch):
     root.mkdir(parents=True)
     rows = [row("1: default"), row("2: experts=1", 1, 0.001), row("3: experts=8", 1, 0.03)]
     (root / "experts.json").write_text(json.dumps(rows))
-    rows = [row("1: default"), row("2: experts=8", 1, 0.03), row("3: none", 2, 0.5)]
+    rows = [row("1: default"), row("2: experts=8", 1, 0.03), row("3: experts=2", 2, 0.5)]
     (root / "collapse.json").write_text(json.dumps(rows))
     return root
 
 
 def test_a_comparison_of_two_experiments_counts_once(folder):
     assert list(claims.read_comparisons("simulated")) == [
-        "experts=1 - default", "experts=8 - default", "none - experts=8"]
+        "experts=1 - default", "experts=8 - default", "experts=2 - experts=8"]
 
 
 def test_what_is_printed_is_what_holm_leaves_of_all_comparisons(folder, monkeypatch, capsys):
@@ -82,14 +82,16 @@ def test_what_is_printed_is_what_holm_leaves_of_all_comparisons(folder, monkeypa
 
 
 def test_ratings_by_another_panel_are_no_comparison(folder, monkeypatch):
-    rows = [row("1: default"), row("2: strict panel", 1), row("3: raters=yes,strict", 2)]
+    rows = [row("1: default"), row("2: strict panel", 1), row("3: raters=yes,strict", 2),
+            row("4: raters=yes,second", 1)]
     (folder / "adaptation.json").write_text(json.dumps(rows))
     assert "strict panel - default" not in claims.read_comparisons("simulated")
     assert "raters=yes,strict - strict panel" in claims.read_comparisons("simulated")
+    assert "raters=yes,second - default" in claims.read_comparisons("simulated")
 
 
 def test_pairs_on_one_corpus_have_no_table_of_power(folder, monkeypatch, capsys):
-    shared = row("2: none", 1) | {"own_corpora": False}
+    shared = row("2: experts=1", 1) | {"own_corpora": False}
     (folder / "experts.json").write_text(json.dumps([row("1: default"), shared]))
     (folder / "collapse.json").unlink()
     assert call(monkeypatch, claims) == 0

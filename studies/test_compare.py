@@ -296,9 +296,10 @@ def test_the_folds_of_a_run_are_one_run_of_all_their_clips(talkers, tmp_path, no
     assert compare.run_folders(folds[0].parent.parent) == {"0": folds}
     root = folds[0].parent.parent.parent
     variant = experiments.Variant(folds[0].parent.parent.name)
-    assert compare.finished_runs(root, variant) == {"0": folds}
+    monkeypatch.setitem(experiments.EXPERIMENTS, "one", experiments.Experiment("?", (variant,)))
+    assert compare.finished_runs(root, "one") == {variant.name: {"0": folds}}
     (folds[0] / "metrics.json").unlink()
-    assert compare.finished_runs(root, variant) == {}
+    assert compare.finished_runs(root, "one") == {}
     again = run._replace(corpora=run.corpora[::-1])
     assert compare.same_clips(run, run)
     assert not compare.same_clips(run, again)
