@@ -297,7 +297,7 @@ def finished_runs(root, name):
         if finished or not variant.name.startswith("backbone="):
             found[variant.name] = finished
     common = sorted(set.intersection(*map(set, found.values())), key=int)
-    if not common:
+    if not common or len(found) < 2:
         return {}
     return {variant: {run: runs[run] for run in common} for variant, runs in found.items()}
 
