@@ -282,10 +282,12 @@ def test_the_folds_of_a_run_are_one_run_of_all_their_clips(talkers, tmp_path, no
     base = quick(talkers, tmp_path, steps=1)
     names = experiments.write_folds(base)
     planned = experiments.plan_runs("augmentation", 1, base, names)
-    for _, config in planned[:4]:
+    for _, config in planned:
         train.train(config)
-    folds = [Path(config.out) for _, config in planned[:4]]
+    folds, others = ([Path(config.out) for _, config in some]
+                     for some in (planned[:4], planned[4:]))
     run = compare.read_run(folds)
+    compare.read_run(others)  # which evaluates them
     rows = [row for fold in folds for row in table(fold / "predictions.csv")]
     assert len(rows) == 25  # all that are rated
     true, predicted = (np.array([float(row[name]) for row in rows])
@@ -295,11 +297,11 @@ def test_the_folds_of_a_run_are_one_run_of_all_their_clips(talkers, tmp_path, no
     assert run.within == pytest.approx(evaluate.lcc_within_systems(predicted, true, system))
     assert compare.run_folders(folds[0].parent.parent) == {"0": folds}
     root = folds[0].parent.parent.parent
-    variant = experiments.Variant(folds[0].parent.parent.name)
-    monkeypatch.setitem(experiments.EXPERIMENTS, "one", experiments.Experiment("?", (variant,)))
-    assert compare.finished_runs(root, "one") == {variant.name: {"0": folds}}
+    assert compare.finished_runs(root, "augmentation") == {
+        "augmentation=no": {"0": folds}, "default": {"0": others}}
+    assert compare.finished_runs(root, "frontend") == {}  # of the default alone
     (folds[0] / "metrics.json").unlink()
-    assert compare.finished_runs(root, "one") == {}
+    assert compare.finished_runs(root, "augmentation") == {}
     again = run._replace(corpora=run.corpora[::-1])
     assert compare.same_clips(run, run)
     assert not compare.same_clips(run, again)
