@@ -26,8 +26,8 @@ from evaluate import PUBLISHED, eight, nested
 from studies.compare import holm, with_interval
 from studies.experiments import EXPERIMENTS, ROOT, SIMULATED
 
-PAPER, BASELINE = (nested(PUBLISHED[name]) for name in ("the paper",
-                                                        "B03, the organisers' SSL-MOS"))
+PAPER = nested(PUBLISHED["the paper"])
+BASELINE = nested(PUBLISHED["B03, the organisers' SSL-MOS"])
 OWN_PANEL = "second"  # of simulated.PANELS, the corpus's own
 YARDSTICKS = {  # (level, metric): the difference that matters
     ("utterance", "LCC"): 0.005,
@@ -80,11 +80,10 @@ def read_comparisons(on):
 
 
 def show_power(comparisons):
-    columns = [f"{level} {metric}" for level, metric in YARDSTICKS]
-    print(f"{'pairs with which 80 % would be shown':44}pairs"
-          + "".join(f"{column:>16}" for column in columns))
-    print(f"{'  a difference of':44}{'there':>5}"
-          + "".join(f"{f'{difference:.4f}':>16}" for difference in YARDSTICKS.values()))
+    columns = "".join(f"{f'{level} {metric}':>16}" for level, metric in YARDSTICKS)
+    yardsticks = "".join(f"{difference:16.4f}" for difference in YARDSTICKS.values())
+    print(f"{'pairs with which 80 % would be shown':44}pairs{columns}")
+    print(f"{'  a difference of':44}there{yardsticks}")
     for name, row in comparisons.items():
         if not row["own_corpora"]:
             continue

@@ -62,11 +62,11 @@ def read_run(folds):
     torch.set_num_threads(1)
     settings, corpora, results, rows, clips = {}, [], [], [], []
     for fold in folds:
-        config, result, own_rows = read_fold(fold)
-        settings = settings or config["settings"]
-        if config["settings"] != settings:
+        corpus, own_settings, result, own_rows, adaptation = read_fold(fold)
+        settings = settings or own_settings
+        if own_settings != settings:
             raise InputError(f"{fold}: has other settings than {folds[0]}; train it again")
-        corpora.append(Path(config["data"]).resolve())
+        corpora.append(corpus)
         results.append(result)
         rows += own_rows
         clips += [clip for clip in data.read_manifest(corpora[-1], settings["scale"])
@@ -74,9 +74,6 @@ def read_run(folds):
     true = np.array([row["mos"] for row in rows], float)
     predicted = np.array([row["predicted"] for row in rows], float)
     system = [row["system"] for row in rows]
-    adaptation = None
-    if (folds[0] / "adaptation.json").exists():
-        adaptation = json.loads((folds[0] / "adaptation.json").read_bytes())
     seed = zlib.crc32(folder_of(corpora[0]).name.encode())  # on one corpus all draw the same clips
     return Run(settings, corpora, results, [row["wav"] for row in rows], predicted.tolist(),
                label_noise(clips), adaptation,
@@ -86,8 +83,8 @@ def read_run(folds):
 
 
 def read_fold(run):
-    """-> ({"data": ..., "settings": ...}, metrics.json, the rows of predictions.csv) of a run's
-    folder. Raises InputError."""
+    """A run's folder -> (its corpus, its settings, metrics.json, the rows of predictions.csv,
+    adaptation.json or None). Raises InputError."""
     if not (run / "predictions.csv").exists():
         with contextlib.redirect_stdout(io.StringIO()):
             if evaluate.evaluate(run) is None:
@@ -99,13 +96,16 @@ def read_fold(run):
         errors = [float(row["mos"]) - float(row["predicted"]) for row in rows]
         if not abs(np.mean(np.square(errors)) - result["utterance"]["MSE"]) < 1e-9:
             raise ValueError("predictions.csv is not whole")
+        adaptation = None
+        if (run / "adaptation.json").exists():
+            adaptation = json.loads((run / "adaptation.json").read_bytes())
         config = checkpoint["config"]
         settings = {name: value for name, value in config.items() if name not in MAY_DIFFER}
         settings["stages"] = checkpoint["stages"]
     except Exception as error:  # noqa: BLE001 - torch raises nearly anything
         raise InputError(f"{run}: its files are damaged or of another version "
                          f"({data.first_line(error)}); evaluate or train it again") from None
-    return {"data": config["data"], "settings": settings}, result, rows
+    return Path(config["data"]).resolve(), settings, result, rows, adaptation
 
 
 def folder_of(corpus):

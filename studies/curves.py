@@ -18,12 +18,12 @@ import evaluate
 from studies.choose import fold_of, prepare
 from studies.compare import student, with_interval
 from studies.experiments import worker_pool
-from studies.straight_line import by_head, by_ridge, condition_means, load, numbers
+from studies.straight_line import by_head, by_ridge, condition_means, correlations, load
 from studies.unheard import CORPORA, splits_of
 
 K = (2, 5, 10, 20)
 PREDICTORS = ("the head", "ridge", "condition's mean")
-METRICS = {"utterance LCC": 0, "system LCC": 1}  # place in straight_line.numbers
+METRICS = {"utterance LCC": 0, "system LCC": 1}  # place in correlations()
 PATH = "runs/curves.json"
 
 
@@ -49,7 +49,7 @@ def one_job(cache, job):
     fold = fold_of(corpus.clips, evaluate.FOLDS)  # by sentence
     said = [by_head(corpus, rows, tested), by_ridge(corpus, rows, tested, fold),
             condition_means(known, new)]
-    return np.array([numbers(own, new)[list(METRICS.values())] for own in said])
+    return np.array([correlations(own, new)[list(METRICS.values())] for own in said])
 
 
 def curves(cache):

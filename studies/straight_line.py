@@ -31,7 +31,7 @@ THINNED = (1, 2, 4)      # all, half and a quarter of the training clips
 REPEATS = 3              # of each, other seeds and other clips
 
 
-def numbers(predicted, clips):
+def correlations(predicted, clips):
     """(4,): COLUMNS."""
     true, system = [clip.mos for clip in clips], [clip.system for clip in clips]
     result = moemos.metrics(predicted, true, system)
@@ -87,8 +87,8 @@ def by_ridge(corpus, rows, new, fold):
 # -- Ten corpora -----------------------------------------------------------------------------------
 
 def one_corpus(cache, seed):
-    """Trains on a simulated corpus -> numbers() of the run, ridge, the condition's mean on the test
-    clips, and the least mean gate of an expert."""
+    """Trains on a simulated corpus -> correlations() of the run, ridge, the condition's mean on the
+    test clips, and the least mean gate of an expert."""
     torch.set_num_threads(1)
     corpus = prepare(seed)
     config = train.Config(data=corpus, backbone="logmel", cache=cache,
@@ -106,7 +106,7 @@ def one_corpus(cache, seed):
     mos = np.array([clip.mos for clip in learned])
     straight = evaluate.ridge(x, mos, new, fold_of(learned, evaluate.FOLDS))
     rows = [output.mos.tolist(), straight, condition_means(rated, test)]
-    return np.array([numbers(row, test) for row in rows]), output.gates.mean(0).min().item()
+    return np.array([correlations(row, test) for row in rows]), output.gates.mean(0).min().item()
 
 
 def ten_corpora(cache):
@@ -167,7 +167,7 @@ def folds_by_talker(corpus, cache):
           "utterance LCC / system LCC from      all             half            a quarter")
     whole = [np.concatenate(results[i:i + len(talkers)], axis=1)
              for i in range(0, len(results), len(talkers))]
-    reached = np.array([[numbers(row, tested)[:2] for row in part] for part in whole])
+    reached = np.array([[correlations(row, tested)[:2] for row in part] for part in whole])
     reached = reached.reshape(len(THINNED), REPEATS, 4, 2).mean(1)  # (thinned, predictor, 2)
     names = ("the head", "ridge on all statistics", "ridge on the static ones", "condition's mean")
     for i, name in enumerate(names):

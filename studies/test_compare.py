@@ -344,6 +344,7 @@ def test_all_runs_on_one_corpus_draw_the_same_clips(small, tmp_path):
 
 @pytest.mark.parametrize(("name", "content"), [
     ("metrics.json", "{}"), ("metrics.json", "null"), ("model.pt", "text"),
+    ("adaptation.json", "{"),
     ("predictions.csv", "wav,system,model,mos,predicted\n"),
     ("predictions.csv", "wav,system,model,mos,predicted\na,s,m,3,nan\n")])
 def test_damaged_files_of_a_run_are_refused(small, tmp_path, name, content):

@@ -37,7 +37,7 @@ def test_numbers_are_those_of_their_columns():
     expected = {"utterance LCC": result["utterance"]["LCC"], "system LCC": result["system"]["LCC"],
                 "system SRCC": result["system"]["SRCC"], "LCC within a system": np.mean(within)}
     assert tuple(expected) == straight_line.COLUMNS
-    assert straight_line.numbers(predicted, clips) == pytest.approx(list(expected.values()))
+    assert straight_line.correlations(predicted, clips) == pytest.approx(list(expected.values()))
 
 
 # -- Ten corpora -----------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ def test_a_corpuss_ridge_learns_from_what_is_not_held_out_in_folds_by_sentence(
     clips = data.read_manifest(small)
     test = [own for own in clips if own.split == "test"]
     known = [own for own in train.split_training(clips, train.Config())[0] if own.ratings]
-    assert rows[1] == pytest.approx(straight_line.numbers(answer, test), nan_ok=True)
+    assert rows[1] == pytest.approx(straight_line.correlations(answer, test), nan_ok=True)
     backbone = moemos.load_backbone("logmel")
     for found, some in ((seen[0], known), (seen[2], test)):
         features = data.extract_features(some, backbone, "features")
