@@ -93,6 +93,7 @@ def show_power(comparisons):
             needed = math.nan if deviation is None else seeds_needed(deviation, difference)
             cells += f"{needed:16.0f}"
         print(f"{name:44.44}{row['pairs']:5}{cells}")
+    print()
 
 
 def show_holm(comparisons):
@@ -103,7 +104,7 @@ def show_holm(comparisons):
     adjusted = holm([test[-1] for test in tests])
     shown = [i for i in range(len(tests)) if tests[i][-1] < 0.05]
     kept = [i for i in shown if adjusted[i] < 0.05]
-    print(f"\n{len(tests)} comparisons, of which {0.05 * len(tests):.1f} would have p < .05 by "
+    print(f"{len(tests)} comparisons, of which {0.05 * len(tests):.1f} would have p < .05 by "
           f"chance; {len(shown)} have, and {len(kept)} of them after Holm's correction:")
     print(f"{'':62}{'difference':24}      p  Holm's")
     for i in sorted(shown, key=lambda i: tests[i][-1]):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import train
-from studies import compare, experiments
+from studies import claims, compare, experiments
 from test_moemos import HERE
 
 PARTS = "moemos|train|evaluate|data|corpora|studies"
@@ -114,6 +114,17 @@ def test_pasted_tables_of_experiments_are_those_of_the_stored_results(on, capsys
         first, _, _ = capsys.readouterr().out.partition("\n\n")
         for line in first.splitlines():
             assert f"    {line}".rstrip() in pasted, file
+
+
+@pytest.mark.parametrize("on", ["simulated", "p835_wb16k_by_talker"])
+def test_pasted_claims_are_those_of_the_stored_results(on, capsys, monkeypatch):
+    monkeypatch.chdir(HERE)
+    if not list((HERE / experiments.ROOT / on).glob("*.json")):
+        pytest.skip(f"{experiments.ROOT}/{on} holds no comparison: studies.compare writes them")
+    pasted, _ = pasted_and_prose(STUDIES)
+    claims.show_holm(claims.read_comparisons(on))
+    for line in capsys.readouterr().out.splitlines():
+        assert f"    {line}" in pasted
 
 
 def test_every_study_has_a_word_in_its_readme():
