@@ -6,7 +6,7 @@ Of the variance of the gates over the test clips of a run, summed over the exper
 groups of clips explain, those of one model, of one sampling rate, or of like quality (rated MOS, in
 as many groups of about equal size as there are models); of all three together; and what each adds
 to the other two. Shares are adjusted for the number of groups, so that groups by chance explain 0
-on average. Means over the runs, with Student's 95 % intervals.
+on average. Means over the runs, with Student's 95 % intervals where there are several.
 """
 
 import argparse
@@ -78,7 +78,9 @@ def show(found):
     mean, low, high = student(found)
     print(f"{len(found)} runs; of the variance of the gates, %")
     print(f"{'':20}{'alone':24}added to the other two")
-    cells = [f"{100 * mean[i]:.0f} [{100 * low[i]:.0f}, {100 * high[i]:.0f}]" for i in range(7)]
+    cells = [f"{share:.0f}" for share in 100 * mean]
+    if len(found) > 1:
+        cells = [f"{cell} [{100 * low[i]:.0f}, {100 * high[i]:.0f}]" for i, cell in enumerate(cells)]
     for i, cause in enumerate(CAUSES):
         print(f"{cause:20}{cells[i]:24}{cells[4 + i]}")
     print(f"{'all three':20}{cells[3]}")

@@ -66,6 +66,8 @@ def test_a_runs_shares_are_of_its_own_gates(run, monkeypatch, capsys):
     mean, low, high = (100 * value[0] for value in student(np.stack([expected] * 2)))
     assert f"synthesis model     {mean:.0f} [{low:.0f}, {high:.0f}]" in printed
     assert printed.startswith("2 runs;")
+    assert call(monkeypatch, gates, run) == 0
+    assert "[" not in capsys.readouterr().out  # of one run there is no interval
 
 
 def test_a_run_of_one_expert_gets_one_sentence(small, tmp_path, monkeypatch, capsys):
