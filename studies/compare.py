@@ -137,25 +137,32 @@ def difference(variant, first):
 
     "others": also what other systems, at system level, might have shown, by the paired bootstrap of
     the mean over the pairs, since all corpora have the same systems: more corpora do not narrow it.
-    The two are joined as the root of the sum of their squares. At utterance level it is the
-    bootstrap over clips: where each pair has its own, Student's holds that too, and the interval is
-    up to 1.2 times as wide as needed with five pairs, and 1.4 times with many. Its p is a normal
-    distribution's of a standard error that is the interval's width by 2 x 1.96.
+    The two are joined as of joined(). At utterance level it is the bootstrap over clips: where each
+    pair has its own, Student's holds that too, and the interval is up to 1.2 times as wide as
+    needed with five pairs, and 1.4 times with many.
     """
     pairs = list(zip(variant, first))
     differences = np.array([one.numbers - other.numbers for one, other in pairs])
     resampled = np.mean([one.resampled - other.resampled for one, other in pairs], axis=0)
-    low, high = interval(resampled)
-    mean, least, most = student(differences)
-    below = np.hypot(mean - low, np.nan_to_num(mean - least))  # Student's is NaN of one pair
-    above = np.hypot(high - mean, np.nan_to_num(most - mean))
-    others = np.stack([mean, mean - below, mean + above,
-                       p_value(mean, (below + above) / (2 * 1.96), math.inf)])
+    mean, low, high = joined(differences, interval(resampled))
+    facing_0 = np.where(mean > 0, mean - low, high - mean)  # so p < .05 where 0 is outside
+    others = np.stack([mean, low, high, p_value(mean, facing_0 / 1.96, math.inf)])
     these = others
     if corpora_of_their_own(pairs):
+        mean, low, high = student(differences)
         error = np.std(differences, axis=0, ddof=1) / math.sqrt(len(pairs))
-        these = np.stack([mean, least, most, p_value(mean, error, len(pairs) - 1)])
+        these = np.stack([mean, low, high, p_value(mean, error, len(pairs) - 1)])
     return {"these": these, "others": others}
+
+
+def joined(differences, bounds):
+    """(n, ...) differences of n pairs, and low and high of their mean by the bootstrap -> (3, ...):
+    mean, low, high. On each side as far from the mean as the root of the sum of the squares of
+    Student's distance, of other seeds, and the bootstrap's, of other clips or systems."""
+    mean, least, most = student(differences)
+    below = np.hypot(mean - bounds[0], np.nan_to_num(mean - least))  # Student's is NaN of one pair
+    above = np.hypot(bounds[1] - mean, np.nan_to_num(most - mean))
+    return np.stack([mean, mean - below, mean + above])
 
 
 def corpora_of_their_own(pairs):

@@ -5,7 +5,8 @@
 Of each system of ten simulated corpora k rated training clips are kept, drawn anew for each corpus
 (all, where it has fewer), and all clips without MOS. Head, ridge and the condition's mean learn
 from these and are scored on all test clips. Means over corpora, and Student's 95 % interval of the
-head less each of the others. Writes runs/curves.json, which studies.figures --curves draws.
+head less each of the others, for these systems. Writes runs/curves.json too, which studies.figures
+--curves draws.
 """
 
 import argparse
@@ -16,9 +17,16 @@ import numpy as np
 import data
 import evaluate
 from studies.choose import fold_of, prepare
-from studies.compare import student, with_interval
+from studies.compare import student
 from studies.experiments import worker_pool
-from studies.straight_line import by_head, by_ridge, condition_means, correlations, load
+from studies.straight_line import (
+    by_head,
+    by_ridge,
+    condition_means,
+    correlations,
+    load,
+    report,
+)
 from studies.unheard import CORPORA, splits_of
 
 K = (2, 5, 10, 20)
@@ -58,21 +66,15 @@ def curves(cache):
         list(pool.map(prepare, CORPORA))
         found = np.array(list(pool.map(functools.partial(one_job, cache), jobs)))
     found = found.reshape(len(K), len(CORPORA), len(PREDICTORS), len(METRICS))
-    result = {"k": K}
+    tables = {}
     for i, metric in enumerate(METRICS):
-        print(f"{metric:30}" + "".join(f"{f'k = {k}':24}" for k in K).rstrip())
-        result[metric] = {}
-        for j, name in enumerate(PREDICTORS):
-            own = np.array([student(values) for values in found[:, :, j, i]])  # (K, 3)
-            result[metric][name] = own.tolist()
-            print(f"  {name:28}" + "".join(f"{mean:<24.3f}" for mean in own[:, 0]).rstrip())
-        for j in (1, 2):
-            less = found[:, :, 0, i] - found[:, :, j, i]  # (K, corpora)
-            cells = "".join(f"{with_interval(*student(values)):24}" for values in less)
-            label = f"head less {PREDICTORS[j]}"
-            print(f"  {label:28}{cells}".rstrip())
-    data.write_atomically(PATH, evaluate.as_json(result))
-    print(f"wrote {PATH}")
+        means = {name: [student(own).tolist() for own in found[:, :, j, i]]
+                 for j, name in enumerate(PREDICTORS)}
+        differences = {f"head less {name}": [student(own).tolist()
+                                             for own in found[:, :, 0, i] - found[:, :, j, i]]
+                       for j, name in enumerate(PREDICTORS) if j > 0}
+        tables[metric] = {"means": means, "differences": differences}
+    report({"columns": [f"k = {k}" for k in K], "tables": tables}, PATH)
 
 
 def main():

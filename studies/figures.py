@@ -6,8 +6,8 @@
     python -m studies.figures --curves runs/curves.json
 
 Writes predictions.png, experts.png, training.png and raters.png beside the results; NAME.png beside
-NAME.json of a comparison (studies.compare), curves.png beside curves.json (studies.curves). Nothing
-is computed but the intervals of systems' means.
+NAME.json of a comparison (studies.compare) or of tables of predictors (studies.curves, unheard and
+straight_line). Nothing is computed but the intervals of systems' means.
 """
 
 import argparse
@@ -230,33 +230,35 @@ def draw_differences(names, differences):
 
 
 def plot_curves(path):
-    """curves.png beside the curves.json of studies.curves. Raises InputError."""
+    """NAME.png beside the NAME.json of studies.straight_line.report. Raises InputError."""
     path = Path(path)
     try:
         result = json.loads(data.read_bytes(path))
-        k = result.pop("k")
-        curves = {metric: {name: np.array(values, float) for name, values in lines.items()}
-                  for metric, lines in result.items()}
-        drawing = draw_curves(k, curves)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        columns = [str(column) for column in result["columns"]]
+        curves = {metric: {name: np.array(values, float).reshape(len(columns), 3)
+                           for name, values in table["means"].items()}
+                  for metric, table in result["tables"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: is damaged or holds no curves ({data.first_line(error)}); "
-                         "python -m studies.curves writes them") from None
-    save(drawing, path.with_suffix(".png"))
+                         "studies.curves, unheard and straight_line write them") from None
+    save(draw_curves(columns, curves), path.with_suffix(".png"))
 
 
-def draw_curves(k, curves):
-    """{metric: {predictor: (K, 3) mean, low, high}} over k clips a system."""
-    drawing, axes = figure(len(curves), width=5)
+def draw_curves(columns, curves):
+    """{metric: {predictor: (K, 3) mean, low, high}} at K columns."""
+    wide = min(len(curves), 2)
+    drawing, axes = figure(wide, -(-len(curves) // wide), width=5)
+    places = np.arange(len(columns))
     for axis, (metric, lines) in zip(axes, curves.items()):
         for i, (name, values) in enumerate(lines.items()):
             mean, low, high = values.T
-            axis.errorbar(k, mean, yerr=np.stack([mean - low, high - mean]), color=COLOURS[i],
-                          marker=MARKERS[i], linestyle=LINES[i], capsize=3, label=name)
-        axis.set(xscale="log", xlabel="rated training clips a system", ylabel=metric)
-        axis.set_xticks(k, k)
-        axis.minorticks_off()
+            axis.errorbar(places + 0.05 * i, mean, yerr=np.stack([mean - low, high - mean]),
+                          color=COLOURS[i], marker=MARKERS[i], linestyle=LINES[i], capsize=3,
+                          label=name)
+        axis.set(ylabel=metric)
+        axis.set_xticks(places, columns)
         axis.legend(fontsize="small")
-    drawing.suptitle("bars: 95 % over corpora")
+    drawing.suptitle("bars: 95 % over corpora, where there are several")
     return drawing
 
 
@@ -266,7 +268,8 @@ def main():
     parser.add_argument("run", nargs="?", default="", help="a run that has been evaluated")
     parser.add_argument("--on", metavar="NAME", default="", help="its results in RUN/on_NAME")
     parser.add_argument("--comparison", metavar="JSON", default="", help="of studies.compare")
-    parser.add_argument("--curves", metavar="JSON", default="", help="of studies.curves")
+    parser.add_argument("--curves", metavar="JSON", default="",
+                        help="of studies.curves, unheard or straight_line")
     options = parser.parse_args()
     with data.one_sentence("studies.figures"):
         given = [word for word in (options.run, options.comparison, options.curves) if word]

@@ -80,7 +80,8 @@ def show(found):
     print(f"{'':20}{'alone':24}added to the other two")
     cells = [f"{share:.0f}" for share in 100 * mean]
     if len(found) > 1:
-        cells = [f"{cell} [{100 * low[i]:.0f}, {100 * high[i]:.0f}]" for i, cell in enumerate(cells)]
+        bounds = [f"[{least:.0f}, {most:.0f}]" for least, most in 100 * np.stack([low, high], 1)]
+        cells = [f"{cell} {bound}" for cell, bound in zip(cells, bounds)]
     for i, cause in enumerate(CAUSES):
         print(f"{cause:20}{cells[i]:24}{cells[4 + i]}")
     print(f"{'all three':20}{cells[3]}")

@@ -7,11 +7,16 @@ The ten were looked at after all settings were fixed. Ridge has its strength fro
 which is better for it than evaluate.py's folds by clip. The folds of --data are of all its rated
 clips, its split ignored; each talker, what stands behind the last _ of a file's name, is predicted
 from all, half and a quarter of the others' clips, less a tenth that is held out as in a run.
+Intervals are the paired bootstrap's, over clips and at system level over systems, joined with
+Student's over the repeats; so they are for these talkers. Tables go to runs/straight_line/ too, for
+studies.figures --curves.
 """
 
 import argparse
 import contextlib
 import functools
+import math
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,13 +27,15 @@ import evaluate
 import moemos
 import train
 from studies.choose import fold_of, learn, prepare
-from studies.compare import student
+from studies.compare import joined, student, with_interval
 from studies.experiments import group_of, groups_of, worker_pool
 
 SEEDS = range(200, 210)  # of the corpora; no other study uses these
 COLUMNS = ("utterance LCC", "system LCC", "system SRCC", "LCC within a system")
 THINNED = (1, 2, 4)      # all, half and a quarter of the training clips
 REPEATS = 3              # of each, other seeds and other clips
+PREDICTORS = ("the head", "ridge on all statistics", "ridge on the static ones",
+              "condition's mean")  # of one_talker
 
 
 def correlations(predicted, clips):
@@ -65,12 +72,12 @@ def load(path, cache):
     return Corpus(clips, tensors, backbone, classes)
 
 
-def by_head(corpus, rows, new, seed=0):
-    """MOS that the default head, trained on some clips, says of others. rows, new: (clips,) bool.
-    """
+def by_head(corpus, rows, new, seed=0, build=train.build_model):
+    """MOS that the default head, or that of build, trained on some clips, says of others. rows,
+    new: (clips,) bool."""
     config = train.Config(backbone="logmel", seed=seed)
     torch.manual_seed(seed)
-    model = train.build_model(config, corpus.backbone, corpus.classes)
+    model = build(config, corpus.backbone, corpus.classes)
     return learn(corpus.tensors, rows, new, model, config)
 
 
@@ -137,8 +144,8 @@ def cells(own):
 # -- Folds by talker -------------------------------------------------------------------------------
 
 def one_talker(path, cache, talker, thinned, repeat):
-    """Predictions of a talker's clips, from a thinned-out part of the others' -> (4, clips): of the
-    head, ridge on all statistics, ridge on the first layer's, the condition's mean."""
+    """Predictions of a talker's clips, from a thinned-out part of the others' -> (4, clips): of
+    PREDICTORS. The static statistics are the first layer's."""
     corpus = load(path, cache)
     rated = np.array([bool(clip.ratings) for clip in corpus.clips])
     talkers = np.array([group_of(clip) for clip in corpus.clips])
@@ -163,16 +170,62 @@ def folds_by_talker(corpus, cache):
             for talker in talkers]
     with worker_pool(len(jobs)) as pool:
         results = list(pool.map(functools.partial(one_talker, corpus, cache), *zip(*jobs)))
-    print(f"{corpus}: {len(tested)} clips, {len(talkers)} folds by talker, mean of {REPEATS}\n"
-          "utterance LCC / system LCC from      all             half            a quarter")
     whole = [np.concatenate(results[i:i + len(talkers)], axis=1)
              for i in range(0, len(results), len(talkers))]
-    reached = np.array([[correlations(row, tested)[:2] for row in part] for part in whole])
-    reached = reached.reshape(len(THINNED), REPEATS, 4, 2).mean(1)  # (thinned, predictor, 2)
-    names = ("the head", "ridge on all statistics", "ridge on the static ones", "condition's mean")
-    for i, name in enumerate(names):
-        print(f"{name:36}" + "".join(f"{utterance:.3f} / {system:.3f}   "
-                                     for utterance, system in reached[:, i]))
+    print(f"{corpus}: {len(tested)} clips, {len(talkers)} folds by talker, mean of {REPEATS}")
+    tables = tables_of_talkers(whole, tested)
+    report({"columns": ["all", "half", "a quarter"], "tables": tables},
+           f"runs/straight_line/{Path(corpus).resolve().name}.json")
+
+
+def tables_of_talkers(whole, clips):
+    """whole: for each of THINNED, REPEATS times (4, clips) of PREDICTORS -> tables of report()."""
+    true, system = [clip.mos for clip in clips], [clip.system for clip in clips]
+    shape = (len(THINNED), REPEATS, len(PREDICTORS))
+    found = [evaluate.eight(moemos.metrics(row, true, system)) for part in whole for row in part]
+    found = np.reshape(found, (*shape, 8))
+    drawn = [evaluate.resample(row, true, system) for part in whole for row in part]
+    drawn = np.reshape(drawn, (*shape, -1, 8)).mean(1)  # of the mean over the repeats
+    tables = {}
+    for metric, place in (("utterance LCC", 1), ("system LCC", 5)):
+        means, differences = {}, {}
+        for j, name in enumerate(PREDICTORS):
+            means[name] = [[mean, math.nan, math.nan] for mean in found[:, :, j, place].mean(1)]
+            if j == 0:
+                continue
+            less = found[:, :, 0, place] - found[:, :, j, place]            # (thinned, repeats)
+            bounds = [evaluate.interval(own)[:, place] for own in drawn[:, 0] - drawn[:, j]]
+            differences[f"head less {name}"] = [
+                joined(*own).tolist() for own in zip(less, bounds)]
+        tables[metric] = {"means": means, "differences": differences}
+    return tables
+
+
+# -- Tables of predictors --------------------------------------------------------------------------
+
+def report(result, path):
+    """Prints and writes tables. result: {"columns": (K,) str, "tables": {metric: {"means":
+    {predictor: (K, 3)}, "differences": {name: (K, 3)}}}}; each mean, low, high, NaN: none."""
+    show(result)
+    data.write_atomically(path, evaluate.as_json(result))
+    print(f"wrote {path}")
+
+
+def show(result):
+    """Prints tables, as of report() or read back: a line a predictor, and a line a difference."""
+    for metric, table in result["tables"].items():
+        print(f"{metric:38}" + "".join(f"{name:24}" for name in result["columns"]).rstrip())
+        for name, values in table["means"].items():
+            cells = [f"{mean:.3f}" for mean, _, _ in np.array(values, float)]
+            show_line(name, cells)
+        for name, values in table["differences"].items():
+            cells = [with_interval(*own) for own in np.array(values, float)]
+            show_line(name, cells)
+
+
+def show_line(name, cells):
+    cells = ["-" if "nan" in cell else cell for cell in cells]
+    print(f"  {name:36}" + "".join(f"{cell:24}" for cell in cells).rstrip())
 
 
 def main():

@@ -71,13 +71,13 @@ def test_what_is_printed_is_what_holm_leaves_of_all_comparisons(folder, monkeypa
     for line in power.splitlines()[2:]:
         assert [int(word) for word in line.split()[-4:]] == [5, *needed]
     first, _, *lines = found.splitlines()
-    assert first == ("9 comparisons, of which 0.5 would have p < .05 by chance; 6 have, and 3 of "
+    assert first == ("12 comparisons, of which 0.6 would have p < .05 by chance; 8 have, and 4 of "
                      "them after Holm's correction:")
-    assert len(lines) == 6
-    for place, line in enumerate(lines):  # p of .001 three times, of .03 three times
-        adjusted = 9 * 0.001 if place < 3 else 6 * 0.03
+    assert len(lines) == 8
+    for place, line in enumerate(lines):  # p of .001 four times, of .03 four times
+        adjusted = 12 * 0.001 if place < 4 else 8 * 0.03
         assert f"{adjusted:7.4f}" in line
-        assert line.endswith(" *") is (place < 3)
+        assert line.endswith(" *") is (place < 4)
         assert "+.020 [+.010, +.030]" in line
 
 

@@ -148,8 +148,23 @@ def test_pairs_on_one_corpus_say_nothing_narrower_than_for_other_clips():
         found = compare.difference(*zip(*some))
         np.testing.assert_array_equal(found["these"], found["others"])
     mean, low, high, p = found["others"]
-    z = np.abs(mean) / ((high - low) / (2 * 1.96))
+    towards_0 = [m - l if m > 0 else h - m for m, l, h in zip(mean, low, high)]
+    z = np.abs(mean) / (np.array(towards_0) / 1.96)
     np.testing.assert_allclose(p, scipy.stats.norm.sf(z) * 2, rtol=1e-9)
+
+
+def test_p_is_below_05_exactly_where_the_interval_of_a_shared_corpus_excludes_0(monkeypatch):
+    monkeypatch.setattr(moemos, "METRICS", {"MSE": moemos.mse, "LCC": moemos.lcc})
+    monkeypatch.setattr(evaluate, "RESAMPLES", 100)
+    rng = np.random.default_rng(2)
+    shown = []
+    for _ in range(20):
+        true, system = rng.normal(size=60) ** 3, np.arange(60) % 20
+        pair = [run_of(true + sd * rng.normal(size=60), true, system) for sd in (1.0, 1.4)]
+        for _, low, high, p in compare.difference(*([run] for run in pair))["others"].T:
+            assert (p < 0.05) == (low > 0 or high < 0)
+            shown.append(p < 0.05)
+    assert 20 < sum(shown) < len(shown) - 20
 
 
 def test_p_is_1_of_no_difference_at_all_and_0_of_one_without_spread():
@@ -188,6 +203,30 @@ def test_other_systems_count_once_however_many_corpora_have_the_same(monkeypatch
     assert one[2] - one[1] > 0.4
     _, low, high, _ = differences(pairs, "these")["system"]["MSE"]
     assert high - low < 1e-6  # these systems differ alike in every corpus
+
+
+def test_only_the_wide_interval_holds_what_other_systems_would_have_shown(monkeypatch):
+    """Five corpora have the same 20 systems, drawn from many, and each system its own error. The
+    truth, over all systems, is in the wide interval in about 95 of 100 cases, and seldom in the
+    narrow one, which is of these systems."""
+    monkeypatch.setattr(moemos, "METRICS", {"MSE": moemos.mse})
+    monkeypatch.setattr(evaluate, "RESAMPLES", 200)
+    rng = np.random.default_rng(0)
+    system = np.repeat(np.arange(20), 5)
+    held = {"these": [], "others": []}
+    for _ in range(100):
+        offset = np.repeat(rng.normal(size=20), 5)  # mean square 1 over all systems
+        pairs = []
+        for seed in range(5):
+            true = rng.normal(size=100)
+            noise = 0.1 * rng.normal(size=(2, 100))
+            pairs.append([run_of(true + offset + noise[0], true, system, seed, str(seed)),
+                          run_of(true + noise[1], true, system, seed, str(seed))])
+        for systems, results in held.items():
+            _, low, high, _ = differences(pairs, systems)["system"]["MSE"]
+            results.append(low <= 1 <= high)
+    assert 0.84 <= np.mean(held["others"]) <= 0.99
+    assert np.mean(held["these"]) < 0.4
 
 
 def test_a_difference_of_equal_runs_is_nothing():

@@ -204,16 +204,20 @@ def test_what_is_no_comparison_gets_one_sentence(tmp_path, monkeypatch, capsys):
 def test_curves_have_a_line_a_predictor_with_its_intervals(tmp_path, monkeypatch, drawn, capsys):
     lines = {"the head": [[0.5, 0.4, 0.6], [0.8, 0.75, 0.85]], "ridge": [[0.3, 0.2, 0.4]] * 2}
     path = tmp_path / "curves.json"
-    path.write_text(json.dumps({"k": [2, 5], "utterance LCC": lines, "system LCC": lines}))
+    table = {"means": lines, "differences": {"head less ridge": lines["ridge"]}}
+    path.write_text(json.dumps({"columns": ["k = 2", "k = 5"],
+                                "tables": {"utterance LCC": table, "system LCC": table}}))
     assert call(monkeypatch, figures, "--curves", path) == 0
     drawing = drawn[tmp_path / "curves.png"]
     assert [axis.get_ylabel() for axis in drawing.axes] == ["utterance LCC", "system LCC"]
     for axis in drawing.axes:
+        assert [label.get_text() for label in axis.get_xticklabels()] == ["k = 2", "k = 5"]
         handles, labels = axis.get_legend_handles_labels()
         assert labels == list(lines)
-        for handle, values in zip(handles, lines.values()):
+        for i, (handle, values) in enumerate(zip(handles, lines.values())):
             (bars,) = handle.lines[2]
-            for k, segment, (mean, low, high) in zip((2, 5), bars.get_segments(), values):
+            places = (0.05 * i, 1 + 0.05 * i)
+            for k, segment, (mean, low, high) in zip(places, bars.get_segments(), values):
                 np.testing.assert_allclose(segment, [(k, low), (k, high)])
                 assert (k, mean) in [tuple(point) for point in handle.lines[0].get_xydata()]
     path.write_text("{}")

@@ -1,5 +1,8 @@
 """Tests of the comparison with ridge and the condition's mean: who learns from what, its tables."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -8,7 +11,7 @@ import data
 import evaluate
 import moemos
 import train
-from studies import choose, straight_line
+from studies import choose, compare, straight_line
 from studies.test_choose import (  # noqa: F401 - fixtures
     CASES,
     CLIPS,
@@ -151,7 +154,7 @@ def test_a_talker_is_predicted_by_head_two_ridges_and_the_conditions_mean(
 
 
 def test_the_table_of_talkers_has_means_over_repeats_of_all_talkers_together(
-        talkers, monkeypatch, capsys):
+        talkers, tmp_path, monkeypatch, capsys):
     """Predictors: what is right, its opposite, noise on it, and the talker's number."""
     rated = [own for own in data.read_manifest(talkers) if own.ratings]
     mos, system = np.array([own.mos for own in rated]), [own.system for own in rated]
@@ -164,22 +167,45 @@ def test_the_table_of_talkers_has_means_over_repeats_of_all_talkers_together(
         rows = np.stack([mos, -mos, noisy(thinned, repeat), talker])
         return rows[:, talker == int(own[1])]
 
-    def both(predicted):
-        result = moemos.metrics(predicted, mos, system)
-        return [result["utterance"]["LCC"], result["system"]["LCC"]]
-
     in_this_process(monkeypatch, straight_line)
     monkeypatch.setattr(straight_line, "one_talker", predict)
+    monkeypatch.setattr(evaluate, "RESAMPLES", 10)
+    monkeypatch.chdir(tmp_path)
     straight_line.folds_by_talker(talkers, "cache")
-    first, _, *rows = capsys.readouterr().out.splitlines()
+    first = capsys.readouterr().out.splitlines()[0]
     assert first.endswith("talkers: 25 clips, 4 folds by talker, mean of 3")
-    cells = [[float(word) for word in row[36:].replace("/", " ").split()] for row in rows]
-    by_hand = [np.mean([both(noisy(thinned, repeat)) for repeat in range(3)], axis=0)
-               for thinned in (1, 2, 4)]
-    expected = [[1] * 6, [-1] * 6, np.concatenate(by_hand), both(talker) * 3]
-    np.testing.assert_allclose(cells, expected, atol=6e-4)
-    assert [row[:36].strip() for row in rows] == [
-        "the head", "ridge on all statistics", "ridge on the static ones", "condition's mean"]
+    tables = json.loads(Path("runs/straight_line/talkers.json").read_text())["tables"]
+    place = np.argsort(talker, kind="stable")  # talker after talker, as they are resampled
+    right = mos[place], [system[i] for i in place]
+    for metric, column in (("utterance LCC", 1), ("system LCC", 5)):
+        for i, thinned in enumerate((1, 2, 4)):
+            noise = [noisy(thinned, repeat)[place] for repeat in range(3)]
+            found = [evaluate.eight(moemos.metrics(row, *right))[column] for row in noise]
+            by_talker = evaluate.eight(moemos.metrics(talker, mos, system))[column]
+            means = {name: values[i][0] for name, values in tables[metric]["means"].items()}
+            assert means == pytest.approx({
+                "the head": 1, "ridge on all statistics": -1,
+                "ridge on the static ones": np.mean(found), "condition's mean": by_talker})
+            less = tables[metric]["differences"]
+            assert less["head less ridge on all statistics"][i] == pytest.approx([2, 2, 2])
+            drawn = [evaluate.resample(mos[place], *right) - evaluate.resample(row, *right)
+                     for row in noise]
+            bounds = evaluate.interval(np.mean(drawn, axis=0))[:, column]
+            assert less["head less ridge on the static ones"][i] == pytest.approx(
+                compare.joined(1 - np.array(found), bounds))
+
+
+def test_a_table_is_printed_from_what_is_stored(tmp_path, capsys):
+    tables = {"MSE": {"means": {"ridge": [[1.2345, 1, 2], [nan, nan, nan]]},
+                      "differences": {"a less b": [[0.1, -0.05, 0.25], [0.1, nan, nan]]}}}
+    straight_line.report({"columns": ["all", "half"], "tables": tables}, tmp_path / "table.json")
+    *printed, last = capsys.readouterr().out.splitlines()
+    assert [" ".join(line.split()) for line in printed] == [
+        "MSE all half", "ridge 1.234 -", "a less b +.100 [-.050, +.250] -"]
+    assert [line.index(word) for line, word in zip(printed, ("half", "-", "-"))] == [62, 62, 45]
+    assert last == f"wrote {tmp_path / 'table.json'}"
+    straight_line.show(json.loads((tmp_path / "table.json").read_text()))
+    assert capsys.readouterr().out.splitlines() == printed
 
 
 def test_the_command_line_chooses_corpora_or_talkers_and_refuses_two(

@@ -10,9 +10,8 @@ import data
 import evaluate
 import moemos
 import train
-from studies import curves, unheard
+from studies import compare, curves, fusion, unheard
 from studies.choose import fold_of
-from studies.compare import with_interval
 from studies.straight_line import condition_means
 from studies.test_choose import (  # noqa: F401 - fixtures
     in_this_process,
@@ -52,18 +51,19 @@ def test_what_is_left_out_is_never_learned_from_and_all_of_it_is_predicted(
     for i, name in enumerate(names):
         own = (groups == name) & tested
         rest = (groups != name) & training
-        for (who, rows, new, others), expected in zip(seen[2 * i:2 * i + 2], ("head", "ridge")):
-            assert who == expected
+        calls = seen[3 * i:3 * i + 3]
+        assert [who for who, *_ in calls] == ["head", "head", "ridge"]
+        for _, rows, new, _ in calls:
             np.testing.assert_array_equal(rows, rest)
             np.testing.assert_array_equal(new, own)
-            if who == "head":
-                assert others == (5,)
-            else:
-                np.testing.assert_array_equal(others[0], groups)
-        assert (found[0, own] == 2 * i + 1).all()
-        assert (found[1, own] == 2 * i + 2).all()
-        mean = np.nanmean([clip.mos for clip, row in zip(corpus.clips, rest) if row])
-        assert found[2, own] == pytest.approx(mean)
+        head, without, ridge = (others for *_, others in calls)
+        assert head == (5,)
+        assert without == (5, fusion.build_separate_heads)
+        np.testing.assert_array_equal(ridge[0], groups)
+        for j in range(3):
+            assert (found[j, own] == 3 * i + j + 1).all()
+        known = [clip for clip, row in zip(corpus.clips, rest) if row and clip.ratings]
+        assert found[3, own] == pytest.approx(np.mean([clip.mos for clip in known]))
     assert np.isnan(found[:, ~tested]).all()
     assert rest[rows_of(corpus, system="x")].all()  # clips without MOS are learned from
 
@@ -107,84 +107,157 @@ def test_the_head_is_the_default_of_a_seed_and_ridge_has_folds_of_what_is_left_o
     assert len(x_new) == new.sum()
 
 
-def test_a_jobs_numbers_are_those_of_its_columns(small, tmp_path, learned):
-    left_out, none = unheard.one_job(tmp_path, (small, "system", 0, False))
-    assert none is None
-    assert np.isnan(left_out[2, 1:]).all()  # a constant's correlations mean nothing
-    found, _ = unheard.one_job(tmp_path, (small, "", 0, False))
+def test_where_nothing_is_left_out_all_training_clips_teach(small, tmp_path, monkeypatch):
     corpus = unheard.load(small, tmp_path)
     training, tested = unheard.splits_of(corpus, False)
-    said = unheard.nothing_left_out(corpus, 0, training, tested)[:, tested]
+    seen = []
+
+    def predict(own, rows, new, *others):
+        seen.append((rows, new, others))
+        return np.arange(new.sum())
+    monkeypatch.setattr(unheard, "by_head", predict)
+    monkeypatch.setattr(unheard, "by_ridge", predict)
+    found = unheard.leave_out(corpus, "nothing", 5, training, tested)
+    head, _, ridge = seen
+    for rows, new, _ in seen:
+        np.testing.assert_array_equal(rows, training)
+        np.testing.assert_array_equal(new, tested)
+    assert head[2] == (5,)
+    np.testing.assert_array_equal(ridge[2][0], fold_of(corpus.clips, evaluate.FOLDS))
     clips = [clip for clip, row in zip(corpus.clips, tested) if row]
     known = [clip for clip, row in zip(corpus.clips, training) if row and clip.ratings]
-    assert said[2] == pytest.approx(condition_means(known, clips))
-    true = np.array([clip.mos for clip in clips])
-    system = [clip.system for clip in clips]
-    for own, numbers in zip(said, found):
-        result = moemos.metrics(own, true, system)
-        expected = [result["utterance"]["MSE"], result["utterance"]["LCC"],
-                    evaluate.lcc_within_systems(own, true, system), result["system"]["LCC"]]
-        assert numbers == pytest.approx(expected, nan_ok=True, rel=1e-5)
+    assert found[3, tested] == pytest.approx(condition_means(known, clips))
 
 
-def test_of_a_whole_corpus_head_and_ridge_are_resampled_in_pairs(
-        talkers, tmp_path, monkeypatch, learned):
-    monkeypatch.setattr(evaluate, "RESAMPLES", 5)
-    said = {}
+def rated(mos, model, system=""):
+    return data.Clip("", None, "test", system or model, model, {"r": mos})
 
-    def record(name, predict):
-        def call_it(*given):
-            said.setdefault(name, []).append(predict(*given))
-            return said[name][-1]
-        return call_it
-    for name in ("by_head", "by_ridge"):
-        monkeypatch.setattr(unheard, name, record(name, getattr(unheard, name)))
-    _, resampled = unheard.one_job(tmp_path, (talkers, "system", 0, True))
-    corpus = unheard.load(talkers, tmp_path)
-    clips = sorted((clip for clip in corpus.clips if clip.ratings), key=lambda clip: clip.system)
+
+def test_the_methods_level_is_the_mean_error_of_each_squared():
+    clips = [rated(1.0, "nv"), rated(3.0, "nvSR"), rated(2.0, "tts"), rated(4.0, "tts"),
+             rated(5.0, "tts"), rated(5.0, "tts")]
+    predicted = np.array([1.5, 2.5, 3.0, 3.0, 5.0, 6.0])  # errors .5 -.5; 1 -1 0 1
+    mse, level, lcc, system_lcc = unheard.score(predicted, clips)
+    assert mse == pytest.approx((0.25 * 2 + 3) / 6)
+    assert level == pytest.approx((2 * 0 ** 2 + 4 * 0.25 ** 2) / 6)
     true, system = [clip.mos for clip in clips], [clip.system for clip in clips]
-    order = [i for i, _ in sorted(enumerate(c for c in corpus.clips if c.ratings),
-                                  key=lambda pair: pair[1].system)]
-    back = np.argsort(order)
-    head, ridge = (evaluate.resample(np.concatenate(said[name])[back], np.array(true)[back],
-                                     np.array(system)[back]) for name in ("by_head", "by_ridge"))
-    np.testing.assert_allclose(resampled, head - ridge, rtol=1e-4)
+    result = moemos.metrics(predicted, true, system)
+    assert lcc == pytest.approx(result["utterance"]["LCC"])
+    assert system_lcc == pytest.approx(result["system"]["LCC"])
 
 
-def test_tables_have_the_means_and_students_interval_of_head_less_ridge(monkeypatch, capsys):
+def test_others_like_these_are_drawn_whole_and_count_as_often_as_drawn(monkeypatch):
+    """One group is wrong by the head, none by ridge: MSEs are means over drawn groups."""
+    monkeypatch.setattr(evaluate, "RESAMPLES", 300)
     rng = np.random.default_rng(0)
-    paths = ("runs/corpora/7", "runs/corpora/8")
-    found = {(path, what): rng.uniform(size=(3, 4))
-             for path in paths for what in (*unheard.LEFT_OUT, "")}
+    clips = [rated(mos, f"m{i % 4}", f"s{i % 8}") for i, mos in enumerate(rng.uniform(1, 5, 40))]
+    groups = np.array([clip.model for clip in clips])
+    true = np.array([clip.mos for clip in clips])
+    head = true + 0.5 * (groups == "m0")  # ten clips, two systems
+    said = np.stack([head, true + 1, true, true])  # head, without classes, ridge, condition's mean
+    resampled = unheard.of_others(said, clips, groups)
+    np.testing.assert_allclose(resampled[:, 1, 0], 1)  # without classes less ridge
+    np.testing.assert_allclose(resampled[:, 2, 0], resampled[:, 0, 0] - 1)
+    less = resampled[:, 0]
+    drawn = np.rint(less[:, 0] / 0.25 * 4)  # how often m0 is among the four
+    np.testing.assert_allclose(less[:, 0], 0.25 * drawn / 4, atol=1e-9)
+    np.testing.assert_allclose(less[:, 1], less[:, 0], atol=1e-9)  # all of it level
+    assert np.mean(drawn) == pytest.approx(1, abs=0.15)
+    assert set(drawn) == {0, 1, 2, 3, 4} or set(drawn) == {0, 1, 2, 3}
+    twice = [rated(clip.mos, "m0", f"{time} {clip.system}") for time in range(2)
+             for clip in clips if clip.model == "m0"]
+    once = [clip for clip in clips if clip.model != "m0"]
+    assert len({clip.system for clip in twice}) == 4
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: FixedDraws([[0, 0, 1, 2]]))
+    monkeypatch.setattr(evaluate, "RESAMPLES", 1)
+    (found,) = unheard.of_others(said, clips, groups)
+    kept = [clip for clip in once if clip.model in ("m1", "m2")]
+    wrong = np.array([clip.mos + 0.5 for clip in twice] + [clip.mos for clip in kept])
+    by_hand = (unheard.score(wrong, twice + kept)
+               - unheard.score(np.array([clip.mos for clip in twice + kept]), twice + kept))
+    np.testing.assert_allclose(found[0], by_hand, atol=1e-9)
+
+
+class FixedDraws:
+    def __init__(self, draws):
+        self.draws = iter(draws)
+
+    def integers(self, n, size):
+        return np.array(next(self.draws))
+
+
+def test_a_jobs_numbers_are_those_of_its_columns(talkers, small, tmp_path, learned, monkeypatch):
+    left_out, none = unheard.one_job(tmp_path, (small, "system", 0, False))
+    assert none is None
+    assert np.isnan(left_out[3, 2:]).all()  # a constant's correlations mean nothing
+    assert np.isfinite(left_out[3, :2]).all()
+    found, none = unheard.one_job(tmp_path, (small, "nothing", 0, False))
+    assert none is None
+    corpus = unheard.load(small, tmp_path)
+    training, tested = unheard.splits_of(corpus, False)
+    said = unheard.leave_out(corpus, "nothing", 0, training, tested)[:, tested]
+    clips = [clip for clip, row in zip(corpus.clips, tested) if row]
+    for own, numbers in zip(said, found):
+        assert numbers == pytest.approx(unheard.score(own, clips), nan_ok=True, rel=1e-5)
+    seen = []
+    monkeypatch.setattr(unheard, "of_others", lambda *given: seen.extend(given) or "drawn")
+    found, drawn = unheard.one_job(tmp_path, (talkers, "system", 0, True))
+    said, clips, groups = seen
+    assert drawn == "drawn"
+    assert groups.tolist() == [clip.system for clip in clips]
+    for own, numbers in zip(said[:3], found):
+        assert numbers == pytest.approx(unheard.score(own, clips), nan_ok=True)
+
+
+def test_tables_have_the_means_and_students_intervals(monkeypatch, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    paths = ("runs/corpora/7", "runs/corpora/8", "runs/corpora/9")
+    found = {(path, what): rng.uniform(size=(4, 4))
+             for path in paths for what in (*unheard.LEFT_OUT, "nothing")}
     in_this_process(monkeypatch, unheard)
-    monkeypatch.setattr(unheard, "CORPORA", (7, 8))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(unheard, "CORPORA", (7, 8, 9))
     monkeypatch.setattr(unheard, "prepare", lambda seed: None)
     monkeypatch.setattr(unheard, "one_job", lambda cache, job: (found[job[0], job[1]], None))
     unheard.simulated("cache")
-    lines = capsys.readouterr().out.splitlines()[1:]
-    for i, what in enumerate((*unheard.LEFT_OUT, "")):
-        own = np.array([found[path, what] for path in paths])
-        first, *rows, interval = lines[5 * i:5 * i + 5]
-        assert first.startswith(f"{what or 'nothing'} left out")
-        for row, values in zip(rows, own.mean(0), strict=True):
-            assert [float(word) for word in row.split()[-4:]] == pytest.approx(values, abs=6e-4)
-        expected = []
-        for column in (own[:, 0] - own[:, 1]).T:
-            low, high = scipy.stats.t.interval(0.95, 1, column.mean(), scipy.stats.sem(column))
-            expected.append(with_interval(column.mean(), low, high))
-        assert " ".join(interval.split()[5:]) == " ".join(expected)
-    assert "condition's mean" in lines[18]
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 4 * 9
+    result = json.loads((tmp_path / "runs/unheard/simulated.json").read_text())
+    assert result["columns"] == [*unheard.LEFT_OUT, "nothing"]
+    assert tuple(result["tables"]) == unheard.COLUMNS
+
+    def expected(values):
+        return [np.mean(values),
+                *scipy.stats.t.interval(0.95, 2, np.mean(values), scipy.stats.sem(values))]
+    for i, table in enumerate(result["tables"].values()):
+        for k, what in enumerate(result["columns"]):
+            own = np.array([found[path, what][:, i] for path in paths])
+            heard = np.array([found[path, "nothing"][:, i] for path in paths])
+            for j, name in enumerate(unheard.PREDICTORS):
+                assert table["means"][name][k] == pytest.approx(expected(own[:, j]))
+            less = {name: values[k] for name, values in table["differences"].items()}
+            assert less["head less ridge"] == pytest.approx(expected(own[:, 0] - own[:, 2]))
+            assert less["without classes less ridge"] == pytest.approx(
+                expected(own[:, 1] - own[:, 2]))
+            assert less["head less without classes"] == pytest.approx(
+                expected(own[:, 0] - own[:, 1]))
+            lost = less["head less nothing left out"]
+            if what == "nothing":
+                assert lost == [None] * 3
+            else:
+                assert lost == pytest.approx(expected(own[:, 0] - heard[:, 0]))
 
 
-def test_another_corpus_has_a_table_of_each_level_that_it_has(
+def test_another_corpus_has_a_column_of_each_level_that_it_has(
         talkers, monkeypatch, tmp_path, capsys):
     in_this_process(monkeypatch, unheard)
+    monkeypatch.chdir(tmp_path)
     done = []
+    drawn = np.arange(101)[:, None] / 50 * 10.0 ** -np.arange(12)  # of each number its own
+    drawn = drawn.reshape(101, 3, 4)
 
     def one_job(cache, job):
         done.append(job)
-        resampled = np.arange(101)[:, None] * 10.0 ** -np.arange(8)  # of each number its own
-        return np.full((3, 4), job[2]), resampled
+        return np.arange(16).reshape(4, 4) * job[2] ** 2, drawn
     monkeypatch.setattr(unheard, "one_job", one_job)
     rows = (talkers / "ratings.csv").read_text().replace("split,system", "split,model,system")
     for i in range(3):
@@ -195,11 +268,19 @@ def test_another_corpus_has_a_table_of_each_level_that_it_has(
         assert call(monkeypatch, unheard, "--data", path, "--cache", tmp_path) == 0
         assert done == [(str(path), "system", seed, True) for seed in range(3)]
         done.clear()
-    _, first, head, *_, interval = capsys.readouterr().out.splitlines()
-    assert first.startswith("system left out")
-    assert head.split()[-4:] == ["1.000"] * 4  # the mean of seeds 0, 1 and 2
-    assert " ".join(interval.split()[5:]) == (
-        "+.000 [+2.500, +97.500] +.000 [+.250, +9.750] - +.000 [+.000, +.001]")
+        assert "left out:" in capsys.readouterr().out
+        result = json.loads((tmp_path / f"runs/unheard/{path.name}.json").read_text())
+        assert result["columns"] == ["system"]
+        for i, table in enumerate(result["tables"].values()):
+            head, ridge = (5 / 3 * (i + 4 * j) for j in (0, 2))  # of seeds 0, 1, 2: 0, 1, 4 times
+            assert table["means"]["the head"][0][0] == pytest.approx(head)
+            assert table["means"]["ridge"][0][0] == pytest.approx(ridge)
+            for j, (name, less) in enumerate((("head less ridge", -8.0),
+                                              ("without classes less ridge", -4.0),
+                                              ("head less without classes", -4.0))):
+                bounds = np.quantile(drawn[:, j, i], (0.025, 0.975))
+                assert table["differences"][name][0] == pytest.approx(
+                    compare.joined(less * np.array([0, 1, 4]), bounds))
     assert call(monkeypatch, unheard, "--data", talkers / "few.csv", "--cache", tmp_path) == 2
     assert "few.csv: fewer than three of a synthesis model" in capsys.readouterr().err
 
@@ -242,7 +323,7 @@ def test_a_curves_predictors_learn_from_what_is_kept(small, tmp_path, monkeypatc
     assert found[2] == pytest.approx([1, 1])  # here a condition has one MOS
 
 
-def test_curves_are_printed_and_written_with_paired_intervals(monkeypatch, tmp_path, capsys):
+def test_curves_are_written_with_paired_intervals(monkeypatch, tmp_path, capsys):
     rng = np.random.default_rng(0)
     numbers = {(seed, k): rng.uniform(size=(3, 2)) for seed in (7, 8) for k in curves.K}
     in_this_process(monkeypatch, curves)
@@ -251,21 +332,15 @@ def test_curves_are_printed_and_written_with_paired_intervals(monkeypatch, tmp_p
     monkeypatch.setattr(curves, "prepare", lambda seed: None)
     monkeypatch.setattr(curves, "one_job", lambda cache, job: numbers[job])
     assert call(monkeypatch, curves) == 0
-    lines = capsys.readouterr().out.splitlines()
+    assert capsys.readouterr().out.splitlines()[-1] == f"wrote {curves.PATH}"
     written = json.loads((tmp_path / curves.PATH).read_text())
-    assert written["k"] == [2, 5, 10, 20]
+    assert written["columns"] == ["k = 2", "k = 5", "k = 10", "k = 20"]
     for i, metric in enumerate(("utterance LCC", "system LCC")):
-        _, *rows = lines[6 * i:6 * i + 6]
-        for j, name in enumerate(curves.PREDICTORS):
-            means = [np.mean([numbers[seed, k][j, i] for seed in (7, 8)]) for k in curves.K]
-            assert [float(word) for word in rows[j].split()[-4:]] == pytest.approx(means, abs=6e-4)
-            assert [values[0] for values in written[metric][name]] == pytest.approx(means)
-        for j in (1, 2):
-            own = [[numbers[seed, k][0, i] - numbers[seed, k][j, i] for seed in (7, 8)]
-                   for k in curves.K]
-            expected = ""
-            for values in own:
-                low, high = scipy.stats.t.interval(0.95, 1, np.mean(values),
-                                                   scipy.stats.sem(values))
-                expected += f" {with_interval(np.mean(values), low, high)}"
-            assert " ".join(rows[2 + j].split()).endswith(expected)
+        means, differences = written["tables"][metric].values()
+        for place, k in enumerate(curves.K):
+            own = np.array([numbers[seed, k][:, i] for seed in (7, 8)])
+            for j, name in enumerate(curves.PREDICTORS):
+                assert means[name][place] == pytest.approx(compare.student(own[:, j]))
+            for j in (1, 2):
+                less = differences[f"head less {curves.PREDICTORS[j]}"]
+                assert less[place] == pytest.approx(compare.student(own[:, 0] - own[:, j]))

@@ -5,41 +5,51 @@
 
 Each method in turn, with and without super-resolution (SR), is left out of the training clips, and
 its test clips are predicted; then likewise each synthesis model, whose sound the model with or
-without SR may have taught; then each system, whose model may be known at another sampling rate. The
-predictions of all that were left out, of one corpus, are scored together, so each has an intercept
-of its own, and their LCC is lower than within one model's. Beside the head: ridge, with its
-strength from folds by what is left out; the mean training MOS, which is all that the condition's
-mean has to say here; and head, ridge (folds by sentence) and the condition's mean where nothing was
-left out. Intervals are Student's over corpora, which all have the same methods.
+without SR may have taught; then each system, whose model may be known at another sampling rate; and
+then nothing. The predictions of all that were left out, of one corpus, are scored together, so each
+has an intercept of its own, and their LCC is lower than within one model's. Beside the head: the
+head without class probabilities, studies.fusion's "MOS head reads y alone"; ridge, with its
+strength from folds by what is left out, or by sentence; the condition's mean, which of a condition
+that was not heard is the mean of all. "Of it the methods' level": the part of the MSE that is the
+mean error of each method, squared. Intervals are Student's over corpora, for these methods and
+systems, as all corpora have the same.
 
 Of another corpus all rated clips but those of split dev are predicted, its split ignored otherwise;
-numbers are means of SEEDS seeds, and the interval is the paired bootstrap's: other clips, or at
-system level other systems.
+numbers are means of SEEDS seeds. Intervals are the paired bootstrap's over what was left out, drawn
+whole, joined with Student's over the seeds: for others like these. Tables go to runs/unheard/ too,
+for studies.figures --curves.
 """
 
 import argparse
 import functools
+import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 import data
 import evaluate
 from data import InputError
+from studies import fusion
 from studies.choose import fold_of, numbers, prepare
-from studies.compare import student, with_interval
+from studies.compare import joined, student
 from studies.experiments import worker_pool
-from studies.straight_line import by_head, by_ridge, condition_means, load
+from studies.straight_line import by_head, by_ridge, condition_means, load, report
 
 CORPORA = range(210, 220)  # seeds; no other study but curves uses these
 SEEDS = 3                  # of another corpus
-COLUMNS = ("utterance MSE", "utterance LCC", "LCC within a system", "system LCC")  # of numbers()
-ROWS = ("the head", "ridge", "mean of training MOS")
+COLUMNS = ("utterance MSE", "of it the methods' level", "utterance LCC", "system LCC")
+PREDICTORS = ("the head", "head without classes", "ridge", "condition's mean")
+HEAD, WITHOUT, RIDGE, MEAN = range(4)
+DIFFERENCES = {"head less ridge": (HEAD, RIDGE), "without classes less ridge": (WITHOUT, RIDGE),
+               "head less without classes": (HEAD, WITHOUT)}
+NONE = [math.nan] * 3      # of no mean, no interval
 LEFT_OUT = {  # what: the group of a clip
     "method": lambda clip: clip.model.removesuffix("SR"),
     "synthesis model": lambda clip: clip.model,
     "system": lambda clip: clip.system,
 }
-PLACES = ((0, 0), (1, 1), (3, 5))  # of a column, and of the same among the eight numbers
 
 
 # -- Leave one out ---------------------------------------------------------------------------------
@@ -54,85 +64,101 @@ def splits_of(corpus, whole):
     return training, ~training & rated
 
 
+def groups_left_out(clips, what):
+    """(clips,) str; "nothing" has one group, whose clips are all to be predicted."""
+    return np.array([LEFT_OUT[what](clip) if what in LEFT_OUT else "" for clip in clips])
+
+
 def leave_out(corpus, what, seed, training, tested):
-    """Each group of LEFT_OUT in turn -> (3, clips): ROWS, NaN where not tested."""
-    groups = np.array([LEFT_OUT[what](clip) for clip in corpus.clips])
-    mos = corpus.tensors.mos.double().numpy()
-    said = np.full((3, len(groups)), np.nan)
+    """Each group in turn -> (4, clips): PREDICTORS, NaN where not tested."""
+    clips, groups = corpus.clips, groups_left_out(corpus.clips, what)
+    said = np.full((4, len(clips)), np.nan)
     for name in np.unique(groups[tested]):
         rows, new = training & (groups != name), tested & (groups == name)
-        said[0, new] = by_head(corpus, rows, new, seed)
-        said[1, new] = by_ridge(corpus, rows, new, groups)
-        said[2, new] = np.nanmean(mos[rows])
+        fold = groups
+        if what == "nothing":
+            rows, fold = training, fold_of(clips, evaluate.FOLDS)
+        known = [clip for clip, row in zip(clips, rows) if row and clip.ratings]
+        said[HEAD, new] = by_head(corpus, rows, new, seed)
+        said[WITHOUT, new] = by_head(corpus, rows, new, seed, fusion.build_separate_heads)
+        said[RIDGE, new] = by_ridge(corpus, rows, new, fold)
+        said[MEAN, new] = condition_means(known, [clip for clip, row in zip(clips, new) if row])
     return said
 
 
-def nothing_left_out(corpus, seed, training, tested):
-    """The same of all training clips: head, ridge, the condition's mean."""
-    known = [clip for clip, row in zip(corpus.clips, training) if row and clip.ratings]
-    new = [clip for clip, row in zip(corpus.clips, tested) if row]
-    said = np.full((3, len(corpus.clips)), np.nan)
-    said[0, tested] = by_head(corpus, training, tested, seed)
-    said[1, tested] = by_ridge(corpus, training, tested, fold_of(corpus.clips, evaluate.FOLDS))
-    said[2, tested] = condition_means(known, new)
-    return said
+def score(predicted, clips):
+    """-> (4,): COLUMNS."""
+    error, lcc, _, system_lcc = numbers(predicted, clips)
+    method = groups_left_out(clips, "method")
+    errors = predicted - np.array([clip.mos for clip in clips])
+    level = sum(errors[method == name].mean() ** 2 * (method == name).mean()
+                for name in np.unique(method))
+    return np.array([error, level, lcc, system_lcc])
+
+
+def of_others(said, clips, groups):
+    """(RESAMPLES, 3, 4): DIFFERENCES of COLUMNS between rows of said, of groups drawn whole, with
+    replacement. A system of a group that is drawn twice counts twice."""
+    members = [np.flatnonzero(groups == name) for name in np.unique(groups)]
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(evaluate.RESAMPLES):
+        rows, drawn = [], []
+        for time, group in enumerate(rng.integers(len(members), size=len(members))):
+            rows += members[group].tolist()
+            drawn += [replace(clips[i], system=f"{time} {clips[i].system}")
+                      for i in members[group]]
+        scores = [score(own[rows], drawn) for own in said[:MEAN]]
+        found.append([scores[one] - scores[other] for one, other in DIFFERENCES.values()])
+    return np.array(found)
 
 
 def one_job(cache, job):
-    """(path, what is left out or "", seed, whole) -> (3, 4) COLUMNS of each predictor; and where
-    whole, (RESAMPLES, 8) of the eight numbers of head less ridge, else None."""
+    """(path, what is left out, seed, whole) -> (4, 4) COLUMNS of each of PREDICTORS; and where
+    whole, of_others(), else None."""
     path, what, seed, whole = job
     corpus = load(path, cache)
     training, tested = splits_of(corpus, whole)
-    if what:
-        said = leave_out(corpus, what, seed, training, tested)[:, tested]
-    else:
-        said = nothing_left_out(corpus, seed, training, tested)[:, tested]
+    said = leave_out(corpus, what, seed, training, tested)[:, tested]
     clips = [clip for clip, row in zip(corpus.clips, tested) if row]
-    found = np.array([numbers(own, clips) for own in said])
-    if what:
-        found[2, 1:] = np.nan  # of a constant a group, which is lower where the group is better
+    found = np.array([score(own, clips) for own in said])
+    if what != "nothing":
+        found[MEAN, 2:] = np.nan  # of a constant a group, which is lower where the group is better
     if not whole:
         return found, None
-    true, system = [clip.mos for clip in clips], [clip.system for clip in clips]
-    head, ridge = (evaluate.resample(own, true, system) for own in said[:2])
-    return found, head - ridge
+    return found, of_others(said, clips, groups_left_out(clips, what))
 
 
 # -- Tables ----------------------------------------------------------------------------------------
 
-def show(title, found, rows, bounds):
-    """found: (repeats, 3, 4). bounds: (2, 4), of the mean of head less ridge."""
-    print(f"{title + ' left out':26}" + "".join(f"{column:24}" for column in COLUMNS).rstrip())
-    for name, values in zip(rows, found.mean(0)):
-        cells = [f"{value:<24.3f}" if np.isfinite(value) else f"{'-':24}" for value in values]
-        print(f"  {name:24}{''.join(cells)}".rstrip())
-    less = (found[:, 0] - found[:, 1]).mean(0)
-    cells = [with_interval(*values) if np.isfinite(values).all() else "-"
-             for values in zip(less, *bounds)]
-    cells = "".join(f"{cell:24}" for cell in cells)
-    print(f"  {'head less ridge, 95 %':24}{cells}".rstrip())
-
-
 def simulated(cache):
     paths = [f"runs/corpora/{seed}" for seed in CORPORA]
-    jobs = [(path, what, 0, False) for what in (*LEFT_OUT, "") for path in paths]
+    columns = [*LEFT_OUT, "nothing"]
+    jobs = [(path, what, 0, False) for what in columns for path in paths]
     with worker_pool(len(jobs)) as pool:
         list(pool.map(prepare, CORPORA))
         found = np.array([own for own, _ in pool.map(functools.partial(one_job, cache), jobs)])
-    found = found.reshape(len(LEFT_OUT) + 1, len(paths), 3, 4)
-    print(f"simulated corpora {CORPORA[0]} to {CORPORA[-1]}, means")
-    for what, own in zip((*LEFT_OUT, ""), found):
-        _, low, high = student(own[:, 0] - own[:, 1])
-        rows = ROWS if what else (*ROWS[:2], "condition's mean")
-        show(what or "nothing", own, rows, (low, high))
+    found = found.reshape(len(columns), len(paths), len(PREDICTORS), len(COLUMNS))
+    tables = {}
+    for i, column in enumerate(COLUMNS):
+        own = found[..., i]                                                 # (what, corpora, 4)
+        means = {name: [student(values).tolist() for values in own[:, :, j]]
+                 for j, name in enumerate(PREDICTORS)}
+        differences = {name: [student(values).tolist()
+                              for values in own[:, :, one] - own[:, :, other]]
+                       for name, (one, other) in DIFFERENCES.items()}
+        lost = [student(values).tolist() for values in own[:-1, :, HEAD] - own[-1, :, HEAD]]
+        differences["head less nothing left out"] = [*lost, NONE]
+        tables[column] = {"means": means, "differences": differences}
+    print(f"simulated corpora {CORPORA[0]} to {CORPORA[-1]}, means; left out:")
+    report({"columns": columns, "tables": tables}, "runs/unheard/simulated.json")
 
 
 def of_corpus(path, cache):
     rated = [clip for clip in data.read_manifest(path) if clip.ratings and clip.split != "dev"]
     levels = {}  # groups: what, without what has the groups of another
-    for what, group in LEFT_OUT.items():
-        _, groups = np.unique([group(clip) for clip in rated], return_inverse=True)
+    for what in LEFT_OUT:
+        _, groups = np.unique(groups_left_out(rated, what), return_inverse=True)
         levels[tuple(groups.tolist())] = what
     for groups, what in levels.items():
         if len(set(groups)) < 3:
@@ -140,14 +166,23 @@ def of_corpus(path, cache):
                              "from the others, and ridge needs two of those")
     jobs = [(path, what, seed, True) for what in levels.values() for seed in range(SEEDS)]
     with worker_pool(len(jobs)) as pool:
-        found = list(pool.map(functools.partial(one_job, cache), jobs))
-    print(f"{path}: each predicted from the others, means of {SEEDS} seeds")
-    for i, what in enumerate(levels.values()):
-        own, resampled = zip(*found[i * SEEDS:(i + 1) * SEEDS])
-        bounds = np.full((2, 4), np.nan)  # none of LCC within a system
-        for column, place in PLACES:
-            bounds[:, column] = evaluate.interval(np.mean(resampled, axis=0))[:, place]
-        show(what, np.array(own), ROWS, bounds)
+        found, resampled = zip(*pool.map(functools.partial(one_job, cache), jobs))
+    found = np.reshape(found, (len(levels), SEEDS, len(PREDICTORS), len(COLUMNS)))
+    resampled = np.reshape(resampled, (len(levels), SEEDS, -1, len(DIFFERENCES), len(COLUMNS)))
+    resampled = resampled.mean(1)                                           # (what, R, 3, 4)
+    tables = {}
+    for i, column in enumerate(COLUMNS):
+        means = {name: [[mean, *NONE[1:]] for mean in found[:, :, j, i].mean(1)]
+                 for j, name in enumerate(PREDICTORS)}
+        differences = {}
+        for j, (name, (one, other)) in enumerate(DIFFERENCES.items()):
+            less = found[:, :, one, i] - found[:, :, other, i]              # (what, seeds)
+            bounds = [evaluate.interval(drawn[:, j])[:, i] for drawn in resampled]
+            differences[name] = [joined(*own).tolist() for own in zip(less, bounds)]
+        tables[column] = {"means": means, "differences": differences}
+    print(f"{path}: each predicted from the others, means of {SEEDS} seeds; left out:")
+    report({"columns": list(levels.values()), "tables": tables},
+           f"runs/unheard/{Path(path).resolve().name}.json")
 
 
 def main():
