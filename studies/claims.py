@@ -39,7 +39,7 @@ COMPARED = (("utterance", "MSE"), *YARDSTICKS)  # in one family
 
 def seeds_needed(deviation, difference, most=1000):
     """The least n >= 2 pairs, whose differences have that standard deviation, with which Student's
-    95 % interval of a true `difference` excludes 0 in 80 of 100 cases:
+    95 % interval of a true `difference` excludes 0 in about 80 of 100 cases (of two pairs 73):
 
         (t(.975, n - 1) + t(.8, n - 1)) deviation / sqrt(n) <= difference
 
@@ -53,7 +53,7 @@ def seeds_needed(deviation, difference, most=1000):
 
 def read_comparisons(on):
     """-> {"variant - other": its row of studies.compare}, of all experiments that were compared; a
-    comparison of two experiments is one. Raises InputError."""
+    comparison that two of them share counts once. Raises InputError."""
     panels = {variant.name: variant.panel or OWN_PANEL
               for experiment in EXPERIMENTS.values() for variant in experiment.variants}
     found = {}
@@ -71,7 +71,7 @@ def read_comparisons(on):
                 eight(row["sd_of_pairs"])
                 if panels.get(own) == panels.get(other):
                     found.setdefault(f"{own} - {other}", row)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, IndexError) as error:
             raise InputError(f"{path}: is damaged or of another version ({data.first_line(error)});"
                              f" python -m studies.compare --experiment {name}") from None
     if not found:

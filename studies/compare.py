@@ -173,16 +173,16 @@ def corpora_of_their_own(pairs):
 
 def p_value(mean, error, freedom):
     """Two-sided p of a mean with that standard error, of Student's t or, freedom inf, the normal
-    distribution; 1 where nothing differs at all. Arrays."""
+    distribution; 1 where nothing differs, or nothing is known. Arrays."""
     t = np.divide(np.abs(mean), error, out=np.zeros_like(mean), where=error > 0)
     t = np.where((error <= 0) & (mean != 0), math.inf, t)
     return 2 * (ndtr(-t) if math.isinf(freedom) else stdtr(freedom, -t))
 
 
 def holm(p):
-    """(m,) p-values -> (m,) adjusted by Holm: those below .05 may be claimed together, with a
-    chance of 5 % that any of them is none. The i-th smallest, from 0, counts m - i times, and none
-    less than one before it."""
+    """(m,) p-values -> (m,) adjusted by Holm: all below .05 may be claimed, with a chance of at
+    most 5 % that even one of these claims is false. The i-th smallest, from 0, counts m - i times,
+    and none less than one before it."""
     p = np.asarray(p, float)
     adjusted = np.empty(len(p))
     least = 0.0

@@ -17,7 +17,6 @@ import numpy as np
 import data
 import evaluate
 from studies.choose import fold_of, prepare
-from studies.compare import student
 from studies.experiments import worker_pool
 from studies.straight_line import (
     by_head,
@@ -27,7 +26,7 @@ from studies.straight_line import (
     load,
     report,
 )
-from studies.unheard import CORPORA, splits_of
+from studies.unheard import CORPORA, over_corpora, splits_of
 
 K = (2, 5, 10, 20)
 PREDICTORS = ("the head", "ridge", "condition's mean")
@@ -57,7 +56,8 @@ def one_job(cache, job):
     fold = fold_of(corpus.clips, evaluate.FOLDS)  # by sentence
     said = [by_head(corpus, rows, tested), by_ridge(corpus, rows, tested, fold),
             condition_means(known, new)]
-    return np.array([correlations(own, new)[list(METRICS.values())] for own in said])
+    places = list(METRICS.values())
+    return np.array([correlations(own, new)[places] for own in said])
 
 
 def curves(cache):
@@ -68,10 +68,9 @@ def curves(cache):
     found = found.reshape(len(K), len(CORPORA), len(PREDICTORS), len(METRICS))
     tables = {}
     for i, metric in enumerate(METRICS):
-        means = {name: [student(own).tolist() for own in found[:, :, j, i]]
-                 for j, name in enumerate(PREDICTORS)}
-        differences = {f"head less {name}": [student(own).tolist()
-                                             for own in found[:, :, 0, i] - found[:, :, j, i]]
+        own = found[..., i]                                                 # (K, corpora, 3)
+        means = {name: over_corpora(own[:, :, j]) for j, name in enumerate(PREDICTORS)}
+        differences = {f"head less {name}": over_corpora(own[:, :, 0] - own[:, :, j])
                        for j, name in enumerate(PREDICTORS) if j > 0}
         tables[metric] = {"means": means, "differences": differences}
     report({"columns": [f"k = {k}" for k in K], "tables": tables}, PATH)

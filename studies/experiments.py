@@ -161,9 +161,14 @@ def root_of(base, by_talker):
     """The folder of the runs."""
     if base.data == train.Config.data:
         return f"{ROOT}/{SIMULATED}"
-    path = Path(base.data).resolve()
-    name = path.parent.name if path.is_file() else path.name
+    name = name_of(base.data)
     return f"{ROOT}/{name}_by_talker" if by_talker else f"{ROOT}/{name}"
+
+
+def name_of(corpus):
+    """The name of a corpus's folder."""
+    path = Path(corpus).resolve()
+    return path.parent.name if path.is_file() else path.name
 
 
 def plan_runs(name, seeds, base, talkers=()):

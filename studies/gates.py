@@ -63,7 +63,7 @@ def of_run(run, device=""):
     clips = [clip for clip in clips if clip.split == "test" and clip.ratings]
     data.check_clips(clips)  # of which each has its rate
     groups = 2 * len({clip.model for clip in clips}) + len({clip.rate for clip in clips})
-    if len(clips) < 2 * groups:
+    if len(clips) < 2 * max(groups, 1):
         raise InputError(f"{run}: {len(clips)} rated test clips are too few for {groups} groups, "
                          "two of each synthesis model and one of each rate; take a larger corpus")
     gates = evaluate.predict_clips(trained, clips).gates.double().numpy()

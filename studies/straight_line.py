@@ -5,8 +5,9 @@
 
 The ten were looked at after all settings were fixed. Ridge has its strength from folds by sentence,
 which is better for it than evaluate.py's folds by clip. The folds of --data are of all its rated
-clips, its split ignored; each talker, what stands behind the last _ of a file's name, is predicted
-from all, half and a quarter of the others' clips, less a tenth that is held out as in a run.
+clips but those of split dev, its split ignored otherwise; each talker, what stands behind the last
+_ of a file's name, is predicted from all, half and a quarter of the others' clips, less a tenth
+that is held out as in a run.
 Intervals are the paired bootstrap's, over clips and at system level over systems, joined with
 Student's over the repeats; so they are for these talkers. Tables go to runs/straight_line/ too, for
 studies.figures --curves.
@@ -16,7 +17,6 @@ import argparse
 import contextlib
 import functools
 import math
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +28,7 @@ import moemos
 import train
 from studies.choose import fold_of, learn, prepare
 from studies.compare import joined, student, with_interval
-from studies.experiments import group_of, groups_of, worker_pool
+from studies.experiments import group_of, groups_of, name_of, worker_pool
 
 SEEDS = range(200, 210)  # of the corpora; no other study uses these
 COLUMNS = ("utterance LCC", "system LCC", "system SRCC", "LCC within a system")
@@ -73,8 +73,8 @@ def load(path, cache):
 
 
 def by_head(corpus, rows, new, seed=0, build=train.build_model):
-    """MOS that the default head, or that of build, trained on some clips, says of others. rows,
-    new: (clips,) bool."""
+    """MOS of clips `new`, said by the default head, or build's, trained on clips `rows`: (clips,)
+    bool each."""
     config = train.Config(backbone="logmel", seed=seed)
     torch.manual_seed(seed)
     model = build(config, corpus.backbone, corpus.classes)
@@ -163,7 +163,7 @@ def one_talker(path, cache, talker, thinned, repeat):
 
 
 def folds_by_talker(corpus, cache):
-    clips = [clip for clip in data.read_manifest(corpus) if clip.ratings]
+    clips = [clip for clip in data.read_manifest(corpus) if clip.ratings and clip.split != "dev"]
     talkers = groups_of(clips, corpus)
     tested = [clip for talker in talkers for clip in clips if group_of(clip) == talker]
     jobs = [(talker, thinned, repeat) for thinned in THINNED for repeat in range(REPEATS)
@@ -175,7 +175,7 @@ def folds_by_talker(corpus, cache):
     print(f"{corpus}: {len(tested)} clips, {len(talkers)} folds by talker, mean of {REPEATS}")
     tables = tables_of_talkers(whole, tested)
     report({"columns": ["all", "half", "a quarter"], "tables": tables},
-           f"runs/straight_line/{Path(corpus).resolve().name}.json")
+           f"runs/straight_line/on_{name_of(corpus)}.json")
 
 
 def tables_of_talkers(whole, clips):
@@ -191,12 +191,11 @@ def tables_of_talkers(whole, clips):
         means, differences = {}, {}
         for j, name in enumerate(PREDICTORS):
             means[name] = [[mean, math.nan, math.nan] for mean in found[:, :, j, place].mean(1)]
-            if j == 0:
-                continue
+        for j, name in enumerate(PREDICTORS[1:], 1):
             less = found[:, :, 0, place] - found[:, :, j, place]            # (thinned, repeats)
             bounds = [evaluate.interval(own)[:, place] for own in drawn[:, 0] - drawn[:, j]]
-            differences[f"head less {name}"] = [
-                joined(*own).tolist() for own in zip(less, bounds)]
+            joint = [joined(*own).tolist() for own in zip(less, bounds)]
+            differences[f"head less {name}"] = joint
         tables[metric] = {"means": means, "differences": differences}
     return tables
 
@@ -216,26 +215,24 @@ def show(result):
     for metric, table in result["tables"].items():
         print(f"{metric:38}" + "".join(f"{name:24}" for name in result["columns"]).rstrip())
         for name, values in table["means"].items():
-            cells = [f"{mean:.3f}" for mean, _, _ in np.array(values, float)]
-            show_line(name, cells)
+            show_line(name, [f"{mean:.3f}" for mean, _, _ in np.array(values, float)])
         for name, values in table["differences"].items():
-            cells = [with_interval(*own) for own in np.array(values, float)]
-            show_line(name, cells)
+            show_line(name, [with_interval(*own) for own in np.array(values, float)])
 
 
-def show_line(name, cells):
-    cells = ["-" if "nan" in cell else cell for cell in cells]
-    print(f"  {name:36}" + "".join(f"{cell:24}" for cell in cells).rstrip())
+def show_line(name, columns):
+    columns = ["-" if "nan" in column else column for column in columns]
+    print(f"  {name:36}" + "".join(f"{column:24}" for column in columns).rstrip())
 
 
 def main():
     parser = argparse.ArgumentParser(
         allow_abbrev=False, description="Compares the head with ridge and the condition's mean.")
-    parser.add_argument("--data", default="", metavar="PATH", help="on the scale of 1 to 5")
+    parser.add_argument("--data", metavar="PATH", help="on the scale of 1 to 5")
     parser.add_argument("--cache", default="cache", help="folder of the features")
     options = parser.parse_args()
     with data.one_sentence("studies.straight_line"):
-        if options.data:
+        if options.data is not None:
             folds_by_talker(options.data, options.cache)
         else:
             ten_corpora(options.cache)

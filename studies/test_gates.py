@@ -80,3 +80,7 @@ def test_too_few_clips_for_the_groups_get_one_sentence(talkers, tmp_path, monkey
     train.train(quick(talkers, tmp_path, steps=1))
     assert call(monkeypatch, gates, tmp_path / "run") == 2
     assert "1 rated test clips are too few for 3 groups" in capsys.readouterr().err
+    rows = (talkers / "ratings.csv").read_text().replace(",test,", ",train,")
+    (talkers / "ratings.csv").write_text(rows)
+    assert call(monkeypatch, gates, tmp_path / "run") == 2
+    assert "0 rated test clips are too few" in capsys.readouterr().err

@@ -163,7 +163,7 @@ def test_others_like_these_are_drawn_whole_and_count_as_often_as_drawn(monkeypat
     np.testing.assert_allclose(less[:, 0], 0.25 * drawn / 4, atol=1e-9)
     np.testing.assert_allclose(less[:, 1], less[:, 0], atol=1e-9)  # all of it level
     assert np.mean(drawn) == pytest.approx(1, abs=0.15)
-    assert set(drawn) == {0, 1, 2, 3, 4} or set(drawn) == {0, 1, 2, 3}
+    assert {0, 1, 2, 3} <= set(drawn) <= {0, 1, 2, 3, 4}
     twice = [rated(clip.mos, "m0", f"{time} {clip.system}") for time in range(2)
              for clip in clips if clip.model == "m0"]
     once = [clip for clip in clips if clip.model != "m0"]
@@ -218,8 +218,14 @@ def test_tables_have_the_means_and_students_intervals(monkeypatch, tmp_path, cap
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(unheard, "CORPORA", (7, 8, 9))
     monkeypatch.setattr(unheard, "prepare", lambda seed: None)
-    monkeypatch.setattr(unheard, "one_job", lambda cache, job: (found[job[0], job[1]], None))
+    done = []
+
+    def one_job(cache, job):
+        done.append(job[2:])
+        return found[job[0], job[1]], None
+    monkeypatch.setattr(unheard, "one_job", one_job)
     unheard.simulated("cache")
+    assert set(done) == {(0, False)}  # of seed 0, tested on test clips alone
     assert len(capsys.readouterr().out.splitlines()) == 2 + 4 * 9
     result = json.loads((tmp_path / "runs/unheard/simulated.json").read_text())
     assert result["columns"] == [*unheard.LEFT_OUT, "nothing"]
@@ -247,7 +253,20 @@ def test_tables_have_the_means_and_students_intervals(monkeypatch, tmp_path, cap
                 assert lost == pytest.approx(expected(own[:, 0] - heard[:, 0]))
 
 
-def test_another_corpus_has_a_column_of_each_level_that_it_has(
+def test_levels_are_those_that_differ_and_have_three_of_them_rated():
+    def levels(models, unrated=()):
+        clips = [rated(3.0, model, f"s{i}") for i, model in enumerate(models)]
+        clips += [data.Clip("", None, "train", model, model) for model in unrated]
+        return unheard.levels_of(clips)
+    assert levels(["m3", "m2", "m1", "m0"]) == ["system"]  # each its own method, model and system
+    assert levels(["a", "aSR", "b", "c"]) == ["method", "system"]
+    assert levels(["a", "a", "aSR", "b", "c"]) == ["method", "synthesis model", "system"]
+    assert levels(["a", "b", "c"], ["aSR"]) == ["method", "system"]  # a's twin is left out with it
+    assert levels(["a", "a", "a"]) == ["system"]
+    assert levels(["a", "b"], ["c"]) == []
+
+
+def test_another_corpus_has_a_column_a_level_of_means_and_joined_intervals(
         talkers, monkeypatch, tmp_path, capsys):
     in_this_process(monkeypatch, unheard)
     monkeypatch.chdir(tmp_path)
@@ -257,32 +276,34 @@ def test_another_corpus_has_a_column_of_each_level_that_it_has(
 
     def one_job(cache, job):
         done.append(job)
-        return np.arange(16).reshape(4, 4) * job[2] ** 2, drawn
+        times = {"method": 1, "system": 10}[job[1]] * job[2] ** 2  # seeds 0, 1, 2: 0, 1, 4 times
+        return np.arange(16).reshape(4, 4) * times, drawn * times
     monkeypatch.setattr(unheard, "one_job", one_job)
-    rows = (talkers / "ratings.csv").read_text().replace("split,system", "split,model,system")
-    for i in range(3):
-        rows = rows.replace(f",s{i},", f",m{i},s{i},")
-    (talkers / "two.csv").write_text(rows.replace(",x,,", ",x,x,,"))
-    (talkers / "few.csv").write_text(rows.replace(",x,,", ",x,x,,").replace(",m2,", ",m1,"))
-    for path in (talkers, talkers / "two.csv"):
-        assert call(monkeypatch, unheard, "--data", path, "--cache", tmp_path) == 0
-        assert done == [(str(path), "system", seed, True) for seed in range(3)]
-        done.clear()
-        assert "left out:" in capsys.readouterr().out
-        result = json.loads((tmp_path / f"runs/unheard/{path.name}.json").read_text())
-        assert result["columns"] == ["system"]
-        for i, table in enumerate(result["tables"].values()):
-            head, ridge = (5 / 3 * (i + 4 * j) for j in (0, 2))  # of seeds 0, 1, 2: 0, 1, 4 times
-            assert table["means"]["the head"][0][0] == pytest.approx(head)
-            assert table["means"]["ridge"][0][0] == pytest.approx(ridge)
+    monkeypatch.setattr(unheard, "levels_of", lambda clips: ["method", "system"])
+    assert call(monkeypatch, unheard, "--data", talkers / "ratings.csv", "--cache", tmp_path) == 0
+    path = str(talkers / "ratings.csv")
+    assert done == [(path, what, seed, True) for what in ("method", "system") for seed in range(3)]
+    assert "left out:" in capsys.readouterr().out
+    result = json.loads((tmp_path / "runs/unheard/on_talkers.json").read_text())
+    assert result["columns"] == ["method", "system"]
+    for i, table in enumerate(result["tables"].values()):
+        for k, times in enumerate((1, 10)):
+            head, ridge = (5 / 3 * (i + 4 * j) * times for j in (0, 2))
+            assert table["means"]["the head"][k][0] == pytest.approx(head)
+            assert table["means"]["ridge"][k][0] == pytest.approx(ridge)
             for j, (name, less) in enumerate((("head less ridge", -8.0),
                                               ("without classes less ridge", -4.0),
                                               ("head less without classes", -4.0))):
-                bounds = np.quantile(drawn[:, j, i], (0.025, 0.975))
-                assert table["differences"][name][0] == pytest.approx(
-                    compare.joined(less * np.array([0, 1, 4]), bounds))
+                bounds = np.quantile(drawn[:, j, i] * times * 5 / 3, (0.025, 0.975))
+                assert table["differences"][name][k] == pytest.approx(
+                    compare.joined(less * times * np.array([0, 1, 4]), bounds))
+
+
+def test_a_corpus_of_too_few_systems_gets_one_sentence(talkers, monkeypatch, tmp_path, capsys):
+    rows = (talkers / "ratings.csv").read_text().replace(",s2,", ",s1,").splitlines()
+    (talkers / "few.csv").write_text("\n".join(rows) + "\n")
     assert call(monkeypatch, unheard, "--data", talkers / "few.csv", "--cache", tmp_path) == 2
-    assert "few.csv: fewer than three of a synthesis model" in capsys.readouterr().err
+    assert "few.csv: has rated clips of fewer than three systems" in capsys.readouterr().err
 
 
 # -- Learning curves -------------------------------------------------------------------------------

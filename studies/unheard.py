@@ -6,25 +6,24 @@
 Each method in turn, with and without super-resolution (SR), is left out of the training clips, and
 its test clips are predicted; then likewise each synthesis model, whose sound the model with or
 without SR may have taught; then each system, whose model may be known at another sampling rate; and
-then nothing. The predictions of all that were left out, of one corpus, are scored together, so each
-has an intercept of its own, and their LCC is lower than within one model's. Beside the head: the
-head without class probabilities, studies.fusion's "MOS head reads y alone"; ridge, with its
-strength from folds by what is left out, or by sentence; the condition's mean, which of a condition
-that was not heard is the mean of all. "Of it the methods' level": the part of the MSE that is the
-mean error of each method, squared. Intervals are Student's over corpora, for these methods and
-systems, as all corpora have the same.
+then nothing. The predictions of a corpus are scored together; they are of several heads, each with
+an intercept of its own, so their LCC is lower than of one. Beside the head: the head without class
+probabilities, studies.fusion's "MOS head reads y alone"; ridge, with its strength from folds by
+what is left out, or by sentence; the condition's mean, which of a condition that was not heard is
+the mean of all. "Of it the methods' level": the part of the MSE that is the mean error of each
+method, squared. Intervals are Student's over corpora, for these methods and systems, as all corpora
+have the same.
 
 Of another corpus all rated clips but those of split dev are predicted, its split ignored otherwise;
 numbers are means of SEEDS seeds. Intervals are the paired bootstrap's over what was left out, drawn
-whole, joined with Student's over the seeds: for others like these. Tables go to runs/unheard/ too,
-for studies.figures --curves.
+whole, joined with Student's over the seeds: for others like these; where these are few they are too
+narrow. Tables go to runs/unheard/ too, for studies.figures --curves.
 """
 
 import argparse
 import functools
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -34,7 +33,7 @@ from data import InputError
 from studies import fusion
 from studies.choose import fold_of, numbers, prepare
 from studies.compare import joined, student
-from studies.experiments import worker_pool
+from studies.experiments import name_of, worker_pool
 from studies.straight_line import by_head, by_ridge, condition_means, load, report
 
 CORPORA = range(210, 220)  # seeds; no other study but curves uses these
@@ -56,7 +55,7 @@ LEFT_OUT = {  # what: the group of a clip
 
 def splits_of(corpus, whole):
     """-> (clips,) bool each: those to train on, those to predict. whole: all rated clips are both,
-    whatever their split."""
+    whatever their split; those without ratings are trained on where they are of split train."""
     rated = np.array([bool(clip.ratings) for clip in corpus.clips])
     training = np.array([clip.split == "train" for clip in corpus.clips])
     if whole:
@@ -88,12 +87,14 @@ def leave_out(corpus, what, seed, training, tested):
 
 def score(predicted, clips):
     """-> (4,): COLUMNS."""
-    error, lcc, _, system_lcc = numbers(predicted, clips)
+    mse, lcc, _, system_lcc = numbers(predicted, clips)
     method = groups_left_out(clips, "method")
     errors = predicted - np.array([clip.mos for clip in clips])
-    level = sum(errors[method == name].mean() ** 2 * (method == name).mean()
-                for name in np.unique(method))
-    return np.array([error, level, lcc, system_lcc])
+    level = 0.0
+    for name in np.unique(method):
+        own = method == name
+        level += own.mean() * errors[own].mean() ** 2  # its share of the clips
+    return np.array([mse, level, lcc, system_lcc])
 
 
 def of_others(said, clips, groups):
@@ -123,7 +124,7 @@ def one_job(cache, job):
     clips = [clip for clip, row in zip(corpus.clips, tested) if row]
     found = np.array([score(own, clips) for own in said])
     if what != "nothing":
-        found[MEAN, 2:] = np.nan  # of a constant a group, which is lower where the group is better
+        found[MEAN, 2:] = np.nan  # it is lower where what is left out is better: no LCC to compare
     if not whole:
         return found, None
     return found, of_others(said, clips, groups_left_out(clips, what))
@@ -142,29 +143,40 @@ def simulated(cache):
     tables = {}
     for i, column in enumerate(COLUMNS):
         own = found[..., i]                                                 # (what, corpora, 4)
-        means = {name: [student(values).tolist() for values in own[:, :, j]]
-                 for j, name in enumerate(PREDICTORS)}
-        differences = {name: [student(values).tolist()
-                              for values in own[:, :, one] - own[:, :, other]]
+        less_heard = own[:-1, :, HEAD] - own[-1, :, HEAD]                   # (what - 1, corpora)
+        means = {name: over_corpora(own[:, :, j]) for j, name in enumerate(PREDICTORS)}
+        differences = {name: over_corpora(own[:, :, one] - own[:, :, other])
                        for name, (one, other) in DIFFERENCES.items()}
-        lost = [student(values).tolist() for values in own[:-1, :, HEAD] - own[-1, :, HEAD]]
-        differences["head less nothing left out"] = [*lost, NONE]
+        differences["head less nothing left out"] = [*over_corpora(less_heard), NONE]
         tables[column] = {"means": means, "differences": differences}
     print(f"simulated corpora {CORPORA[0]} to {CORPORA[-1]}, means; left out:")
     report({"columns": columns, "tables": tables}, "runs/unheard/simulated.json")
 
 
-def of_corpus(path, cache):
-    rated = [clip for clip in data.read_manifest(path) if clip.ratings and clip.split != "dev"]
-    levels = {}  # groups: what, without what has the groups of another
+def over_corpora(values):
+    """(K, corpora) -> (K, 3): mean, low, high."""
+    return [student(own).tolist() for own in values]
+
+
+def levels_of(clips):
+    """Those of LEFT_OUT of which three or more are rated; of two that are the same, one."""
+    used = [clip for clip in clips if clip.ratings or clip.split == "train"]
+    levels = {}  # groups, numbered as they appear: what
     for what in LEFT_OUT:
-        _, groups = np.unique(groups_left_out(rated, what), return_inverse=True)
-        levels[tuple(groups.tolist())] = what
-    for groups, what in levels.items():
-        if len(set(groups)) < 3:
-            raise InputError(f"{path}: fewer than three of a {what} are rated; one is predicted "
-                             "from the others, and ridge needs two of those")
-    jobs = [(path, what, seed, True) for what in levels.values() for seed in range(SEEDS)]
+        names = groups_left_out(used, what).tolist()
+        number = {}
+        groups = tuple(number.setdefault(name, len(number)) for name in names)
+        if len({name for name, clip in zip(names, used) if clip.ratings}) >= 3:
+            levels[groups] = what
+    return list(levels.values())
+
+
+def of_corpus(path, cache):
+    levels = levels_of([clip for clip in data.read_manifest(path) if clip.split != "dev"])
+    if not levels:
+        raise InputError(f"{path}: has rated clips of fewer than three systems; one is predicted "
+                         "from the others, and ridge needs two of those")
+    jobs = [(path, what, seed, True) for what in levels for seed in range(SEEDS)]
     with worker_pool(len(jobs)) as pool:
         found, resampled = zip(*pool.map(functools.partial(one_job, cache), jobs))
     found = np.reshape(found, (len(levels), SEEDS, len(PREDICTORS), len(COLUMNS)))
@@ -181,18 +193,17 @@ def of_corpus(path, cache):
             differences[name] = [joined(*own).tolist() for own in zip(less, bounds)]
         tables[column] = {"means": means, "differences": differences}
     print(f"{path}: each predicted from the others, means of {SEEDS} seeds; left out:")
-    report({"columns": list(levels.values()), "tables": tables},
-           f"runs/unheard/{Path(path).resolve().name}.json")
+    report({"columns": levels, "tables": tables}, f"runs/unheard/on_{name_of(path)}.json")
 
 
 def main():
     parser = argparse.ArgumentParser(
         allow_abbrev=False, description="Predicts synthesisers that training never saw.")
-    parser.add_argument("--data", default="", metavar="PATH", help="on the scale of 1 to 5")
+    parser.add_argument("--data", metavar="PATH", help="on the scale of 1 to 5")
     parser.add_argument("--cache", default="cache", help="folder of the features")
     options = parser.parse_args()
     with data.one_sentence("studies.unheard"):
-        if options.data:
+        if options.data is not None:
             of_corpus(options.data, options.cache)
         else:
             simulated(options.cache)
