@@ -96,14 +96,14 @@ def read_clip(path, trained):
     return waveform, data.clip_statistics(waveform, trained.backbone, path)[None]
 
 
-def score(run, paths, device=""):
+def score(run, paths, device="", build=train.build_model):
     """Yields (path, MOS) of every WAV file among paths, files or folders.
 
     `dict(score("runs/default", ["a.wav"]))["a.wav"]` is the same alone, in any company and on every
-    call. A file that cannot be used is reported on standard error and has NaN. Raises InputError
-    for a run that cannot be used or a folder without a WAV file.
+    call. A file that cannot be used is reported on standard error and has NaN. build: as of
+    train.train. Raises InputError for a run that cannot be used or a folder without a WAV file.
     """
-    trained = load_run(run, device)
+    trained = load_run(run, device, build)
     files = data.find_wavs(paths)
     start = time.monotonic()
     for i, path in enumerate(files):

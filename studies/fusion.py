@@ -1,11 +1,14 @@
 """What each part of fusion and heads buys: the model with one part replaced (ours).
 
     python -m studies.fusion --part summed [train.py's options]
+    python -m studies.fusion --part summed --wav PATH ...
 
-trains and evaluates into runs/fusion_part. Letters of dimensions: see moemos.py.
+The first trains and evaluates into --out, runs/fusion_part; the second scores clips by that run, as
+evaluate.py cannot, which knows the method alone. Letters of dimensions: see moemos.py.
 """
 
 import argparse
+import sys
 from dataclasses import replace
 
 import torch
@@ -157,9 +160,18 @@ def main():
         allow_abbrev=False, description="Trains with a part of fusion or heads replaced.")
     parser.add_argument("--part", choices=tuple(PARTS), default="summed",
                         help="what is replaced, or by what (default: 'summed')")
+    parser.add_argument("--wav", nargs="+", metavar="PATH",
+                        help="score these files, and all in these folders, by the run in --out")
     config, options = train.parse(parser, out="runs/fusion_part")
+    part, paths = options["part"], options["wav"]
+    skipped = False
     with data.one_sentence("studies.fusion"):
-        run(config, **options)
+        if paths:
+            scores = evaluate.score(config.out, paths, config.device, PARTS[part])
+            skipped = evaluate.print_scores(scores)
+        else:
+            run(config, part)
+    sys.exit(skipped)
 
 
 if __name__ == "__main__":

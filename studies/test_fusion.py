@@ -173,3 +173,18 @@ def test_the_command_line_trains_and_evaluates(small, tmp_path, monkeypatch):
     assert (tmp_path / "runs" / "fusion_part" / "metrics.json").exists()
     assert call(monkeypatch, fusion, "--part", "none") == 2
     assert call(monkeypatch, fusion, "--data", "nowhere", "--backbone", "logmel") == 2
+
+
+def test_the_command_line_scores_clips_by_a_run_with_its_part(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    part = ("--part", "MOS head reads y alone")
+    fusion.run(quick(small, tmp_path), part[1])
+    rows = {row["wav"]: row for row in table(tmp_path / "run" / "predictions.csv")}
+    capsys.readouterr()
+    words = (*part, "--out", tmp_path / "run", "--wav", small / "40.wav")
+    assert call(monkeypatch, fusion, *words) == 0
+    mos = float(rows["40.wav"]["predicted"])
+    assert capsys.readouterr().out == f"wav,mos\n{small / '40.wav'},{mos:.4f}\n"
+    assert call(monkeypatch, fusion, *words, small / "ratings.csv") == 1  # one is skipped
+    assert call(monkeypatch, fusion, *part, "--wav", small / "40.wav") == 2
+    assert "runs/fusion_part/model.pt" in capsys.readouterr().err
