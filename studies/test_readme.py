@@ -114,7 +114,6 @@ QUOTED = [  # in README.md, in its order: the words before an interval, and its 
     ("| not shown:", "stages", REAL, "one joint stage - 1", 1),
     ("error is larger, by", "Unheard", "utterance MSE", "head less ridge", 0),
     ("the head is above ridge, by", "Unheard", "utterance LCC", "without classes less ridge", 0),
-    ("sampling rate above it, by", "Unheard", "utterance LCC", "head less ridge", 2),
     ("layers summed: LCC", "fusion", "", "summed - 1", 1),
     ("a clip's own statistics:", "fusion", "", "layer norm - 1", 1),
     ("no class probabilities:", "fusion", "", "MOS head reads y alone - 1", 1),
