@@ -17,7 +17,7 @@ import numpy as np
 import data
 import evaluate
 from studies.choose import fold_of, prepare
-from studies.experiments import worker_pool
+from studies.experiments import followed, worker_pool
 from studies.straight_line import (
     by_head,
     by_ridge,
@@ -64,7 +64,8 @@ def curves(cache):
     jobs = [(seed, k) for k in K for seed in CORPORA]
     with worker_pool(len(jobs)) as pool:
         list(pool.map(prepare, CORPORA))
-        found = np.array(list(pool.map(functools.partial(one_job, cache), jobs)))
+        results = pool.map(functools.partial(one_job, cache), jobs)
+        found = np.array(list(followed(results, len(jobs))))
     found = found.reshape(len(K), len(CORPORA), len(PREDICTORS), len(METRICS))
     tables = {}
     for i, metric in enumerate(METRICS):

@@ -17,6 +17,7 @@ import io
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -304,6 +305,14 @@ def worker_pool(jobs):
     except BrokenProcessPool:
         raise InputError("a process was killed, perhaps for lack of memory; start again, what is "
                          "finished stays") from None
+
+
+def followed(results, jobs):
+    """The results of a pool's map, as they come; on a terminal they are counted."""
+    for i, result in enumerate(results):
+        if sys.stderr.isatty():
+            print(f"\r{i + 1}/{jobs} ", end="\n" * (i + 1 == jobs), file=sys.stderr, flush=True)
+        yield result
 
 
 def end_with_parent():

@@ -28,7 +28,7 @@ import moemos
 import train
 from studies.choose import fold_of, learn, prepare
 from studies.compare import joined, student, with_interval
-from studies.experiments import group_of, groups_of, name_of, worker_pool
+from studies.experiments import followed, group_of, groups_of, name_of, worker_pool
 
 SEEDS = range(200, 210)  # of the corpora; no other study uses these
 COLUMNS = ("utterance LCC", "system LCC", "system SRCC", "LCC within a system")
@@ -118,7 +118,8 @@ def one_corpus(cache, seed):
 
 def ten_corpora(cache):
     with worker_pool(len(SEEDS)) as pool:
-        results = list(pool.map(functools.partial(one_corpus, cache), SEEDS))
+        results = pool.map(functools.partial(one_corpus, cache), SEEDS)
+        results = list(followed(results, len(SEEDS)))
     rows = np.array([own for own, _ in results])  # (corpora, 3, 4)
     rows[:, 2, 3] = np.nan  # within a condition its mean says nothing
     print("run / ridge / condition's mean")
@@ -169,7 +170,8 @@ def folds_by_talker(corpus, cache):
     jobs = [(talker, thinned, repeat) for thinned in THINNED for repeat in range(REPEATS)
             for talker in talkers]
     with worker_pool(len(jobs)) as pool:
-        results = list(pool.map(functools.partial(one_talker, corpus, cache), *zip(*jobs)))
+        results = pool.map(functools.partial(one_talker, corpus, cache), *zip(*jobs))
+        results = list(followed(results, len(jobs)))
     whole = [np.concatenate(results[i:i + len(talkers)], axis=1)
              for i in range(0, len(results), len(talkers))]
     print(f"{corpus}: {len(tested)} clips, {len(talkers)} folds by talker, mean of {REPEATS}")

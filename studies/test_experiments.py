@@ -206,3 +206,11 @@ def test_what_cannot_be_run_gets_one_sentence(small, tmp_path, monkeypatch, caps
     assert call(monkeypatch, experiments, *words) == 2
     assert why in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_results_are_counted_on_a_terminal_alone(monkeypatch, capsys):
+    assert list(experiments.followed(iter("ab"), 2)) == ["a", "b"]
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert list(experiments.followed(iter("ab"), 2)) == ["a", "b"]
+    assert capsys.readouterr().err == "\r1/2 \r2/2 \n"

@@ -33,7 +33,7 @@ from data import InputError
 from studies import fusion
 from studies.choose import fold_of, numbers, prepare
 from studies.compare import joined, student
-from studies.experiments import name_of, worker_pool
+from studies.experiments import followed, name_of, worker_pool
 from studies.straight_line import by_head, by_ridge, condition_means, load, report
 
 CORPORA = range(210, 220)  # seeds; no other study but curves uses these
@@ -138,7 +138,8 @@ def simulated(cache):
     jobs = [(path, what, 0, False) for what in columns for path in paths]
     with worker_pool(len(jobs)) as pool:
         list(pool.map(prepare, CORPORA))
-        found = np.array([own for own, _ in pool.map(functools.partial(one_job, cache), jobs)])
+        results = pool.map(functools.partial(one_job, cache), jobs)
+        found = np.array([own for own, _ in followed(results, len(jobs))])
     found = found.reshape(len(columns), len(paths), len(PREDICTORS), len(COLUMNS))
     tables = {}
     for i, column in enumerate(COLUMNS):
@@ -178,7 +179,8 @@ def of_corpus(path, cache):
                          "from the others, and ridge needs two of those")
     jobs = [(path, what, seed, True) for what in levels for seed in range(SEEDS)]
     with worker_pool(len(jobs)) as pool:
-        found, resampled = zip(*pool.map(functools.partial(one_job, cache), jobs))
+        results = pool.map(functools.partial(one_job, cache), jobs)
+        found, resampled = zip(*followed(results, len(jobs)))
     found = np.reshape(found, (len(levels), SEEDS, len(PREDICTORS), len(COLUMNS)))
     resampled = np.reshape(resampled, (len(levels), SEEDS, -1, len(DIFFERENCES), len(COLUMNS)))
     resampled = resampled.mean(1)                                           # (what, R, 3, 4)
