@@ -165,7 +165,7 @@ def resample(predicted, true, system, seed=0):
 
 
 def interval(resampled):
-    """(RESAMPLES, 8) -> (2, 8): low and high of 95 %; NaN are left out, all NaN give NaN."""
+    """(RESAMPLES, n) -> (2, n): low and high of 95 %; NaN are left out, all NaN give NaN."""
     bounds = np.full((2, resampled.shape[1]), math.nan)
     for i, column in enumerate(resampled.T):
         if np.isfinite(column).any():

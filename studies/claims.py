@@ -34,7 +34,7 @@ YARDSTICKS = {  # (level, metric): the difference that matters
     ("system", "LCC"): (PAPER["system"]["LCC"] - BASELINE["system"]["LCC"]) / 2,
     ("system", "MSE"): (BASELINE["system"]["MSE"] - PAPER["system"]["MSE"]) / 2,
 }
-COMPARED = (("utterance", "MSE"), *YARDSTICKS)  # in one family
+COMPARED = (("utterance", "MSE"), *YARDSTICKS)  # one family, the columns of all tables
 
 
 def seeds_needed(deviation, difference, most=1000):

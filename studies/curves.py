@@ -24,9 +24,10 @@ from studies.straight_line import (
     condition_means,
     correlations,
     load,
+    over_corpora,
     report,
 )
-from studies.unheard import CORPORA, over_corpora, splits_of
+from studies.unheard import CORPORA, splits_of
 
 K = (2, 5, 10, 20)
 PREDICTORS = ("the head", "ridge", "condition's mean")

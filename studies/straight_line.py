@@ -192,21 +192,36 @@ def tables_of_talkers(whole, clips):
     for metric, place in (("utterance LCC", 1), ("system LCC", 5)):
         means, differences = {}, {}
         for j, name in enumerate(PREDICTORS):
-            means[name] = [[mean, math.nan, math.nan] for mean in found[:, :, j, place].mean(1)]
+            means[name] = no_interval(found[:, :, j, place])
         for j, name in enumerate(PREDICTORS[1:], 1):
             less = found[:, :, 0, place] - found[:, :, j, place]            # (thinned, repeats)
-            bounds = [evaluate.interval(own)[:, place] for own in drawn[:, 0] - drawn[:, j]]
-            joint = [joined(*own).tolist() for own in zip(less, bounds)]
-            differences[f"head less {name}"] = joint
+            resampled = drawn[:, 0, :, place] - drawn[:, j, :, place]       # (thinned, R)
+            differences[f"head less {name}"] = over_resamples(less, resampled)
         tables[metric] = {"means": means, "differences": differences}
     return tables
 
 
-# -- Tables of predictors --------------------------------------------------------------------------
+# -- Tables of predictors: K columns of mean, low, high --------------------------------------------
+
+def over_corpora(values):
+    """(K, corpora) -> (K, 3) with Student's interval."""
+    return [student(own).tolist() for own in values]
+
+
+def over_resamples(less, drawn):
+    """(K, repeats) differences, and (K, R) of their mean, resampled -> (K, 3), as of joined()."""
+    bounds = [evaluate.interval(own[:, None])[:, 0] for own in drawn]
+    return [joined(*own).tolist() for own in zip(less, bounds)]
+
+
+def no_interval(values):
+    """(K, repeats) -> (K, 3) without one."""
+    return [[mean, math.nan, math.nan] for mean in values.mean(1)]
+
 
 def report(result, path):
     """Prints and writes tables. result: {"columns": (K,) str, "tables": {metric: {"means":
-    {predictor: (K, 3)}, "differences": {name: (K, 3)}}}}; each mean, low, high, NaN: none."""
+    {predictor: (K, 3)}, "differences": {name: (K, 3)}}}}; NaN: none."""
     show(result)
     data.write_atomically(path, evaluate.as_json(result))
     print(f"wrote {path}")

@@ -32,9 +32,17 @@ import evaluate
 from data import InputError
 from studies import fusion
 from studies.choose import fold_of, numbers, prepare
-from studies.compare import joined, student
 from studies.experiments import followed, name_of, worker_pool
-from studies.straight_line import by_head, by_ridge, condition_means, load, report
+from studies.straight_line import (
+    by_head,
+    by_ridge,
+    condition_means,
+    load,
+    no_interval,
+    over_corpora,
+    over_resamples,
+    report,
+)
 
 CORPORA = range(210, 220)  # seeds; no other study but curves uses these
 SEEDS = 3                  # of another corpus
@@ -43,11 +51,12 @@ PREDICTORS = ("the head", "head without classes", "ridge", "condition's mean")
 HEAD, WITHOUT, RIDGE, MEAN = range(4)
 DIFFERENCES = {"head less ridge": (HEAD, RIDGE), "without classes less ridge": (WITHOUT, RIDGE),
                "head less without classes": (HEAD, WITHOUT)}
-NONE = [math.nan] * 3      # of no mean, no interval
+NONE = [math.nan] * 3      # in a table of predictors
 LEFT_OUT = {  # what: the group of a clip
     "method": lambda clip: clip.model.removesuffix("SR"),
     "synthesis model": lambda clip: clip.model,
     "system": lambda clip: clip.system,
+    "nothing": lambda clip: "",
 }
 
 
@@ -64,12 +73,13 @@ def splits_of(corpus, whole):
 
 
 def groups_left_out(clips, what):
-    """(clips,) str; "nothing" has one group, whose clips are all to be predicted."""
-    return np.array([LEFT_OUT[what](clip) if what in LEFT_OUT else "" for clip in clips])
+    """(clips,) str."""
+    return np.array([LEFT_OUT[what](clip) for clip in clips])
 
 
 def leave_out(corpus, what, seed, training, tested):
-    """Each group in turn -> (4, clips): PREDICTORS, NaN where not tested."""
+    """Each group in turn; of "nothing" the only one, which is learned from too -> (4, clips):
+    PREDICTORS, NaN where not tested."""
     clips, groups = corpus.clips, groups_left_out(corpus.clips, what)
     said = np.full((4, len(clips)), np.nan)
     for name in np.unique(groups[tested]):
@@ -134,7 +144,7 @@ def one_job(cache, job):
 
 def simulated(cache):
     paths = [f"runs/corpora/{seed}" for seed in CORPORA]
-    columns = [*LEFT_OUT, "nothing"]
+    columns = list(LEFT_OUT)
     jobs = [(path, what, 0, False) for what in columns for path in paths]
     with worker_pool(len(jobs)) as pool:
         list(pool.map(prepare, CORPORA))
@@ -152,11 +162,6 @@ def simulated(cache):
         tables[column] = {"means": means, "differences": differences}
     print(f"simulated corpora {CORPORA[0]} to {CORPORA[-1]}, means; left out:")
     report({"columns": columns, "tables": tables}, "runs/unheard/simulated.json")
-
-
-def over_corpora(values):
-    """(K, corpora) -> (K, 3): mean, low, high."""
-    return [student(own).tolist() for own in values]
 
 
 def levels_of(clips):
@@ -186,13 +191,11 @@ def of_corpus(path, cache):
     resampled = resampled.mean(1)                                           # (what, R, 3, 4)
     tables = {}
     for i, column in enumerate(COLUMNS):
-        means = {name: [[mean, *NONE[1:]] for mean in found[:, :, j, i].mean(1)]
-                 for j, name in enumerate(PREDICTORS)}
+        means = {name: no_interval(found[:, :, j, i]) for j, name in enumerate(PREDICTORS)}
         differences = {}
         for j, (name, (one, other)) in enumerate(DIFFERENCES.items()):
             less = found[:, :, one, i] - found[:, :, other, i]              # (what, seeds)
-            bounds = [evaluate.interval(drawn[:, j])[:, i] for drawn in resampled]
-            differences[name] = [joined(*own).tolist() for own in zip(less, bounds)]
+            differences[name] = over_resamples(less, resampled[:, :, j, i])
         tables[column] = {"means": means, "differences": differences}
     print(f"{path}: each predicted from the others, means of {SEEDS} seeds; left out:")
     report({"columns": levels, "tables": tables}, f"runs/unheard/on_{name_of(path)}.json")
