@@ -10,7 +10,6 @@ sets. Whatever comes from outside is checked here, before any work. Letters: see
 import argparse
 import contextlib
 import csv
-import glob
 import hashlib
 import inspect
 import io
@@ -33,22 +32,52 @@ import moemos
 PAPER_BACKBONE = "WAV2VEC2_BASE"  # wav2vec2 is the paper's (III.B), the size ours: the smallest
 STALL_SECONDS = 30.0  # a download that is silent for so long is given up; torch.hub would wait
 MAX_BYTES = 2 ** 28   # of a file; a device or a pipe may never end
+SILENCE = 45.0        # dB below a clip's loudest 10 ms: what is so quiet at its ends is cut; ours
 FULL_SCALE = {"uint8": 128, "int16": 2 ** 15, "int32": 2 ** 31, "float32": 1, "float64": 1}
 
 
 class InputError(ValueError):
     """Something handed in cannot be used; the text is one sentence: what, and what to do."""
 
+    def __init__(self, text):
+        super().__init__(printable(text))
+
+
+def printable(text):
+    """On one line, whatever control characters the name of a file may hold."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def shown(value):
+    """A value from outside as a sentence quotes it: escaped, and cut at 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
 
 @contextlib.contextmanager
 def one_sentence(script):
     """What ends a script early becomes one sentence on standard error, and status 2."""
+    nowhere = io.TextIOWrapper(io.BytesIO())
+    sys.stdout = sys.stdout or nowhere  # None where it was closed
+    sys.stderr = sys.stderr or nowhere
     sys.stdout.reconfigure(errors="backslashreplace")  # a name may hold what the terminal has not
     try:
         yield
+        sys.stdout.flush()  # here, so that a full disk is noticed
+        return
     except (InputError, FloatingPointError, KeyboardInterrupt) as error:
-        print(f"{script}: {first_line(error)}", file=sys.stderr)
-        sys.exit(2)
+        problem = first_line(error)
+    except OSError as error:
+        problem = first_line(error)
+        sys.stdout = nowhere  # for what is left in the buffer of the one that failed
+        if isinstance(error, BrokenPipeError):  # who was reading has left
+            sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):  # as torch's says
+            raise
+        problem = "memory ran out; fewer or shorter clips need less"
+    print(f"{script}: {problem}", file=sys.stderr)
+    sys.exit(2)
 
 
 def first_line(error):
@@ -70,15 +99,15 @@ def read_bytes(path):
 
 
 def decode(path, content):
-    """The bytes of a WAV file -> (rate, (T,) float64 at that rate). Channels are averaged.
-
-    Raises InputError naming the file.
-    """
+    """The bytes of a WAV file -> (rate, (T,) floats at that rate), channels averaged, silence at
+    both ends cut. Raises InputError naming the file."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", wavfile.WavFileWarning)  # of chunks that hold no audio
         warnings.filterwarnings("error", ".*EOF.*", wavfile.WavFileWarning)
         try:
-            rate, samples = wavfile.read(io.BytesIO(content))
+            rate, samples = wavfile.read(io.BytesIO(with_lengths(content)))
+        except MemoryError:
+            raise
         except Exception as error:  # noqa: BLE001 - scipy raises nearly anything
             raise InputError(f"{path}: not a whole WAV file of PCM or float ({error})") from None
     kind = samples.dtype.name
@@ -88,11 +117,40 @@ def decode(path, content):
     zero = 128.0 if kind == "uint8" else 0.0
     scaled = (samples - zero) / FULL_SCALE[kind]         # (T,) or (T, channels)
     mono = scaled.reshape(len(scaled), -1).mean(axis=1)  # (T,)
-    if not (np.abs(mono) < 1e30).all():
+    if not (np.abs(mono) < 1e6).all():
         raise InputError(f"{path}: holds NaN, infinite or huge samples")
-    if len(mono) / rate < moemos.MIN_SECONDS:
-        raise InputError(f"{path}: {1000 * len(mono) / rate:.1f} ms; the backbone needs 25 ms")
-    return rate, mono
+    sound = cut_silence(mono, rate)
+    if len(sound) / rate < moemos.MIN_SECONDS:
+        raise InputError(f"{path}: {1000 * len(sound) / rate:.1f} ms between silences; the "
+                         "backbone needs 25 ms")
+    return rate, sound
+
+
+def with_lengths(content):
+    """The bytes of a WAV file -> the same, where it comes from a pipe with its lengths put right.
+    Who writes to a pipe cannot go back, and leaves 0 or a huge number as length of RIFF and data.
+    """
+    start = 12
+    while content[start:start + 4] not in (b"data", b""):
+        size = int.from_bytes(content[start + 4:start + 8], "little")
+        start += 8 + size + size % 2
+    start += 8  # of the samples
+    riff, size = (int.from_bytes(content[i:i + 4], "little") for i in (4, start - 4))
+    stated = 0 < size <= MAX_BYTES or size == 0 and start < riff <= MAX_BYTES  # the latter: none
+    if content[:4] != b"RIFF" or start >= len(content) or stated:
+        return content
+    block = int.from_bytes(content[32:34], "little") or 1  # bytes of a sample of all channels
+    size = (len(content) - start) // block * block
+    return b"".join([b"RIFF", (start - 8 + size).to_bytes(4, "little"), content[8:start - 4],
+                     size.to_bytes(4, "little"), content[start:start + size]])
+
+
+def cut_silence(mono, rate):
+    """(T,) -> what lies between its first and last 10 ms less than SILENCE dB below the loudest."""
+    hop = max(rate // 100, 1)
+    power = np.add.reduceat(np.square(mono), np.arange(0, len(mono), hop))
+    loud = np.flatnonzero(power > 10 ** (-SILENCE / 10) * power.max())
+    return mono[loud[0] * hop:(loud[-1] + 1) * hop] if len(loud) else mono
 
 
 def read_wav(path, sample_rate, content=None):
@@ -115,39 +173,59 @@ def check_clip(path, max_seconds, content=None):
         raise InputError(f"{path}: {seconds:.2f} s long, above --max-seconds {max_seconds:g}; "
                          "cut it, or train with a higher limit")
     if not mono.any():
-        print(f"WARNING: {path} is all digital silence; its score says nothing", file=sys.stderr)
+        silence = f"WARNING: {path} is all digital silence; its score says nothing"
+        print(printable(silence), file=sys.stderr)
     return rate, seconds
 
 
 def find_wavs(paths):
-    """Files as given, folders as all WAV files below them, sorted, links followed -> Paths."""
+    """Files as given, folders as all WAV files below them, sorted -> Paths. Links are followed,
+    hidden folders and files are not entered. Raises InputError."""
     found = []
     for path in paths:
         if not str(path):
             raise InputError("an empty name is no file")
-        wavs = glob.glob(f"{glob.escape(str(path))}/**/*.[wW][aA][vV]", recursive=True)
+        wavs = sorted(wavs_below(path))
         if os.path.isdir(path) and not wavs:
             raise InputError(f"{path}: there is no WAV file in this folder")
-        found += sorted(wavs) or [path]
-    return [Path(path) for path in found]
+        found += wavs or [Path(path)]
+    return found
+
+
+def wavs_below(folder):
+    """Yields the WAV files below a folder, each folder being entered once: links may go round."""
+    entered = set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        if real in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in files:
+            if name.lower().endswith(".wav") and not name.startswith("."):
+                yield Path(here, name)
 
 
 # -- Ratings ---------------------------------------------------------------------------------------
 
-HEADER = ("wav", "split", "system", "model", "rater", "score")
+HEADER = ("wav", "split", "system", "model", "group", "rater", "score")
+OPTIONAL = ("model", "group")
 
 
 @dataclass
 class Clip:
-    """system: what system-level scores group by. model: what the second task classifies.
+    """system: what system-level scores are means over. model: what the second task classifies.
 
-    ratings: rater -> score, empty without MOS. rate (Hz) and seconds are set by check_clips.
+    group: what a split must not tear apart, as a talker or a sentence. ratings: rater -> score, or
+    "" -> their mean, none without MOS. check_clips sets rate (Hz) and seconds.
     """
     wav: str
     path: Path
     split: str
     system: str
     model: str
+    group: str
     ratings: dict = field(default_factory=dict)
     rate: int = 0
     seconds: float = 0.0
@@ -160,14 +238,17 @@ class Clip:
 
 def read_rows(path, columns, optional=(), header=True):
     """Yields (place, row as a dict) of a CSV table in UTF-8, whose first row, the header, names the
-    columns in any order. Raises InputError naming file and row."""
+    columns in any order; others than these are ignored. Raises InputError naming file and row."""
     try:
         text = io.StringIO(read_bytes(path).decode("utf-8-sig"), newline="")
         rows = csv.DictReader(text, None if header else columns, strict=True)
         names = rows.fieldnames or []
-        if sorted({*names, *optional}) != sorted(columns) or len(set(names)) < len(names):
-            raise InputError(f"{path}: the first row must be {','.join(columns)}, "
-                             f"not {','.join(names)!r}")
+        if not {*names, *optional} >= {*columns} or len(set(names)) < len(names):
+            raise InputError(f"{path}: the first row must name {','.join(columns)}, each once, "
+                             f"not {shown(','.join(names))}")
+        ignored = [name for name in names if name not in columns]
+        if ignored:
+            print(f"{path}: columns that are ignored: {shown(','.join(ignored))}", file=sys.stderr)
         for row in rows:
             place = f"{path}, row {rows.line_num}"
             if None in row or None in row.values():
@@ -177,17 +258,22 @@ def read_rows(path, columns, optional=(), header=True):
         raise InputError(f"{path}: is no CSV table in UTF-8 ({error}); save it as one") from None
 
 
+def table_of(corpus):
+    """The path of a corpus's ratings.csv; corpus: it, or the folder that holds it."""
+    return Path(corpus, "ratings.csv") if os.path.isdir(corpus) else Path(corpus)
+
+
 def read_manifest(path, scale=(1.0, 5.0)):
     """A ratings.csv, or the folder that holds it -> clips, in order of first appearance.
 
     A row is a rating, or a clip's mean with `rater` empty; a clip without MOS has one row with both
-    `rater` and `score` empty. `wav` is relative to the table, `split` is train, dev (used for
-    nothing) or test, and `model`, which may be left out, is the synthesis model, else the system.
-    Raises InputError naming file and row.
+    `rater` and `score` empty. `wav` is relative to the table, `split` is train, dev or test.
+    `model`, the synthesis model, and `group` may be left out: then it is the system, and a clip is
+    a group of its own. Raises InputError naming file and row.
     """
-    path = Path(path, "ratings.csv") if os.path.isdir(path) else Path(path)
+    path = table_of(path)
     clips = {}
-    for place, row in read_rows(path, HEADER, optional=["model"]):
+    for place, row in read_rows(path, HEADER, OPTIONAL):
         add_row(clips, row, path.parent, scale, place)
     if not clips:
         raise InputError(f"{path}: there are no rows below the header")
@@ -195,34 +281,51 @@ def read_manifest(path, scale=(1.0, 5.0)):
 
 
 def add_row(clips, row, folder, scale, place):
-    """Adds a row of a table, its clip and its rating, to clips: absolute path -> Clip."""
+    """Adds a row of a table, its clip and its rating, to clips: real path -> Clip."""
     if not row["wav"] or not row["system"]:
         raise InputError(f"{place}: wav and system must not be empty")
     if row["split"] not in ("train", "dev", "test"):
-        raise InputError(f"{place}: the split must be train, dev or test, not {row['split']!r}")
-    model = row.get("model") or row["system"]
-    new = Clip(row["wav"], folder / row["wav"], row["split"], row["system"], model)
-    path = os.path.abspath(new.path)  # ./a.wav is a.wav
+        raise InputError(f"{place}: the split must be train, dev or test, "
+                         f"not {shown(row['split'])}")
+    path = os.path.realpath(folder / row["wav"])  # ./a.wav, or a link to it, is a.wav
+    new = Clip(row["wav"], folder / row["wav"], row["split"], row["system"],
+               row.get("model") or row["system"], row.get("group") or path)
     if path not in clips:
-        if not os.path.isfile(new.path):
-            raise InputError(f"{place}: {new.path} is not there, or no file")
+        if not os.path.isfile(path):
+            raise InputError(f"{place}: {shown(row['wav'])} is not there, or no file, in {folder}")
         clips[path] = new
     clip = clips[path]
-    if (clip.split, clip.system, clip.model) != (new.split, new.system, new.model):
-        raise InputError(f"{place}: {clip.wav} stood in another split, system or model above")
-    if not row["score"] and not row["rater"]:
+    if any(getattr(clip, name) != getattr(new, name)
+           for name in ("split", "system", "model", "group")):
+        raise InputError(f"{place}: {clip.wav} stood in another split, system, model or group "
+                         "above")
+    rater = row["rater"]
+    if not row["score"] and not rater:
         return
-    rater = row["rater"] or "mean"
     if rater in clip.ratings:
-        raise InputError(f"{place}: rater {rater!r} has rated {clip.wav} above")
+        raise InputError(f"{place}: rater {shown(rater)} has rated {clip.wav} above")
+    if clip.ratings and (not rater or "" in clip.ratings):
+        raise InputError(f"{place}: {clip.wav} has a mean, without rater, and single ratings; "
+                         "leave one of the two out")
     try:
         score = float(row["score"])
     except ValueError:
-        raise InputError(f"{place}: the score {row['score']!r} is no number") from None
+        raise InputError(f"{place}: the score {shown(row['score'])} is no number") from None
     if not scale[0] <= score <= scale[1]:
-        raise InputError(f"{place}: the score {row['score']} is off the scale of {scale[0]:g} to "
+        raise InputError(f"{place}: the score {score:g} is off the scale of {scale[0]:g} to "
                          f"{scale[1]:g}; train.py's --scale LOW HIGH sets another")
     clip.ratings[rater] = score
+
+
+def folds_of(clips, folds):
+    """(clips,) int, each clip's fold of several: whole groups in turn, sorted by name, or single
+    clips where all are of one group."""
+    groups = [clip.group for clip in clips]
+    names = sorted(set(groups))
+    if len(names) < 2:
+        return np.arange(len(clips)) % folds
+    number = {name: i for i, name in enumerate(names)}
+    return np.array([number[group] for group in groups]) % folds
 
 
 def check_clips(clips, max_seconds=math.inf):
@@ -241,7 +344,7 @@ def check_clips(clips, max_seconds=math.inf):
         seconds = sum(clip.seconds for clip in these)
         if these:
             parts.append(f"{split} {len(these)} clips, {len(raters)} ratings, {len(systems)} "
-                         f"systems, {len(set(raters))} raters, {seconds:.0f} s")
+                         f"systems, {len({*raters} - {''})} raters, {seconds:.0f} s")
     return "; ".join(parts)
 
 
@@ -276,11 +379,15 @@ def open_backbone(name="", device=""):
         return moemos.load_backbone(name or PAPER_BACKBONE, device)
     except ValueError as error:
         raise InputError(str(error)) from None
-    except Exception as error:  # noqa: BLE001 - torch raises nearly anything
+    except Exception as error:
+        if moemos.torchaudio_bundle(name or PAPER_BACKBONE) is None:
+            raise  # a fault in a module of one's own is to be seen whole
+        missing = isinstance(error, OSError)  # else its text may be advice that is not ours
+        why = f"missing ({first_line(error)})" if missing else "no file of weights"
         problem = (f"the weights of {name or PAPER_BACKBONE} in {torch.hub.get_dir()}/checkpoints "
-                   f"are missing or damaged, and were not downloaded ({first_line(error)})")
-        if name or not isinstance(error, OSError):
-            raise InputError(f"{problem}; put them there, or use --backbone logmel") from None
+                   f"are {why}; put them there")
+        if name or not missing:
+            raise InputError(problem) from None
         line = "!" * 100
         print(f"{line}\nWARNING: {problem}.\nUsing logmel, a stand-in that hears spectra only: "
               f"the results are NOT those of the paper's method.\n{line}", file=sys.stderr)
@@ -292,28 +399,34 @@ def open_backbone(name="", device=""):
 def extract_features(clips, backbone, cache="cache"):
     """Clips -> (clips, L, 2D) float32, from the folder `cache` where they are there.
 
-    An entry's name is a digest of the file's content, the backbone's weights and the code between
-    them: after a change of any of these, even of a comment, features are extracted anew (not after
-    one of the libraries). Raises InputError for a file that read_wav refuses.
+    An entry is named by a digest of the file's content and of what its features depend on. Raises
+    InputError for a file that read_wav refuses.
     """
-    classes = [*type(backbone).__mro__[:-1], type(backbone.network)]  # without object
-    code = [decode, read_wav, *classes, moemos.pool_statistics, clip_statistics]
-    key = f"{backbone.identity} {FULL_SCALE} " + "".join(map(inspect.getsource, code))
+    key = cache_key(backbone)
     shape = (backbone.layers, 2 * backbone.width)
     result = torch.empty(len(clips), *shape)
     start = time.monotonic()
     for i, clip in enumerate(clips):
         content = read_bytes(clip.path)
-        entry = Path(cache, hashlib.sha256(key.encode() + content).hexdigest())
+        entry = Path(cache, hashlib.sha256(key + content).hexdigest())
         statistics = read_entry(entry, shape)
         if statistics is None:
             waveform = read_wav(clip.path, backbone.sample_rate, content)
             statistics = clip_statistics(waveform, backbone, clip.path)
-            numbers = statistics.numpy().tobytes()
-            write_atomically(entry, numbers + hashlib.sha256(numbers).digest())
+            write_files({entry: sealed(statistics.numpy().tobytes())})
         result[i] = statistics
         show_progress(f"{backbone.name} features", i + 1, len(clips), start)
     return result
+
+
+def cache_key(backbone):
+    """What features depend on besides the file: the backbone's weights and rate, and the source
+    code on the way, so that after a change of it, even of a comment, they are extracted anew."""
+    code = [decode, with_lengths, cut_silence, read_wav, moemos.Backbone, type(backbone),
+            type(backbone.network), moemos.pool_statistics, clip_statistics]
+    numbers = f"{backbone.sample_rate} {FULL_SCALE} {SILENCE}"
+    sources = [inspect.getsource(part) for part in code]
+    return "\n".join([backbone.identity, numbers, *sources]).encode()
 
 
 def clip_statistics(waveform, backbone, path):
@@ -326,12 +439,13 @@ def clip_statistics(waveform, backbone, path):
 
 
 def read_entry(entry, shape):
-    """A cache entry is its float32 numbers and their SHA-256; None if missing or damaged."""
-    if not entry.is_file():
+    """A cache entry is its float32 numbers, sealed; None where it is missing, or damaged, or may
+    not be read."""
+    try:
+        numbers = unsealed(entry.read_bytes())
+    except OSError:
         return None
-    content = entry.read_bytes()
-    numbers, digest = content[:-32], content[-32:]
-    if hashlib.sha256(numbers).digest() != digest or len(numbers) != 4 * math.prod(shape):
+    if len(numbers) != 4 * math.prod(shape):
         return None
     return torch.frombuffer(bytearray(numbers), dtype=torch.float32).view(shape)
 
@@ -346,35 +460,62 @@ def show_progress(what, done, clips, start):
 
 # -- Output ----------------------------------------------------------------------------------------
 
-def write_atomically(path, content):
-    """Writes bytes so that a reader, or the next start of a killed run, sees all of them or none.
+def sealed(content):
+    """Bytes with their SHA-256 behind them, so that damage shows."""
+    return content + hashlib.sha256(content).digest()
 
-    Raises InputError where it cannot.
-    """
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+
+def unsealed(content):
+    """What was sealed; nothing, b"", where it is damaged."""
+    content, digest = content[:-32], content[-32:]
+    return content if hashlib.sha256(content).digest() == digest else b""
+
+
+def write_files(files, outdated=()):
+    """Writes {path: bytes, or the rows of a CSV table} and removes files that are then outdated.
+    All is written beside its place first, and then exchanged, so that a reader, or the next start
+    of a killed run, sees no file half done. Raises InputError where it cannot."""
+    partial = {path: Path(f"{path}.{uuid.uuid4().hex}.partial") for path in files}
+    for path in (*files, *outdated):
+        if os.path.isdir(path):
+            raise InputError(f"{path}: is a folder where a file is to be; rename it")
     try:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        os.replace(partial, path)
+        for path, content in files.items():
+            partial[path].parent.mkdir(parents=True, exist_ok=True)
+            partial[path].write_bytes(content if isinstance(content, bytes) else as_csv(content))
+        for path in outdated:
+            os.unlink(path)
+        for path in files:
+            os.replace(partial[path], path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+        for written in partial.values():
+            with contextlib.suppress(OSError):
+                written.unlink()
         raise InputError(f"{path}: cannot be written ({error.strerror}); "
                          "make room or name another folder") from None
 
 
-def write_csv(path, rows):
-    """write_atomically of a table."""
+def as_csv(rows):
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    write_atomically(path, text.getvalue().encode())
+    return text.getvalue().encode()
 
 
 def check_writable(folder):
     """Raises InputError for a folder in which no file can be made."""
-    write_atomically(Path(folder, ".writable"), b"")
+    write_files({Path(folder, ".writable"): b""})
     Path(folder, ".writable").unlink(missing_ok=True)
+
+
+def place_among_processes():
+    """(rank, number of processes), as torchrun sets them, else (0, 1). Raises InputError."""
+    given = [os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")]
+    if given == ["", ""]:
+        return 0, 1
+    if all(text.isdecimal() for text in given) and int(given[0]) < int(given[1]):
+        return int(given[0]), int(given[1])
+    raise InputError(f"RANK and WORLD_SIZE are {shown(given)}, no place among processes; start "
+                     "with torchrun, or unset both")
 
 
 def main():
@@ -387,9 +528,8 @@ def main():
     parser.add_argument("--scale", type=float, nargs=2, default=(1.0, 5.0))
     parser.add_argument("--max-seconds", type=float, default=60.0)
     options = parser.parse_args()
-    rank = int(os.environ.get("RANK", "0"))  # torchrun sets these two
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
     with one_sentence("data.py"):
+        rank, processes = place_among_processes()
         clips = read_manifest(options.path, options.scale)
         share = clips[rank::processes]
         print(f"{options.path}: {check_clips(share, options.max_seconds)}")

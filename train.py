@@ -4,15 +4,13 @@
     python train.py --data DIR --out runs/mine     learns from your ratings.csv
     python train.py --help                         every setting and where it comes from
 
-Letters of dimensions: see moemos.py. III.x: where the paper speaks of it. A value is the paper's
-unless it is called ours; "chosen": studies.choose, with logmel, found none better. What each stage
-trains the paper does not say: here all, but the MOS head only where alpha is above 0, by an AdamW
-of its own, and the regularisers are always on.
+Letters of dimensions: see moemos.py. A value is the paper's, from the section that is named, unless
+it is called ours. The paper does not say which weights a stage trains: here each stage trains all
+of them, with a new AdamW, and both regularisers are always on.
 """
 
 import argparse
 import io
-import json
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -29,18 +27,18 @@ class Stage(NamedTuple):
     name: str
     steps: int
     lr: float            # at the first step; annealed to 0 within the stage (which is ours)
-    alpha_start: float   # weight of the MOS loss; that of the second task, beta, is 1 - alpha
+    alpha_start: float   # weight of the MOS loss; the second task's, the paper's beta, is 1 - it
     alpha_end: float
 
 
-STAGES = (  # III.E
-    Stage("classification", 1000, 1e-4, 0.0, 0.0),  # steps: ours, chosen
-    Stage("joint", 1400, 3e-3, 0.3, 0.7),           # steps, lr: ours, chosen
-    Stage("mos", 300, 1e-5, 0.9, 0.9),              # steps: ours, few, as at this lr little moves
+STAGES = (  # III.E; all steps are ours
+    Stage("classification", 100, 1e-4, 0.0, 0.0),
+    Stage("joint", 500, 1e-3, 0.3, 0.7),  # lr: ours
+    Stage("mos", 50, 1e-5, 0.9, 0.9),
 )
-CLIP_NORM = 1.0  # III.E, gradient clipping
+CLIP_NORM = 1.0  # III.E, gradient clipping; as the stages, no option
 LOG_STEPS = 50   # of training in a row of log.csv; ours
-RESULTS = ("metrics.json", "predictions.csv", "raters.csv", "answer.txt")  # evaluate.py's
+RESULTS = ("metrics.json", "predictions.csv", "answer.txt")  # what evaluate.py writes
 
 
 def option(default, help, **limits):
@@ -49,28 +47,25 @@ def option(default, help, **limits):
 
 @dataclass(frozen=True)
 class Config:
-    """Every setting besides STAGES; each is an option of the command line, with - for _."""
+    """The settings that are options of the command line, with - for _."""
     data: str = option("corpus", "ratings.csv or its folder; corpus is simulated if missing")
-    scale: tuple = option((1.0, 5.0), "lowest and highest rating")
+    scale: tuple = option((1.0, 5.0), "lowest and highest rating; others are refused")
     max_seconds: float = option(60.0, "longer clips are refused", least=0)
-    backbone: str = option("", "a torchaudio bundle, logmel or logmel48; not given: WAV2VEC2_BASE "
-                               "(III.B; the size is ours), or logmel where it cannot be had")
+    backbone: str = option("", "a torchaudio bundle, logmel or a module of your own; not given: "
+                               "WAV2VEC2_BASE (III.B; its size is ours), else logmel")
     out: str = option("runs/default", "folder of the run")
     cache: str = option("cache", "folder of the features")
     device: str = option("", "cpu, cuda, ...; not given: the accelerator if there is one")
     seed: int = option(0, "of everything that is random in training", least=0, below=2 ** 63)
-    experts: int = option(4, "N of III.B; ours, not shown to be better than 1", least=1, below=100)
-    hidden: int = option(32, "width H of an expert; ours: chosen", least=1, below=2000)
-    dropout: float = option(0.7, "of fused features, in experts; ours: chosen", least=0, below=1)
-    auxiliary: str = option("model", "second task: the synthesis model (III.C), or none",
-                            choices=("model", "none"))
-    augmentation: str = option("yes", "train on clips without MOS too (III.D)",
-                               choices=("yes", "no"))
-    batch_size: int = option(32, "ours: the usual", least=1)
-    weight_decay: float = option(1.0, "of AdamW; ours: chosen", least=0)
-    lambda_1: float = option(0.02, "weight of diversity (III.B); ours: chosen", least=0)
-    lambda_2: float = option(0.02, "weight of sparsity (III.B); ours: chosen", least=0)
-    smooth_l1_beta: float = option(1.0, "in quarters of the scale; ours: the usual", least=0)
+    experts: int = option(4, "N of III.B; ours", least=1, below=100)
+    hidden: int = option(32, "width H of an expert; ours", least=1, below=2000)
+    dropout: float = option(0.7, "within the experts; ours", least=0, below=1)
+    shrinkage: float = option(0.1, "odds of dropping a fused feature, divided by the features for "
+                                   "each rated clip; ours", least=0)
+    batch_size: int = option(32, "ours", least=1)
+    weight_decay: float = option(3.0, "of AdamW; ours", least=0)
+    lambda_1: float = option(0.02, "weight of diversity (III.B); ours", least=0)
+    lambda_2: float = option(0.02, "weight of sparsity (III.B); ours", least=0)
     steps: int = option(0, "of each stage, for quick trials; 0: those of STAGES", least=0)
 
 
@@ -82,9 +77,9 @@ def check(config):
     """Raises InputError for a setting that cannot work."""
     for setting in fields(Config):
         value, limits = getattr(config, setting.name), setting.metadata
-        if "choices" in limits and value not in limits["choices"]:
-            choices = ", ".join(limits["choices"])
-            raise InputError(f"{flag(setting)} {value}: must be one of {choices}")
+        kind = (int, float) if setting.type is float else setting.type
+        if not isinstance(value, kind):
+            raise InputError(f"{flag(setting)} {data.shown(value)}: is no {setting.type.__name__}")
         below = limits.get("below", math.inf)
         if "least" in limits and not limits["least"] <= value < below:
             raise InputError(f"{flag(setting)} {value}: must be at least {limits['least']} "
@@ -112,29 +107,8 @@ class Clips(NamedTuple):
     model: torch.Tensor     # (clips,) index of the class in the second task
 
     def take(self, rows):
-        """The same of some clips: a slice, or their indices."""
+        """The same of some clips: their indices."""
         return Clips(*(tensor[rows] for tensor in self))
-
-
-def has_mos(stage):
-    return max(stage.alpha_start, stage.alpha_end) > 0
-
-
-def has_second_task(stage, config):
-    return config.auxiliary != "none" and min(stage.alpha_start, stage.alpha_end) < 1
-
-
-def stages_to_run(stages, config):
-    """Those with something to learn: without second task, stage 1 has nothing."""
-    return [stage._replace(steps=config.steps or stage.steps) for stage in stages
-            if has_mos(stage) or has_second_task(stage, config)]
-
-
-def weighted_losses(output, batch, mos_weight, config, unit):
-    """moemos.losses with the weights of a configuration; beta is 1 - alpha (III.E)."""
-    beta = 0.0 if config.auxiliary == "none" else 1 - mos_weight
-    return moemos.losses(output, batch.mos, batch.model, mos_weight, beta, config.lambda_1,
-                         config.lambda_2, config.smooth_l1_beta, unit)
 
 
 def gate_columns(gates):
@@ -146,27 +120,19 @@ def gate_columns(gates):
 
 @torch.no_grad()
 def validate(model, clips):
-    """What log.csv says of the held-out clips."""
-    model.eval()
-    outputs = [model(part) for part in clips.features.split(256)]
-    predicted, mos = torch.cat([output.mos for output in outputs]).cpu(), clips.mos.cpu()
-    classes = torch.cat([output.logits.argmax(1) for output in outputs])
-    rated = ~mos.isnan()
-    pair = predicted[rated], mos[rated]
-    return {"val_mse": moemos.mse(*pair), "val_lcc": moemos.lcc(*pair),
-            "val_srcc": moemos.srcc(*pair),
-            "val_accuracy": (classes == clips.model).float().mean().item()}
+    """What log.csv says of clips of split dev, which train nothing: (clips, L, 2D), their MOS."""
+    features, mos = clips
+    predicted = torch.cat([model.eval()(part).mos for part in features.split(256)]).cpu()
+    return {"dev_mse": moemos.mse(predicted, mos), "dev_lcc": moemos.lcc(predicted, mos)}
 
 
-def run_stage(model, stage, config, training, validation):
+def run_stage(model, stage, config, training, dev=None):
     """Trains model on Clips for one stage; yields a row of log.csv, a dict, every LOG_STEPS steps.
 
     Each step draws a batch from all clips, so that few clips get as many steps as many. Raises
     FloatingPointError, saying where, for a loss or a gradient that is not finite.
     """
-    model.mos_head.requires_grad_(has_mos(stage))  # without a loss weight decay would move it
-    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(learned, weight_decay=config.weight_decay)  # lr: at each step
+    optimiser = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay, fused=True)
     logged, gates = [], []
     for step in range(stage.steps):
         lr = learning_rate(step, stage.steps, stage.lr)
@@ -176,7 +142,8 @@ def run_stage(model, stage, config, training, validation):
         rows = torch.randperm(len(training.mos))[:config.batch_size]
         batch = training.take(rows.to(training.mos.device))
         output = model.train()(batch.features)
-        terms = weighted_losses(output, batch, mos_weight, config, model.unit)
+        terms = moemos.losses(output, batch.mos, batch.model, mos_weight, 1 - mos_weight,
+                              config.lambda_1, config.lambda_2, model.deviation)
         model.zero_grad()
         terms["total"].backward()
         terms["grad_norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
@@ -191,122 +158,109 @@ def run_stage(model, stage, config, training, validation):
         if (step + 1) % LOG_STEPS == 0 or step + 1 == stage.steps:
             means = {name: sum(row[name] for row in logged) / len(logged) for name in terms}
             yield {"stage": stage.name, "step": step + 1, "lr": lr, "alpha": mos_weight, **means,
-                   **gate_columns(torch.cat(gates)), **validate(model, validation)}
+                   **gate_columns(torch.cat(gates)), **(validate(model, dev) if dev else {})}
             logged, gates = [], []
 
 
-HEADING = (" step      lr alpha total   mos class  div spar norm H(g) H(p)  "
-           "vMSE  vLCC vSRCC vacc  gates %")
+HEADING = " step      lr alpha total   mos class  div spar norm H(g) H(p)  gates %"
 LINE = ("{step:5d} {lr:7.1e} {alpha:5.2f} {total:5.2f} {mos:5.3f} {classification:5.2f} "
         "{diversity:4.2f} {sparsity:4.2f} {grad_norm:4.1f} {gate_entropy:4.2f} "
-        "{mean_gate_entropy:4.2f} {val_mse:5.3f} {val_lcc:5.3f} {val_srcc:5.3f} "
-        "{val_accuracy:4.2f}")
+        "{mean_gate_entropy:4.2f} ")
 
 
-def run_stages(model, stages, config, training, validation):
-    """Trains a new model on Clips through all stages; prints and returns the rows of log.csv."""
-    model.fusion.set_statistics(training.features.cpu())  # in float64, which some devices lack
+def run_stages(model, stages, config, training, dev=None):
+    """Trains a new model on Clips through all stages; prints and returns the rows of log.csv.
+    dev: as of validate(), if there are such clips."""
+    model.set_statistics(training.features.cpu(), training.mos.cpu())  # float64: on any device
     model.to(training.features.device)
     rows = []
     for stage in stages:
         print(f"stage {stage.name}\n{HEADING}")
-        for row in run_stage(model, stage, config, training, validation):
+        for row in run_stage(model, stage, config, training, dev):
             gates = [f"{100 * row[f'gate_{e + 1}']:2.0f}" for e in range(config.experts)]
-            print(LINE.format(**row), "", *gates)
+            print(LINE.format(**row), *gates)
             rows.append(row)
     return rows
 
 
-def training_clips(config):
-    """-> (clips to train on, held-out clips) of a configuration's corpus, simulated if need be."""
+def read_clips(config):
+    """-> (clips to train on, rated dev clips) of a configuration's corpus, simulated if need be."""
     if config.data == Config.data and not Path(config.data).exists():
         from corpora import simulated  # the core's one import of corpora/
         print(f"{config.data}/ is missing: simulating it (python -m corpora.simulated corpus)")
         simulated.simulate(config.data, 0)
     clips = data.read_corpus(config.data, config.scale, config.max_seconds)
-    training, held_out = split_training(clips, config)
+    training = [clip for clip in clips if clip.split == "train"]
     if sum(bool(clip.ratings) for clip in training) < 2:
-        raise InputError(f"{config.data}: fewer than two training clips with ratings, "
-                         "a tenth being held out")
-    return training, held_out
+        raise InputError(f"{config.data}: fewer than two training clips with ratings")
+    return training, [clip for clip in clips if clip.split == "dev" and clip.ratings]
 
 
-def split_training(clips, config):
-    """A corpus -> (clips to train on, clips held out), each in an order drawn by the seed."""
-    clips = [clip for clip in clips
-             if clip.split == "train" and (clip.ratings or config.augmentation == "yes")]
-    order = torch.randperm(len(clips), generator=torch.Generator().manual_seed(config.seed))
-    clips = [clips[i] for i in order.tolist()]
-    held_out = max(len(clips) // 10, 1)  # a tenth: ours
-    return clips[held_out:], clips[:held_out]
-
-
-def as_tensors(clips, backbone, cache, label):
-    """Clips with features -> (Clips on the backbone's device, the classes of the second task)."""
+def as_tensors(clips, backbone, cache):
+    """Clips -> (Clips on the backbone's device, the classes of the second task, III.C)."""
     features = data.extract_features(clips, backbone, cache).to(backbone.device)
     mos = torch.tensor([clip.mos for clip in clips], device=backbone.device)
-    classes = sorted({label(clip) for clip in clips})
-    model = torch.tensor([classes.index(label(clip)) for clip in clips], device=backbone.device)
+    classes = sorted({clip.model for clip in clips})
+    model = torch.tensor([classes.index(clip.model) for clip in clips], device=backbone.device)
     return Clips(features, mos, model), classes
-
-
-def synthesis_model(clip):
-    """What the second task classifies (III.C)."""
-    return clip.model
 
 
 def build_model(config, backbone, classes):
     """The untrained model of a configuration."""
     return moemos.MoEMOS(backbone.layers, backbone.width, len(classes), config.experts,
-                         config.hidden, config.dropout, config.scale)
+                         config.hidden, config.dropout, config.shrinkage)
 
 
-def train(config, stages=STAGES, label=synthesis_model, build=build_model, backbone=None):
-    """Trains, and writes model.pt, config.json and log.csv into config.out; returns the model.
+def train(config):
+    """Trains, and writes model.pt and log.csv into config.out; returns the model.
 
-    What follows config is for studies. Raises InputError for whatever cannot be used, before any
-    work that it would spoil.
+    Raises InputError for whatever cannot be used, before any work that it would spoil.
     """
     check(config)
     device = data.pick_device(config.device)
     data.check_writable(config.out)
-    data.check_writable(config.cache)
-    clips, held_out = training_clips(config)
-    backbone = backbone or data.open_backbone(config.backbone, device)
+    clips, dev_clips = read_clips(config)
+    backbone = data.open_backbone(config.backbone, device)
     config = replace(config, backbone=backbone.name)
-    everything, classes = as_tensors(clips + held_out, backbone, config.cache, label)
-    training = everything.take(slice(len(clips)))
-    validation = everything.take(slice(len(clips), None))
-    rated = [int((~part.mos.isnan()).sum()) for part in (training, validation)]
-    print(f"{len(clips)} clips to train on, {rated[0]} with MOS; {len(held_out)} held out, "
-          f"{rated[1]} with MOS; {len(classes)} classes; backbone {backbone.name} "
-          f"on {backbone.device}")
+    training, classes = as_tensors(clips, backbone, config.cache)
+    dev = None
+    if dev_clips:
+        features = data.extract_features(dev_clips, backbone, config.cache).to(backbone.device)
+        dev = features, [clip.mos for clip in dev_clips]
+    rated = int((~training.mos.isnan()).sum())
+    print(f"{len(clips)} clips to train on, {rated} with MOS; {len(classes)} classes; backbone "
+          f"{backbone.name} on {backbone.device}")
 
     torch.manual_seed(config.seed)
-    model = build(config, backbone, classes)
-    stages = stages_to_run(stages, config)
-    rows = run_stages(model, stages, config, training, validation)
+    model = build_model(config, backbone, classes)
+    stages = [stage._replace(steps=config.steps or stage.steps) for stage in STAGES]
+    rows = run_stages(model, stages, config, training, dev)
     write_run(config, model, stages, classes, backbone, rows)
     return model
 
 
 def write_run(config, model, stages, classes, backbone, rows):
-    """Writes log.csv, config.json and, last, model.pt: the head, as plain tensors and values."""
+    """Writes model.pt, the head as plain tensors and values, and log.csv; what evaluate.py said of
+    a model that was there is removed."""
     out = Path(config.out)
-    if (out / "model.pt").exists():
-        for name in RESULTS:  # of the model that was there
-            (out / name).unlink(missing_ok=True)
-    data.write_csv(out / "log.csv", [rows[0].keys(), *(row.values() for row in rows)])
     settings = asdict(config)
-    data.write_atomically(out / "config.json", (json.dumps(settings, indent=2) + "\n").encode())
     del settings["out"]  # so that a run has the same bytes wherever it is written
     checkpoint = io.BytesIO()
     torch.save({"weights": {name: tensor.cpu() for name, tensor in model.state_dict().items()},
                 "config": settings, "stages": [stage._asdict() for stage in stages],
                 "classes": classes,
                 "backbone": {"name": backbone.name, "identity": backbone.identity}}, checkpoint)
-    data.write_atomically(out / "model.pt", checkpoint.getvalue())
-    print(f"wrote {out}/model.pt, config.json, log.csv")
+    log = [rows[0].keys(), *(row.values() for row in rows)]
+    there = (out / "model.pt").exists()
+    data.write_files({out / "log.csv": log, out / "model.pt": data.sealed(checkpoint.getvalue())},
+                     outdated=results_in(out) if there else ())
+    print(f"wrote {out}/model.pt, log.csv")
+
+
+def results_in(run):
+    """What evaluate.py has written into a run's folder, and of other corpora below it -> Paths."""
+    return [path for name in RESULTS for folder in ("", "on_*/")
+            for path in run.glob(f"{folder}{name}")]
 
 
 def parse(parser, **defaults):
@@ -317,7 +271,6 @@ def parse(parser, **defaults):
             form = {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
         default = defaults.get(setting.name, setting.default)
         parser.add_argument(flag(setting), **form, default=default,
-                            choices=setting.metadata.get("choices"),
                             help=f"{setting.metadata['help']} (default: {default!r})")
     options = vars(parser.parse_args())
     settings = {setting.name: options.pop(setting.name) for setting in fields(Config)}

@@ -1,20 +1,26 @@
 """Published data sets of rated speech -> ratings.csv, the one table that data.py reads.
 
     python -m corpora.published PATH --out ratings.csv
+    python -m corpora.published PATH --out ratings.csv --fold 1/6
     python -m corpora.published PATH --out ratings.csv --augment FOLDER
 
-PATH is an unpacked data set, one of LAYOUTS, or a ratings.csv or its folder. The WAV files stay
-where they are; the table says what was understood of the data set, so look at it. --augment appends
-clips without MOS (III.D), each subfolder of FOLDER being one synthesis model.
+PATH is an unpacked data set or the clone of a repository, one of LAYOUTS, or a ratings.csv or its
+folder. The WAV files stay where they are; the table says what was understood of the data set, so
+look at it. --fold K/N makes the K-th of N parts, of whole groups, the test clips, whatever split
+the data set has; where it has none, it is 1/5 unless you say otherwise. --augment appends clips
+without MOS (III.D), each subfolder of FOLDER being one synthesis model.
 """
 
 import argparse
+import ast
 import glob
 import os
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+from xml.etree import ElementTree
 
 import data
 from data import InputError
@@ -22,12 +28,17 @@ from data import InputError
 
 class Layout(NamedTuple):
     name: str
-    tables: dict      # pattern of its tables -> their split; the layout is known by the first
+    tables: dict      # pattern of its tables -> their split, if any; the first tells the layout
     columns: str      # of each table
     header: bool      # whether the first row names them
     wavs: str         # folder of the clips
-    fields: Callable  # row, table -> the row of ratings.csv, without its split
+    fields: Callable  # row, table -> rows of ratings.csv, without their split
+    scale: tuple = (1.0, 5.0)
+    part: str = ""    # --part, where a data set has several
+    sheet: str = ""   # of a table in a workbook, .xlsx
 
+
+# -- Challenges ------------------------------------------------------------------------------------
 
 def track3(row, table):
     """audiomos-track3-RATE_METHOD_...; a rater's id is unique only within one test."""
@@ -37,25 +48,68 @@ def track3(row, table):
         raise InputError(f"{row['uttID']} is no name of a Track 3 clip "
                          "(audiomos-track3-RATE_METHOD_...)")
     rater = f"{table.stem}:{row['lisID']}" if "lisID" in row else ""
-    return {"wav": row["uttID"].removesuffix(".wav") + ".wav", "system": match[1],
-            "model": match[2], "rater": rater, "score": row.get("rating", "")}
+    return [{"wav": row["uttID"].removesuffix(".wav") + ".wav", "system": match[1],
+             "model": match[2], "rater": rater, "score": row.get("rating", "")}]
 
 
 def bvcc(row, table):
     """The system stands before the first "-"; of the listener, {}_AGE_ID_..., the id is taken."""
-    rater = "mean"
+    rater = ""
     if "listener" in row:
         parts = row["listener"].split("_")
         if len(parts) < 3:
             raise InputError(f"the listener must be {{}}_AGE_ID_..., not {row['listener']!r}")
         rater = parts[2]
-    return {"wav": row["wav"], "system": row["wav"].split("-")[0], "rater": rater,
-            "score": row["score"]}
+    return [{"wav": row["wav"], "system": row["wav"].split("-")[0], "rater": rater,
+             "score": row["score"]}]
 
 
 def somos(row, table):
-    return {"wav": row["utteranceId"].removesuffix(".wav") + ".wav", "system": row["systemId"],
-            "rater": row["listenerId"], "score": row["choice"]}
+    return [{"wav": row["utteranceId"].removesuffix(".wav") + ".wav", "system": row["systemId"],
+             "rater": row["listenerId"], "score": row["choice"]}]
+
+
+# -- Listening tests, as they lie in public repositories -------------------------------------------
+
+def estonian(row, table):
+    """NUMBER_SYNTHESISER_SENTENCE_CORPUS.wav; a system is a synthesiser trained on a corpus."""
+    sentence = row["speaker_wav"].split("_")[2]
+    return [{"wav": row["speaker_wav"], "system": row["speaker_name"], "group": sentence,
+             "rater": row["rater"], "score": row["score"]}]
+
+
+def codecs(row, table):
+    """One row a clip, with lists of ratings and raters in a cell; the anchor has no file."""
+    if not row["file"]:
+        return []
+    try:
+        ratings = list(zip(ast.literal_eval(row["participant_ids"]),
+                           ast.literal_eval(row["ratings"]), strict=True))
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # of literal_eval
+        raise InputError("ratings and participant_ids must be lists of one length") from None
+    return [{"wav": row["file"], "system": row["condition"], "group": row["file"].split("/")[0],
+             "rater": str(rater), "score": str(score)} for rater, score in ratings]
+
+
+def p835(row, table):
+    """CONDITION_TALKER.wav, and the mean of its overall quality."""
+    condition, talker = Path(row["B"]).stem.split("_")
+    return [{"wav": row["B"], "system": condition, "group": talker, "rater": "", "score": row["K"]}]
+
+
+def yourtts(row, table):
+    """Portuguese TTS and voice conversion; the group is the talker whose voice is aimed at.
+
+    The names of Exp.4 do not match its files.
+    """
+    parts = row["audio_path"].split("/")
+    experiment, name = parts[0], parts[-1]
+    if experiment == "Exp.4":
+        return []
+    depth = 2 if experiment in ("GT", "Exp.6") else 3  # of what makes a system
+    talker = re.split(r"[_.]", name.partition("_to_")[2] or name)[0]
+    return [{"wav": row["audio_path"], "system": "/".join(parts[:depth]).removesuffix("_SECS"),
+             "group": talker, "rater": row["evaluator_id"], "score": row["score"]}]
 
 
 LAYOUTS = (  # as their distributors lay them out; the first that is there is taken
@@ -77,50 +131,125 @@ LAYOUTS = (  # as their distributors lay them out; the first that is there is ta
             "training_files/split1/clean/VALIDSET": "dev",
             "training_files/split1/clean/TESTSET": "test"},
            "systemId,utteranceId,choice,listenerId", True, "audios", somos),
+    Layout("Estonian synthesisers", {"3synt_listening_test_results/all.csv": ""},
+           "speaker_wav,speaker_name,rater,score", True, "3synt_listening_test_results_resources",
+           estonian, (1.0, 7.0)),
+    Layout("neural codecs (MUSHRA)",
+           {"mushra_results_dataset/ratings_formated_filtered.csv": ""},
+           "condition,ratings,participant_ids,file", True, "mushra_results_dataset/audio", codecs,
+           (0.0, 100.0)),
+    Layout("P.835 reference conditions, wide band",
+           {"p835_reference_conditions/CSP835_Ref_Conditions.xlsx": ""}, "B,K", True,
+           "p835_reference_conditions/degraded_WB_16KHz", p835, sheet="16KHzWB-results per file"),
+    Layout("P.835 reference conditions, full band",
+           {"p835_reference_conditions/CSP835_Ref_Conditions.xlsx": ""}, "B,K", True,
+           "p835_reference_conditions/degraded", p835, part="fullband",
+           sheet="Fullband-results per file"),
+    Layout("YourTTS, Portuguese", {"metrics/MOS/PT/naturalness-MOS.csv": ""},
+           "audio_path,score,evaluator_id", True, "audios_demo", yourtts),
 )
+SHEET_LINK = "{http://schemas.openxmlformats.org/officeDocument/2006/relationships}id"
 FOLDERS = ("", "DATA", "track3_obf/DATA", "audiomos2025-track3-eval-phase/DATA", "post_eval_distro")
 
 
-def recognise(path):
+# -- Reading them ----------------------------------------------------------------------------------
+
+def recognise(path, part):
     """[(Layout, its folder)] of what lies at a path, two where a data set comes in two archives."""
     found = []
     for layout in LAYOUTS:
         first = next(iter(layout.tables))
         folders = [Path(path, folder) for folder in FOLDERS]
-        found += [(layout, folder) for folder in folders if glob.glob(first, root_dir=folder)]
+        if first.startswith(f"{Path(path).resolve().name}/"):  # it is itself what holds the table
+            folders.append(Path(path).resolve().parent)
+        found += [(layout, folder) for folder in folders
+                  if layout.part == part and glob.glob(first, root_dir=folder)]
     return [(layout, folder) for layout, folder in found if layout.name == found[0][0].name]
 
 
-def read(path, scale):
-    """What lies at a path -> (its name, its clips in order of first appearance).
+def read(path, scale=None, part=""):
+    """What lies at a path -> (its name, its scale, its clips in order of first appearance).
 
-    Raises InputError naming file and row.
+    scale: else the data set's own. Raises InputError naming file and row.
     """
-    parts = recognise(path)
+    parts = recognise(path, part)
     if not parts and (os.path.isfile(path) or os.path.isfile(Path(path, "ratings.csv"))):
-        return "ratings.csv", data.read_manifest(path, scale)
+        scale = scale or (1.0, 5.0)
+        return "ratings.csv", scale, data.read_manifest(path, scale)
     if not parts:
         names = ", ".join(next(iter(layout.tables)) for layout in LAYOUTS)
         raise InputError(f"{path}: there is no data set that is known; looked for {names}, "
                          "ratings.csv; name the folder that holds one of these")
-    clips = {}
+    layout, folder = parts[0]
+    scale = scale or layout.scale
+    clips, silent = {}, set()
     for layout, folder in parts:
-        for pattern, split in layout.tables.items():
+        for pattern, own_split in layout.tables.items():
             for table in sorted(glob.glob(pattern, root_dir=folder)):
-                read_table(folder / table, layout, split, folder / layout.wavs, scale, clips)
+                read_table(folder / table, layout, own_split, folder / layout.wavs, scale, clips,
+                           silent)
     if not clips:
-        raise InputError(f"{path}: there are no rows in the tables of this data set")
-    return parts[0][0].name, list(clips.values())
+        raise InputError(f"{path}: none of the clips in the tables of this data set is there"
+                         if silent else f"{path}: there are no rows in the tables of this data set")
+    if silent:
+        print(f"{path}: {len(silent)} rated clips are left out, their audio is not there")
+    clips = list(clips.values())
+    if "" in layout.tables.values():
+        split(clips, "1/5")
+    return layout.name, scale, clips
 
 
-def read_table(table, layout, split, wavs, scale, clips):
-    """Adds the clips of a table to clips, as data.add_row does. Raises InputError."""
-    for place, row in data.read_rows(table, layout.columns.split(","), header=layout.header):
+def read_table(table, layout, split, wavs, scale, clips, silent):
+    """Adds the clips of a table to clips, as data.add_row does, and the names of those without
+    audio to silent. Raises InputError."""
+    columns = layout.columns.split(",")
+    rows = (read_sheet(table, layout.sheet, columns) if layout.sheet
+            else data.read_rows(table, columns, header=layout.header))
+    for place, row in rows:
         try:
-            fields = layout.fields(row, table)
-        except InputError as error:
-            raise InputError(f"{place}: {error}") from None
-        data.add_row(clips, {"split": split, **fields}, wavs, scale, place)
+            found = layout.fields(row, table)
+        except (InputError, IndexError, ValueError) as error:
+            raise InputError(f"{place}: {data.shown(row)} is no row of {layout.name} "
+                             f"({error})") from None
+        for fields in found:
+            if fields["wav"] and fields["score"] and not os.path.isfile(wavs / fields["wav"]):
+                silent.add(fields["wav"])
+            else:
+                data.add_row(clips, {"split": split or "train", **fields}, wavs, scale, place)
+
+
+def read_sheet(path, name, columns):
+    """Yields (place, row) of a sheet of a workbook, .xlsx, which is XML in a ZIP archive: a row is
+    {letter of a column: text}, the first one, and those without these columns, left out.
+
+    Raises InputError.
+    """
+    try:
+        with zipfile.ZipFile(path) as book:
+            def parse(part):
+                return ElementTree.fromstring(book.read(f"xl/{part}"))
+            texts = ["".join(text.itertext()) for text in parse("sharedStrings.xml")]
+            links = {link.get("Id"): link.get("Target")
+                     for link in parse("_rels/workbook.xml.rels")}
+            sheets = {sheet.get("name"): links[sheet.get(SHEET_LINK)]
+                      for sheet in parse("workbook.xml").findall(".//{*}sheet")}
+            rows = [(row.get("r"), cells_of(row, texts))
+                    for row in parse(sheets[name]).findall(".//{*}row")]
+    except Exception as error:  # noqa: BLE001 - a damaged archive raises nearly anything
+        raise InputError(f"{path}: is no workbook with a sheet {name} ({error})") from None
+    for number, cells in rows[1:]:
+        if all(cells.get(column) for column in columns):
+            yield f"{path}, {name}, row {number}", cells
+
+
+def cells_of(row, texts):
+    """A row's {letter of a column: text}. texts: those that a workbook's cells refer to."""
+    cells = {}
+    for cell in row.findall("{*}c"):
+        text = cell.findtext("{*}v", "")
+        column = cell.get("r").rstrip("0123456789")
+        cells[column] = texts[int(text)] if cell.get("t") == "s" else text
+    return cells
 
 
 def read_augmentation(folder, path, clips, scale):
@@ -144,19 +273,32 @@ def read_augmentation(folder, path, clips, scale):
     return list(added.values())
 
 
+def split(clips, fold):
+    """Sets every clip's split; fold: "K/N". Raises InputError."""
+    match = re.fullmatch(r"(\d{1,4})/(\d{1,4})", fold)
+    if not match or not 1 <= int(match[1]) <= int(match[2]) or int(match[2]) < 2:
+        raise InputError(f"--fold {data.shown(fold)}: must be K/N, as 1/5 is the first of five")
+    part, parts = map(int, match.groups())
+    for clip, number in zip(clips, data.folds_of(clips, parts)):
+        clip.split = "test" if number == part - 1 else "train"
+    if len({clip.split for clip in clips}) < 2:
+        raise InputError(f"--fold {fold}: leaves no clip for training or for test; there are "
+                         f"{len({clip.group for clip in clips})} groups")
+
+
+# -- Writing ---------------------------------------------------------------------------------------
+
 def write(out, clips):
     """Writes the table of the clips, all or nothing. Raises InputError."""
-    rows, names = [data.HEADER], set()
+    rows = [data.HEADER]
     for clip in clips:
         wav = name_from(out.parent, clip.path)
-        if wav in names:
-            raise InputError(f"{clip.path}: is there under two names; take one of them out")
-        names.add(wav)
-        labels = (wav, clip.split, clip.system, clip.model)
+        group = "" if clip.group == os.path.realpath(clip.path) else clip.group
+        labels = (wav, clip.split, clip.system, clip.model, group)
         ratings = clip.ratings or {"": ""}
         for rater, score in ratings.items():
             rows.append((*labels, rater, str(score).removesuffix(".0")))
-    data.write_csv(out, rows)
+    data.write_files({out: rows})
 
 
 def name_from(folder, wav):
@@ -175,22 +317,31 @@ def main():
         allow_abbrev=False, description="Writes the ratings.csv of a published data set.")
     parser.add_argument("path", metavar="PATH", help="the unpacked data set, or a ratings.csv")
     parser.add_argument("--out", required=True, metavar="TABLE", help="the ratings.csv to write")
+    parser.add_argument("--fold", metavar="K/N", help="test clips: the K-th of N parts of whole "
+                        "groups (default: the data set's own split, or 1/5)")
+    parser.add_argument("--part", default="", choices=("", "fullband"),
+                        help="of the P.835 reference conditions")
     parser.add_argument("--augment", default="", metavar="FOLDER",
                         help="also list its clips, without MOS; a subfolder a synthesis model")
-    parser.add_argument("--scale", type=float, nargs=2, default=(1.0, 5.0),
-                        metavar=("LOW", "HIGH"), help="lowest and highest rating (default: 1 5)")
+    parser.add_argument("--scale", type=float, nargs=2, metavar=("LOW", "HIGH"),
+                        help="lowest and highest rating (default: the data set's)")
     options = parser.parse_args()
     out = Path(options.out)
     with data.one_sentence("corpora.published"):
         if os.path.isdir(out):
             raise InputError(f"--out {out}: is a folder; name a table in it")
-        name, clips = read(options.path, options.scale)
+        name, scale, clips = read(options.path, options.scale, options.part)
+        if options.fold:
+            split(clips, options.fold)
         if options.augment:
-            clips += read_augmentation(options.augment, options.path, clips, options.scale)
+            clips += read_augmentation(options.augment, options.path, clips, scale)
         found = data.check_clips(clips)
         write(out, clips)
-        data.read_manifest(out, options.scale)  # as train.py will
+        data.read_manifest(out, scale)  # as train.py will
         print(f"{out}: {name}; {found}")
+        if tuple(scale) != (1.0, 5.0):
+            print(f"the scale is {scale[0]:g} to {scale[1]:g}: train.py needs --scale "
+                  f"{scale[0]:g} {scale[1]:g}")
 
 
 if __name__ == "__main__":

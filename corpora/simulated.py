@@ -422,10 +422,10 @@ def write_ratings(path, plan):
     """The table of a plan's clips and scores, as data.read_manifest reads it."""
     rows = [data.HEADER]
     for clip in plan:
-        labels = (f"wav/{clip.name}.wav", clip.split, clip.system, clip.model)
+        labels = (f"wav/{clip.name}.wav", clip.split, clip.system, clip.model, clip.sentence)
         scores = clip.scores or {"": ""}  # one row without a rating
         rows += [(*labels, rater, score) for rater, score in scores.items()]
-    data.write_csv(path, rows)
+    data.write_files({path: rows})
 
 
 def simulate(directory, seed):

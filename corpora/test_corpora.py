@@ -1,10 +1,16 @@
 """Tests of the corpora as oracles: a table written by hand, published figures, or a property."""
 
+import collections
+import csv
 import itertools
+import json
 import math
 import os
+import re
+import string
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -27,6 +33,11 @@ from test_moemos import (
 )
 
 pytestmark = pytest.mark.filterwarnings("error")
+LISTENING_TESTS = HERE.parent / "shared" / "data" / "listening_tests"
+REAL = pytest.mark.skipif(not LISTENING_TESTS.is_dir(),
+                          reason="listening_tests does not lie beside the checkout")
+# "condition's mean training MOS" on the real Track 3: MSE, LCC, SRCC, KTAU of utterances, systems
+CONDITION_MEAN = (0.222, 0.856, 0.702, 0.520, 0.101, 0.945, 0.748, 0.575)
 
 
 # -- The simulated corpus --------------------------------------------------------------------------
@@ -67,6 +78,8 @@ def test_training_and_test_share_no_sentence_and_augmentation_speaks_those_of_tr
         assert {clip.sentence for clip in own} == set(sentences)
         named = {int(clip.name[-2:]) - 1 for clip in own if clip.scores}
         assert named == set(sentences)
+        clips = [clip for clip in data.read_manifest(simulated_corpus()) if clip.split == split]
+        assert {clip.group for clip in clips} == set(map(str, sentences))
 
 
 def test_each_sentence_has_a_talker_and_the_studio_of_48_khz_has_two():
@@ -194,18 +207,17 @@ def test_simulated_listeners_are_calibrated_on_the_published_figures():
         names = np.repeat(list(test_half), [len(scores) for scores in test_half.values()])
         told = [train_half[name].mean() for name in names]
         scores = np.concatenate(list(test_half.values()))              # (400, 10)
-        rows.append(evaluate.eight(moemos.metrics(told, scores.mean(1), names)))
+        rows.append(list(moemos.metrics(told, scores.mean(1), names).values()))
         one, other = scores[:, ::2].mean(1), scores[:, 1::2].mean(1)
         r = moemos.lcc(one, other)
         reliability.append(2 * r / (1 + r))                            # Spearman-Brown
-        halves.append(moemos.metrics(one, other, names)["system"]["SRCC"])
+        halves.append(moemos.metrics(one, other, names)["system SRCC"])
         residual = scores - scores.mean(1, keepdims=True) - scores.mean(0) + scores.mean()
         slopes = [np.polyfit(scores.mean(1), own, 1)[0] for own in scores.T]
         effects.append([scores.mean(0).std(ddof=1), residual.std() * math.sqrt(10 / 9),
                         np.std(slopes, ddof=1)])
     assert abs(np.mean(errors)) < 0.02 and np.std(errors) < 0.11
-    published_row = evaluate.PUBLISHED["condition's mean training MOS"]
-    np.testing.assert_allclose(np.mean(rows, 0), published_row, atol=0.04)
+    np.testing.assert_allclose(np.mean(rows, 0), CONDITION_MEAN, atol=0.04)
     assert np.mean(reliability) == pytest.approx(0.900, abs=0.025)
     assert np.mean(halves) == pytest.approx(0.951, abs=0.025)
     bias, residual, gain = np.mean(effects, 0)
@@ -310,9 +322,9 @@ POST_EVALUATION = (  # tables, clips, rows of ratings.csv
     ["post_eval_distro/wav/audiomos-track3-16k_nv_1_2.wav",
      "post_eval_distro/wav/audiomos-track3-24k_originalSR_1089_134686_000015_000002.wav",
      "post_eval_distro/wav/audiomos-track3-48k_worldSR_7.wav"],
-    [(0, "train,16k_nv,nv,utt_16k:01,4"), (0, "train,16k_nv,nv,utt_16k:02,5"),
-     (1, "train,24k_originalSR,originalSR,utt_24k:01,3"),
-     (2, "test,48k_worldSR,worldSR,utt_mix_test:11,2")])
+    [(0, "train,16k_nv,nv,,utt_16k:01,4"), (0, "train,16k_nv,nv,,utt_16k:02,5"),
+     (1, "train,24k_originalSR,originalSR,,utt_24k:01,3"),
+     (2, "test,48k_worldSR,worldSR,,utt_mix_test:11,2")])
 PHASES = (
     {f"{OBF}/utt_16k.csv": TRACK3 + "audiomos-track3-16k_sys1_utt31.wav,01,4\n",
      f"{OBF}/utt_24k.csv": TRACK3 + "audiomos-track3-24k_sys2_utt31.wav,01,3\n"
@@ -324,9 +336,9 @@ PHASES = (
      f"{OBF}/wav/audiomos-track3-24k_sys3_utt31.wav",
      f"{EVAL}/wav/audiomos-track3-16k_sys1_utt51.wav",
      f"{EVAL}/wav/audiomos-track3-48k_sys12_utt52.wav"],
-    [(0, "train,16k_sys1,sys1,utt_16k:01,4"), (1, "train,24k_sys2,sys2,utt_24k:01,3"),
-     (2, "train,24k_sys3,sys3,utt_24k:01,2"), (3, "test,16k_sys1,sys1,,"),
-     (4, "test,48k_sys12,sys12,,")])
+    [(0, "train,16k_sys1,sys1,,utt_16k:01,4"), (1, "train,24k_sys2,sys2,,utt_24k:01,3"),
+     (2, "train,24k_sys3,sys3,,utt_24k:01,2"), (3, "test,16k_sys1,sys1,,,"),
+     (4, "test,48k_sys12,sys12,,,")])
 BVCC = (
     {"DATA/sets/TRAINSET":
      "sys64e2f,sys64e2f-utt9c.wav,4,VDP1_1,{}_30-39_bZPQE7w4Zl3g_Female_Valid_1_No\n"
@@ -334,35 +346,71 @@ BVCC = (
      "DATA/sets/DEVSET": "sysdev00,sysdev00-utt1.wav,3,x,{}_30-39_third_Male_Valid_1_No\n",
      "DATA/sets/TESTSET": "sysnew00,sysnew00-utt2.wav,5,x,{}_30-39_third_Male_Valid_1_No\n"},
     ["DATA/wav/sys64e2f-utt9c.wav", "DATA/wav/sysdev00-utt1.wav", "DATA/wav/sysnew00-utt2.wav"],
-    [(0, "train,sys64e2f,sys64e2f,bZPQE7w4Zl3g,4"), (0, "train,sys64e2f,sys64e2f,other,2"),
-     (1, "dev,sysdev00,sysdev00,third,3"), (2, "test,sysnew00,sysnew00,third,5")])
+    [(0, "train,sys64e2f,sys64e2f,,bZPQE7w4Zl3g,4"), (0, "train,sys64e2f,sys64e2f,,other,2"),
+     (1, "dev,sysdev00,sysdev00,,third,3"), (2, "test,sysnew00,sysnew00,,third,5")])
 BVCC_MEANS = (
     {"DATA/sets/train_mos_list.txt": "sys64e2f-utt1.wav,3.125\n", "DATA/sets/val_mos_list.txt": "",
      "DATA/sets/test_mos_list.txt": "sys64e2f-utt2.wav,2.5\n"},
     ["DATA/wav/sys64e2f-utt1.wav", "DATA/wav/sys64e2f-utt2.wav"],
-    [(0, "train,sys64e2f,sys64e2f,mean,3.125"), (1, "test,sys64e2f,sys64e2f,mean,2.5")])
+    [(0, "train,sys64e2f,sys64e2f,,,3.125"), (1, "test,sys64e2f,sys64e2f,,,2.5")])
 SOMOS_CLEAN = (
     {f"{CLEAN}/TRAINSET": SOMOS + "015,novel_2007_0098_015.wav,4,KEXM49572020611127\n",
      f"{CLEAN}/VALIDSET": SOMOS, f"{CLEAN}/TESTSET": SOMOS + "016,x_016,3,L2\n"},
     ["audios/novel_2007_0098_015.wav", "audios/x_016.wav"],
-    [(0, "train,015,015,KEXM49572020611127,4"), (1, "test,016,016,L2,3")])
+    [(0, "train,015,015,,KEXM49572020611127,4"), (1, "test,016,016,,L2,3")])
+SYNT, CODEC = "3synt_listening_test_results", "mushra_results_dataset"
+MOS_PT, EXP = "metrics/MOS/PT/naturalness-MOS.csv", "Exp.2/model+SCL/Portuguese_MLS_SECS"
+SPEAKERS = ("test,item,score,speaker_name,speaker,rater,rater_gender,rater_age,speaker_wav\n"
+            "137,4,2,S2_CHAR,3338,49,M,31,04_S2_01_CHAR.wav\n"
+            "137,4,3,S2_CHAR,3338,50,N,40,04_S2_01_CHAR.wav\n")
+ESTONIAN = (
+    {f"{SYNT}/all.csv": SPEAKERS + "137,5,7,S3_NEU,3337,49,M,31,05_S3_10_NEU.wav\n"},
+    [f"{SYNT}_resources/04_S2_01_CHAR.wav", f"{SYNT}_resources/05_S3_10_NEU.wav"],
+    [(0, "test,S2_CHAR,S2_CHAR,01,49,2"), (0, "test,S2_CHAR,S2_CHAR,01,50,3"),
+     (1, "train,S3_NEU,S3_NEU,10,49,7")])
+SIGNALS = "signal,condition,ratings,participant_ids,file\n"
+CODECS = (
+    {f"{CODEC}/ratings_formated_filtered.csv":
+     SIGNALS + 'VCTK,Proposed 1.38,"[41.0, 32.5]","[2, 3]",stim_01/prop.wav\n'
+               'VCTK,3.5 kHz anchor,"[9.0, 8.0]","[2, 3]",\n'
+               'TSP,Proposed 1.38,[77.0],[3],stim_02/prop.wav\n'},
+    [f"{CODEC}/audio/stim_01/prop.wav", f"{CODEC}/audio/stim_02/prop.wav"],
+    [(0, "test,Proposed 1.38,Proposed 1.38,stim_01,2,41"),
+     (0, "test,Proposed 1.38,Proposed 1.38,stim_01,3,32.5"),
+     (1, "train,Proposed 1.38,Proposed 1.38,stim_02,3,77")])
+VOTES = "audio_path,score,evaluator_id\n"
+YOURTTS = (
+    {MOS_PT: VOTES + f"{EXP}/11995_25.wav,2.0,7\n{EXP}/11995_25.wav,3.5,8\n"
+                     "Exp.4/model+SCL/Portuguese_MLS_SECS/11995_10.wav,1.0,7\n"
+                     "Exp.5/Portuguese/After-FT-1-min/PT-F.wav_18.wav,3.0,7\n"
+                     "Exp.6/PT-EN/F-F/3050_to_p294_sample_p294_005.wav,4.0,7\n"
+                     "GT/MLS-PT/11995/11995_10229_000003.wav,5.0,8\n"},
+    [f"audios_demo/{EXP}/11995_25.wav",
+     "audios_demo/Exp.5/Portuguese/After-FT-1-min/PT-F.wav_18.wav",
+     "audios_demo/Exp.6/PT-EN/F-F/3050_to_p294_sample_p294_005.wav",
+     "audios_demo/GT/MLS-PT/11995/11995_10229_000003.wav"],
+    [(0, "test,Exp.2/model+SCL/Portuguese_MLS,Exp.2/model+SCL/Portuguese_MLS,11995,7,2"),
+     (0, "test,Exp.2/model+SCL/Portuguese_MLS,Exp.2/model+SCL/Portuguese_MLS,11995,8,3.5"),
+     (1, "train,Exp.5/Portuguese/After-FT-1-min,Exp.5/Portuguese/After-FT-1-min,PT-F,7,3"),
+     (2, "train,Exp.6/PT-EN,Exp.6/PT-EN,p294,7,4"), (3, "test,GT/MLS-PT,GT/MLS-PT,11995,8,5")])
 FOUND = [
-    (POST_EVALUATION, "AudioMOS 2025 Track 3, post-evaluation archive",
-     ["train 2 clips, 3 ratings, 2 systems, 3 raters",
-      "test 1 clips, 1 ratings, 1 systems, 1 raters"]),
-    (PHASES, "AudioMOS 2025 Track 3, phase archives",
-     ["train 3 clips, 3 ratings, 3 systems, 2 raters",
-      "test 2 clips, 0 ratings, 2 systems, 0 raters"]),
-    (BVCC, "BVCC, single ratings",
-     ["train 1 clips, 2 ratings, 1 systems, 2 raters",
-      "dev 1 clips, 1 ratings, 1 systems, 1 raters",
-      "test 1 clips, 1 ratings, 1 systems, 1 raters"]),
-    (BVCC_MEANS, "BVCC, mean ratings",
-     ["train 1 clips, 1 ratings, 1 systems, 1 raters",
-      "test 1 clips, 1 ratings, 1 systems, 1 raters"]),
-    (SOMOS_CLEAN, "SOMOS, clean split",
-     ["train 1 clips, 1 ratings, 1 systems, 1 raters",
-      "test 1 clips, 1 ratings, 1 systems, 1 raters"]),
+    (POST_EVALUATION, "AudioMOS 2025 Track 3, post-evaluation archive", (1, 5),
+     ["train 2 clips, 3 ratings, 2 systems", "test 1 clips, 1 ratings, 1 systems"]),
+    (PHASES, "AudioMOS 2025 Track 3, phase archives", (1, 5),
+     ["train 3 clips, 3 ratings, 3 systems", "test 2 clips, 0 ratings, 2 systems"]),
+    (BVCC, "BVCC, single ratings", (1, 5),
+     ["train 1 clips, 2 ratings, 1 systems", "dev 1 clips, 1 ratings, 1 systems",
+      "test 1 clips, 1 ratings, 1 systems"]),
+    (BVCC_MEANS, "BVCC, mean ratings", (1, 5),
+     ["train 1 clips, 1 ratings, 1 systems", "test 1 clips, 1 ratings, 1 systems"]),
+    (SOMOS_CLEAN, "SOMOS, clean split", (1, 5),
+     ["train 1 clips, 1 ratings, 1 systems", "test 1 clips, 1 ratings, 1 systems"]),
+    (ESTONIAN, "Estonian synthesisers", (1, 7),
+     ["train 1 clips, 1 ratings, 1 systems", "test 1 clips, 2 ratings, 1 systems"]),
+    (CODECS, "neural codecs (MUSHRA)", (0, 100),
+     ["train 1 clips, 1 ratings, 1 systems", "test 1 clips, 2 ratings, 1 systems"]),
+    (YOURTTS, "YourTTS, Portuguese", (1, 5),
+     ["train 2 clips, 2 ratings, 2 systems", "test 2 clips, 3 ratings, 2 systems"]),
 ]
 
 
@@ -373,21 +421,23 @@ def own_corpus(folder):
     return lay_out(folder, {"ratings.csv": text}, ["a.wav", "b.wav", "c.wav", "d.wav"])
 
 
-@pytest.mark.parametrize(("layout", "name", "found"), FOUND)
+@pytest.mark.parametrize(("layout", "name", "scale", "found"), FOUND)
 def test_each_data_set_becomes_the_table_written_by_hand(tmp_path, monkeypatch, capsys, layout,
-                                                         name, found):
+                                                         name, scale, found):
     files, wavs, rows = layout
     folder, out = lay_out(tmp_path / "set", files, wavs), tmp_path / "mine" / "ratings.csv"
     assert call(monkeypatch, published, folder, "--out", out) == 0
     lines = [f"../set/{wavs[wav]},{rest}" for wav, rest in rows]
-    assert out.read_text() == "\n".join(["wav,split,system,model,rater,score", *lines, ""])
-    found = [f"{part}, {0.25 * int(part.split()[1]):.0f} s" for part in found]  # lay_out's clips
-    assert capsys.readouterr().out == "; ".join([f"{out}: {name}", *found]) + "\n"
-    clips = data.read_manifest(out)
+    assert out.read_text() == "\n".join(["wav,split,system,model,group,rater,score", *lines, ""])
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{out}: {name}; ") and all(part in first for part in found)
+    told = "the scale is {0} to {1}: train.py needs --scale {0} {1}".format(*scale)
+    assert others == ([] if scale == (1, 5) else [told])
+    clips = data.read_manifest(out, scale)
     assert [clip.path.resolve() for clip in clips] == [folder / wav for wav in wavs]
     ratings = [(i, rater, score) for i, clip in enumerate(clips)
                for rater, score in clip.ratings.items()]
-    rated = [(wav, *rest.split(",")[3:]) for wav, rest in rows if not rest.endswith(",,")]
+    rated = [(wav, *rest.split(",")[4:]) for wav, rest in rows if not rest.endswith(",,,")]
     assert ratings == [(wav, rater, float(score)) for wav, rater, score in rated]
 
 
@@ -429,15 +479,14 @@ TRAINSET, NV = "DATA/sets/TRAINSET", "audiomos-track3-16k_nv_1_2.wav"
 
 
 @pytest.mark.parametrize(("layout", "name", "text", "why"), [
-    (POST_EVALUATION, UTT, "uttID,rating\n", ": the first row must be uttID,lisID,rating, not 'ut"),
-    (POST_EVALUATION, UTT, f"{NV},01,4\n", ": the first row must be uttID,lisID,rating, not 'audi"),
-    (POST_EVALUATION, UTT, "uttID,lisID,rating,rating\n", ": the first row must be"),
-    (POST_EVALUATION, UTT, "", ": the first row must be uttID,lisID,rating, not ''"),
+    (POST_EVALUATION, UTT, "uttID,rating\n", ": the first row must name uttID,lisID,rating, each"),
+    (POST_EVALUATION, UTT, f"{NV},01,4\n", ", each once, not 'audiomos-track3-16k_nv_1_2"),
+    (POST_EVALUATION, UTT, "uttID,lisID,rating,rating\n", ", each once, not 'uttID,lisID,ra"),
+    (POST_EVALUATION, UTT, "", ", each once, not ''"),
     (POST_EVALUATION, UTT, f"{TRACK3}{NV},01\n", ", row 2: a row needs one value for each of uttI"),
     (POST_EVALUATION, UTT, f"{TRACK3}{NV},01,4,5\n", ", row 2: a row needs one value for each of"),
-    (POST_EVALUATION, UTT, f"{TRACK3}{NV},01,4\nx.wav,01,4\n", ", row 3: x.wav is no name of a"),
+    (POST_EVALUATION, UTT, f"{TRACK3}{NV},01,4\nx.wav,01,4\n", ", row 3: {'uttID': 'x.wav', "),
     (POST_EVALUATION, UTT, f"{TRACK3}audiomos-track3-32k_nv_1,01,4\n", "32k_nv_1 is no name of a"),
-    (POST_EVALUATION, UTT, f"{TRACK3}audiomos-track3-16k_tts_9.wav,01,4\n", "_9.wav is not there"),
     (POST_EVALUATION, UTT, f"{TRACK3}{NV},01,4\n\n{NV},01,4\n", "row 4: rater 'utt_16k:01' has ra"),
     (POST_EVALUATION, UTT, f"{TRACK3}{NV},01,good\n", ", row 2: the score 'good' is no number"),
     (POST_EVALUATION, UTT, f"{TRACK3}{NV},01,\n", ", row 2: the score '' is no number"),
@@ -446,17 +495,23 @@ TRAINSET, NV = "DATA/sets/TRAINSET", "audiomos-track3-16k_nv_1_2.wav"
     (POST_EVALUATION, UTT, f"{TRACK3}\udcff,01,4\n", ": is no CSV table in UTF-8"),
     (POST_EVALUATION, UTT, f'{TRACK3}"{NV},01,4', ": is no CSV table in UTF-8 (unexpected end"),
     (POST_EVALUATION, "post_eval_distro/test/utt_mix_test.csv", f"{TRACK3}{NV},11,4\n",
-     ", row 2: audiomos-track3-16k_nv_1_2.wav stood in another split, system or model above"),
-    (PHASES, LIST, "audiomos-track3-16k_sys1_utt99\n", "sys1_utt99.wav is not there, or no file"),
-    (PHASES, LIST, "utt51\n", ", row 1: utt51 is no name of a Track 3 clip"),
+     ", row 2: audiomos-track3-16k_nv_1_2.wav stood in another split, system, model or group"),
+    (PHASES, LIST, "audiomos-track3-16k_sys1_utt99\n", "sys1_utt99.wav' is not there, or no"),
+    (PHASES, LIST, "utt51\n", ", row 1: {'uttID': 'utt51'} is no row of"),
     (PHASES, LIST, "audiomos-track3-16k_sys1_utt51,4\n", ", row 1: a row needs one value for each"),
     (BVCC, TRAINSET, "sys64e2f,sys64e2f-utt9c.wav,4,x\n", ", row 1: a row needs one value for"),
     (BVCC, TRAINSET, "sys64e2f,sys64e2f-utt9c.wav,4,x,someone\n",
-     ", row 1: the listener must be {}_AGE_ID_..., not 'someone'"),
+     "is no row of BVCC, single ratings (the listener must be {}_AGE_ID_..., not 'someone')"),
     (BVCC, TRAINSET, "s,,4,x,{}_30_id\n", ", row 1: wav and system must not be empty"),
-    (BVCC_MEANS, "DATA/sets/test_mos_list.txt", "sys64e2f-utt2.wav,\n", ", row 1: the score '' is"),
-    (SOMOS_CLEAN, f"{CLEAN}/VALIDSET", "systemId,choice\n", ": the first row must be systemId,utt"),
-    (SOMOS_CLEAN, f"{CLEAN}/TESTSET", f"{SOMOS}016,y,3,L2\n", "y.wav is not there, or no file")])
+    (BVCC_MEANS, "DATA/sets/test_mos_list.txt", "sys64e2f-utt2.wav,x\n", ", row 1: the score 'x'"),
+    (SOMOS_CLEAN, f"{CLEAN}/VALIDSET", "systemId,choice\n", "must name systemId,utteranceId,choi"),
+    (ESTONIAN, f"{SYNT}/all.csv", SPEAKERS + "1,4,2,S2,3,9,M,31,S2.wav\n", ", row 4: {'test': '1'"),
+    (ESTONIAN, f"{SYNT}/all.csv", SPEAKERS.replace(",2,", ",8,"),
+     ", row 2: the score 8 is off the scale of 1 to 7"),
+    *((CODECS, f"{CODEC}/ratings_formated_filtered.csv", f"{SIGNALS}s,c,{cells},stim_01/prop.wav",
+       ", row 2: {'signal': 's', 'condition': 'c', ") for cells in (
+           '"[41.0, 32.0]",[2]', "[41.0],2", "41.0,[2]", "[41.0,[2]", "x,y", ",")),
+    (YOURTTS, MOS_PT, VOTES + 2 * f"{EXP}/11995_25.wav,2.0,7\n", ", row 3: rater '7' has rated")])
 def test_a_bad_row_is_refused_by_file_and_number_and_an_older_table_stays(
         tmp_path, monkeypatch, capsys, layout, name, text, why):
     files, wavs, _ = layout
@@ -464,9 +519,9 @@ def test_a_bad_row_is_refused_by_file_and_number_and_an_older_table_stays(
     (folder / name).write_bytes(text.encode(errors="surrogateescape"))
     out = lay_out(tmp_path / "out", {"ratings.csv": "of yesterday"}, []) / "ratings.csv"
     assert call(monkeypatch, published, folder, "--out", out) == 2
-    sentence = capsys.readouterr().err
+    *others, sentence = capsys.readouterr().err.splitlines()
     assert sentence.startswith(f"corpora.published: {folder / name}") and why in sentence
-    assert sentence.count("\n") == 1
+    assert all("columns that are ignored" in line for line in others)
     assert contents(tmp_path / "out") == {"ratings.csv": b"of yesterday"}
 
 
@@ -483,18 +538,261 @@ def test_a_bad_row_is_refused_by_file_and_number_and_an_older_table_stays(
     (["OWN", "--out", "t.csv", "--augment", "EMPTY"], "there is no WAV file in this folder"),
     (["OWN", "--out", "t.csv", "--augment", "LOOSE"], "a.wav: must lie in a subfolder of LOOSE"),
     (["OWN", "--out", "t.csv", "--augment", "."], "a.wav: is a clip of OWN too; take it out of ."),
-    (["OWN", "--out", "t.csv", "--aug", "EMPTY"], "unrecognized arguments: --aug EMPTY")])
+    (["OWN", "--out", "t.csv", "--aug", "EMPTY"], "unrecognized arguments: --aug EMPTY"),
+    *((["OWN", "--out", "t.csv", "--fold", fold], f"--fold {fold!r}: must be K/N, as 1/5 is the")
+      for fold in ("0/5", "6/5", "1/1", "1", "1.0/5", "1/5/5", "one/five", "1/99999")),
+    (["OWN", "--out", "t.csv", "--fold", "5/9"], "--fold 5/9: leaves no clip for training or for"),
+    (["SILENT", "--out", "t.csv"], "SILENT: none of the clips in the tables of this data set is"),
+    (["OWN", "--out", "t.csv", "--part", "x"], "invalid choice: 'x'")])
 def test_what_cannot_be_converted_gets_one_sentence_and_status_2(tmp_path, monkeypatch, capsys,
                                                                  words, why):
     own_corpus(tmp_path / "OWN")
     lay_out(tmp_path / "LOOSE", {}, ["a.wav"])
     lay_out(tmp_path / "BARE", {f"{CLEAN}/TRAINSET": SOMOS}, [])
+    lay_out(tmp_path / "SILENT", YOURTTS[0], [])
     (tmp_path / "EMPTY").mkdir()
     monkeypatch.chdir(tmp_path)
     before = contents(tmp_path)
     assert call(monkeypatch, published, *words) == 2
     assert why in capsys.readouterr().err.splitlines()[-1]
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(("layout", "inside"), [
+    (ESTONIAN, SYNT), (CODECS, CODEC), (YOURTTS, "metrics")])
+def test_a_listening_test_is_known_by_the_folder_of_its_table_too(tmp_path, layout, inside):
+    folder = lay_out(tmp_path, *layout[:2])
+    one, other = (published.read(path) for path in (folder, folder / inside))
+    assert len(one[2]) == len(layout[1]) and one[:2] == other[:2]
+    for clip, same in zip(one[2], other[2], strict=True):
+        assert clip == same
+
+
+def test_rated_clips_without_audio_are_left_out_and_counted_once_in_one_line(tmp_path, monkeypatch,
+                                                                             capsys):
+    for number, layout in enumerate((YOURTTS, SOMOS_CLEAN, POST_EVALUATION)):
+        files, wavs, _ = layout
+        folder = lay_out(tmp_path / str(number), files, wavs)
+        (folder / wavs[0]).unlink()  # which has two ratings in two of these data sets
+        assert call(monkeypatch, published, folder, "--out", folder / "t.csv") == 0
+        first = capsys.readouterr().out.splitlines()[0]
+        assert first == f"{folder}: 1 rated clips are left out, their audio is not there"
+        assert {row["wav"] for row in table(folder / "t.csv")} == set(wavs[1:])
+
+
+def workbook(path, sheets):
+    """An .xlsx of {name of a sheet: its rows, of texts and numbers}, as Excel lays it out."""
+    names = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
+    links = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+    texts, listed, targets, parts = [], "", "", {}
+    for number, (name, rows) in enumerate(sheets.items()):
+        text = ""
+        for i, row in enumerate(rows, 1):
+            cells = ""
+            for letter, value in zip(string.ascii_uppercase, row):
+                if isinstance(value, str):
+                    texts.append(value)
+                    cells += f'<c r="{letter}{i}" t="s"><v>{len(texts) - 1}</v></c>'
+                elif value is not None:
+                    cells += f'<c r="{letter}{i}"><v>{value}</v></c>'
+            text += f'<row r="{i}">{cells}</row>'
+        file = f"worksheets/sheet{9 - number}.xml"  # the files are in another order than the names
+        parts[file] = f'<worksheet xmlns="{names}"><sheetData>{text}</sheetData></worksheet>'
+        listed += f'<sheet name="{name}" sheetId="{number}" r:id="rId{number}"/>'
+        targets += f'<Relationship Id="rId{number}" Target="{file}"/>'
+    shared = "".join(f"<si><r><t>{text[:2]}</t></r><r><t>{text[2:]}</t></r></si>" for text in texts)
+    parts |= {"sharedStrings.xml": f'<sst xmlns="{names}">{shared}</sst>',
+              "_rels/workbook.xml.rels": f"<Relationships>{targets}</Relationships>",
+              "workbook.xml": f'<workbook xmlns="{names}" xmlns:r="{links}"><sheets>{listed}'
+                              "</sheets></workbook>"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as book:
+        for name, text in parts.items():
+            book.writestr(f"xl/{name}", text)
+
+
+P835 = "p835_reference_conditions"
+BOOK = f"{P835}/CSP835_Ref_Conditions.xlsx"
+SHEETS = {part: f"{part}-results per file" for part in ("16KHzWB", "Fullband")}
+
+
+def p835_row(wav, mean):
+    """A row of the workbook, whose second column is the file and the eleventh its mean."""
+    return ["url", wav, 1, 15, 4.5, 0.7, 0.4, 4.6, 0.6, 0.3, mean, 0.6]
+
+
+def lay_out_p835(folder):
+    """Two clips in wide band and two in full band, with rows that lack a mean or a file."""
+    head = p835_row("wav", "mean")
+    wide = [head, p835_row("c0_f2.wav", 4.4), p835_row("c0_m1.wav", None), p835_row(None, 3),
+            p835_row("c12_m3.wav", 2)]
+    sheets = {"description": [["text"]], SHEETS["Fullband"]: [head, p835_row("c0_f2.wav", 3.1),
+                                                              p835_row("c1_m1.wav", 1.5)],
+              SHEETS["16KHzWB"]: wide}
+    workbook(folder / BOOK, sheets)
+    return lay_out(folder, {}, [f"{P835}/{name}.wav" for name in (
+        "degraded_WB_16KHz/c0_f2", "degraded_WB_16KHz/c12_m3", "degraded/c0_f2", "degraded/c1_m1")])
+
+
+@pytest.mark.parametrize("inside", ["", P835])
+def test_the_wide_band_of_p835_is_read_from_its_workbook_and_the_full_band_on_demand(
+        tmp_path, monkeypatch, inside):
+    folder = lay_out_p835(tmp_path / "P.808")
+    words = (folder / inside, "--out", folder / "t.csv")
+    assert call(monkeypatch, published, *words) == 0
+    assert (folder / "t.csv").read_text().splitlines()[1:] == [
+        f"{P835}/degraded_WB_16KHz/c0_f2.wav,test,c0,c0,f2,,4.4",
+        f"{P835}/degraded_WB_16KHz/c12_m3.wav,train,c12,c12,m3,,2"]
+    assert call(monkeypatch, published, *words, "--part", "fullband") == 0
+    assert (folder / "t.csv").read_text().splitlines()[1:] == [
+        f"{P835}/degraded/c0_f2.wav,test,c0,c0,f2,,3.1",
+        f"{P835}/degraded/c1_m1.wav,train,c1,c1,m1,,1.5"]
+
+
+def wide_band(folder, *rows):
+    workbook(folder / BOOK, {SHEETS["16KHzWB"]: [p835_row("wav", "mean"), *rows]})
+
+
+def shortened(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def with_zeros(path):
+    """Damages the compressed data of a part."""
+    with zipfile.ZipFile(path) as book:
+        start = book.getinfo("xl/sharedStrings.xml").header_offset + 60
+    content = bytearray(path.read_bytes())
+    content[start:start + 40] = bytes(40)
+    path.write_bytes(content)
+
+
+NO_BOOK = ".xlsx: is no workbook with a sheet 16KHzWB-results per file"
+
+
+@pytest.mark.parametrize(("damage", "why"), [
+    (lambda folder: (folder / BOOK).write_bytes(b""), NO_BOOK),
+    (lambda folder: (folder / BOOK).write_text("a,b\n1,2\n"), NO_BOOK),
+    (lambda folder: shortened(folder / BOOK), NO_BOOK),
+    (lambda folder: with_zeros(folder / BOOK), NO_BOOK),
+    (lambda folder: workbook(folder / BOOK, {"another": []}), NO_BOOK),
+    (lambda folder: workbook(folder / BOOK, {SHEETS["16KHzWB"]: [["</si>"]]}), NO_BOOK),
+    (lambda folder: wide_band(folder, p835_row("c0f2.wav", 4)),
+     f".xlsx, {SHEETS['16KHzWB']}, row 2: {{'A': 'url', 'B': 'c0f2.wav', "),
+    (lambda folder: wide_band(folder, p835_row("c0_f2.wav", 5.5)), "row 2: the score 5.5 is off"),
+    (lambda folder: wide_band(folder), "there are no rows in the tables of this data set")])
+def test_a_workbook_that_cannot_be_used_gets_one_sentence_and_status_2(tmp_path, monkeypatch,
+                                                                       capsys, damage, why):
+    folder = lay_out_p835(tmp_path)
+    damage(folder)
+    assert call(monkeypatch, published, folder, "--out", folder / "t.csv") == 2
+    sentence = capsys.readouterr().err
+    assert sentence.startswith(f"corpora.published: {folder}") and why in sentence
+    assert sentence.count("\n") == 1 and not (folder / "t.csv").exists()
+
+
+# -- The real listening tests ----------------------------------------------------------------------
+
+def counts(clips):
+    """Clips, systems, groups, raters whose name is known, ratings."""
+    raters = [rater for clip in clips for rater in clip.ratings]
+    return (len(clips), len({clip.system for clip in clips}), len({clip.group for clip in clips}),
+            len(set(raters) - {""}), len(raters))
+
+
+@REAL
+@pytest.mark.parametrize(("name", "scale", "found", "left_out"), [
+    ("3synt_listening_test_results", (1, 7), (54, 9, 6, 16, 864), 0),
+    ("bernoulli-var-speech-codec", (0, 100), (128, 8, 16, 19, 1216), 0),
+    ("P.808", (1, 5), (78, 13, 6, 0, 78), 0),
+    ("YourTTS", (1, 5), (246, 10, 10, 89, 3035), 234)])
+def test_real_listening_tests_have_the_clips_systems_groups_raters_and_ratings_of_their_source(
+        tmp_path, monkeypatch, capsys, name, scale, found, left_out):
+    folder, out = LISTENING_TESTS / name, tmp_path / "t.csv"
+    assert call(monkeypatch, published, folder, "--out", out) == 0
+    clips = data.read_manifest(out, scale)
+    assert counts(clips) == found
+    lines = capsys.readouterr().out.splitlines()
+    assert ("the scale is" in lines[-1]) == (scale != (1, 5))
+    said = [f"{folder}: {left_out} rated clips are left out, their audio is not there"]
+    assert [line for line in lines if "left out" in line] == said * (left_out > 0)
+    test = {clip.group for clip in clips if clip.split == "test"}
+    assert test and test.isdisjoint(clip.group for clip in clips if clip.split == "train")
+
+
+def source_means(table, column, scores):
+    """The mean of each clip of a CSV table, a cell being a number or a list of them."""
+    told = collections.defaultdict(list)
+    with table.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            told[row[column]] += np.ravel(json.loads(row[scores])).tolist()
+    return {wav: sum(values) / len(values) for wav, values in told.items()}
+
+
+@REAL
+@pytest.mark.parametrize(("name", "source", "columns", "wav", "mos"), [
+    ("3synt_listening_test_results", "3synt_listening_test_results/all.csv",
+     ("speaker_wav", "score"), "04_S2_01_CHAR.wav", 40 / 16),
+    ("bernoulli-var-speech-codec",
+     "bernoulli-var-speech-codec/mushra_results_dataset/ratings_formated_filtered.csv",
+     ("file", "ratings"), "stim_01/prop_13.wav", 611 / 11),
+    ("YourTTS", f"YourTTS/{MOS_PT}", ("audio_path", "score"), f"{EXP}/11995_25.wav", 43 / 12)])
+def test_real_mos_are_the_means_of_the_source_table_and_one_was_added_up_by_hand(
+        name, source, columns, wav, mos):
+    clips = {clip.wav: clip.mos for clip in published.read(LISTENING_TESTS / name)[2]}
+    told = source_means(LISTENING_TESTS / source, *columns)
+    assert clips == pytest.approx({wav: told[wav] for wav in clips})
+    assert clips[wav] == pytest.approx(mos)
+
+
+@REAL
+def test_a_real_mos_of_p835_is_that_of_its_cell():
+    book = LISTENING_TESTS / "P.808" / BOOK
+    with zipfile.ZipFile(book) as parts:
+        sheet = parts.read("xl/worksheets/sheet4.xml").decode()  # of the wide band
+        texts = re.findall("<t>(.*?)</t>", parts.read("xl/sharedStrings.xml").decode())
+    cell = dict(re.findall(r'<c r="(\w+)"[^>]*><v>([^<]*)', sheet))
+    assert texts[int(cell["B2"])] == "c0_f2.wav"
+    clip = published.read(LISTENING_TESTS / "P.808")[2][0]
+    assert (clip.wav, clip.system, clip.group) == ("c0_f2.wav", "c0", "f2")
+    assert clip.mos == float(cell["K2"]) == pytest.approx(67 / 15)  # full band: 62 / 14
+
+
+# -- Folds, scale, augmentation --------------------------------------------------------------------
+
+def grouped(folder, split):
+    """A ratings.csv of ten clips in four groups of unlike size, named out of order."""
+    rows = [f"{i}.wav,{split},s,{group},r,4" for i, group in enumerate("bbdacaddda")]
+    text = "\n".join(["wav,split,system,group,rater,score", *rows, ""])
+    return lay_out(folder, {"ratings.csv": text}, [f"{i}.wav" for i in range(10)])
+
+
+@pytest.mark.parametrize("folds", [2, 3, 4])
+def test_folds_together_test_every_clip_once_and_tear_no_group_apart(tmp_path, monkeypatch, folds):
+    folder, tested = grouped(tmp_path, "dev"), []
+    for fold in range(1, folds + 1):
+        words = (folder, "--out", folder / "t.csv", "--fold", f"{fold}/{folds}")
+        assert call(monkeypatch, published, *words) == 0
+        clips = data.read_manifest(folder / "t.csv")
+        assert {clip.split for clip in clips} == {"train", "test"} and len(clips) == 10
+        groups = {split: {clip.group for clip in clips if clip.split == split}
+                  for split in ("train", "test")}
+        assert groups["test"].isdisjoint(groups["train"])
+        tested += [clip.wav for clip in clips if clip.split == "test"]
+    assert sorted(tested) == [f"{i}.wav" for i in range(10)]
+
+
+def test_a_data_set_is_split_where_it_has_no_split_and_keeps_its_own(tmp_path, monkeypatch):
+    files, wavs, _ = BVCC
+    own = lay_out(tmp_path / "bvcc", files, wavs)
+    (own / "DATA" / "sets" / "TESTSET").unlink()
+    assert call(monkeypatch, published, own, "--out", tmp_path / "bvcc.csv") == 0
+    assert [row["split"] for row in table(tmp_path / "bvcc.csv")] == ["train", "train", "dev"]
+    assert call(monkeypatch, published, own, "--out", tmp_path / "bvcc.csv", "--fold", "1/2") == 0
+    assert [row["split"] for row in table(tmp_path / "bvcc.csv")] == ["test", "test", "train"]
+    codecs = lay_out(tmp_path / "codecs", *CODECS[:2])
+    words = (codecs, "--out", tmp_path / "codecs.csv", "--fold", "2/2")
+    assert call(monkeypatch, published, *words) == 0
+    assert [row["split"] for row in table(tmp_path / "codecs.csv")] == ["train", "train", "test"]
 
 
 def test_another_scale_is_read_where_it_is_given(tmp_path, monkeypatch):
@@ -504,7 +802,7 @@ def test_another_scale_is_read_where_it_is_given(tmp_path, monkeypatch):
     words = ("--out", tmp_path / "t.csv", "--scale", 0, 100)
     assert call(monkeypatch, published, folder, *words) == 0
     (clip,) = data.read_manifest(tmp_path / "t.csv", (0, 100))
-    assert clip.ratings == {"mean": 78.1}
+    assert clip.ratings == {"": 78.1}
 
 
 def test_augmentation_is_appended_to_ones_own_table_and_trained_on(tmp_path, monkeypatch):
@@ -513,10 +811,10 @@ def test_augmentation_is_appended_to_ones_own_table_and_trained_on(tmp_path, mon
     words = (own, "--out", own / "ratings.csv", "--augment", more)
     assert call(monkeypatch, published, *words) == 0
     assert (own / "ratings.csv").read_text().splitlines() == [
-        "wav,split,system,model,rater,score",
-        "a.wav,train,s,s,r,4", "b.wav,train,s,s,r,2.5", "c.wav,train,t,t,r,1", "d.wav,test,t,t,,",
-        "../more/tts1/a.wav,train,tts1,tts1,,", "../more/tts1/deep/b.WAV,train,tts1,tts1,,",
-        "../more/tts2/c.wav,train,tts2,tts2,,"]
+        "wav,split,system,model,group,rater,score", "a.wav,train,s,s,,r,4",
+        "b.wav,train,s,s,,r,2.5", "c.wav,train,t,t,,r,1", "d.wav,test,t,t,,,",
+        "../more/tts1/a.wav,train,tts1,tts1,,,", "../more/tts1/deep/b.WAV,train,tts1,tts1,,,",
+        "../more/tts2/c.wav,train,tts2,tts2,,,"]
     before = (own / "ratings.csv").read_bytes()
     assert call(monkeypatch, published, *words) == 2  # they are there already
     assert (own / "ratings.csv").read_bytes() == before
@@ -537,18 +835,38 @@ def test_a_table_leads_to_its_clips_through_linked_folders_too(tmp_path, monkeyp
     assert len(data.read_manifest(tmp_path / "out" / "t.csv")) == 4
 
 
-@pytest.mark.parametrize(("link", "why"), [
-    ("more/tts1/circle", "under two names; take one of them out"),
-    ("more/tts1/broken.wav", "broken.wav is not there, or no file"),
-    ("more/tts1/\udcff.wav", "its name is not in UTF-8; rename it")])
-def test_names_that_a_table_cannot_hold_are_refused(tmp_path, monkeypatch, capsys, link, why):
+@pytest.mark.parametrize(("name", "target", "why"), [
+    ("more/tts1/broken.wav", "nowhere", "broken.wav' is not there, or no file"),
+    ("more/tts2/b.wav", "../tts1/a.wav", "tts1/a.wav stood in another split, system, model or gro"),
+    ("more/tts1/b.wav", "../../own/a.wav", "tts1/b.wav: is a clip of"),
+    ("more/tts1/\udcff.wav", "", "its name is not in UTF-8; rename it")])
+def test_names_that_a_table_cannot_hold_are_refused(tmp_path, monkeypatch, capsys, name, target,
+                                                    why):
     own = own_corpus(tmp_path / "own")
     before = contents(own)
     more = lay_out(tmp_path / "more", {}, ["tts1/a.wav"])
-    target = {"circle": more / "tts1", "broken": "nowhere", "\udcff": "a.wav"}[(more / link).stem]
-    (tmp_path / link).symlink_to(target)
+    if target:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(target)
+    else:
+        lay_out(tmp_path, {}, [name])
     assert call(monkeypatch, published, own, "--out", own / "ratings.csv", "--augment", more) == 2
     assert why in capsys.readouterr().err and contents(own) == before
+
+
+def test_a_link_to_a_clip_is_the_same_clip(tmp_path, monkeypatch):
+    own = own_corpus(tmp_path / "own")
+    more = lay_out(tmp_path / "more", {}, ["tts1/a.wav"])
+    (more / "tts1" / "b.wav").symlink_to("a.wav")
+    (more / "tts1" / "circle").symlink_to(more / "tts1")
+    assert call(monkeypatch, published, own, "--out", own / "ratings.csv", "--augment", more) == 0
+    assert [row["wav"] for row in table(own / "ratings.csv")][4:] == ["../more/tts1/a.wav"]
+    (own / "again.wav").symlink_to("a.wav")
+    with (own / "ratings.csv").open("a") as file:
+        file.write("again.wav,train,s,s,,other,2\n")
+    assert call(monkeypatch, published, own, "--out", own / "t.csv") == 0
+    ratings = {row["rater"]: row["score"] for row in table(own / "t.csv") if row["wav"] == "a.wav"}
+    assert ratings == {"r": "4", "other": "2"}
 
 
 def test_clips_without_ratings_are_predicted_in_the_challenges_form_and_not_scored(

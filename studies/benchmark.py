@@ -6,27 +6,29 @@ it is named, has random weights: time does not depend on them.
 
 import argparse
 import contextlib
+import multiprocessing
 import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torchaudio
 
 import data
-import evaluate
 import moemos
 import train
 from data import InputError
-from studies import bfloat16
 
 ROOT = Path(__file__).resolve().parent.parent
 LOGMEL = ("--backbone", "logmel")
+FULL_WIDTH = SimpleNamespace(layers=12, width=768)  # as moemos.Backbone has it, of WAV2VEC2_BASE
 
 
 def show(label, number, unit="", digits=1):
@@ -86,20 +88,36 @@ def evaluation():
     return seconds(ROOT / "evaluate.py", "--data", "large")
 
 
-def stages():
+def stages(backbone, training, classes):
     """Wall time of the three stages alone."""
-    config = train.Config(backbone="logmel")
-    backbone = data.open_backbone(config.backbone, "cpu")
-    clips, held_out = train.training_clips(config)
-    everything, classes = train.as_tensors(clips + held_out, backbone, config.cache,
-                                           train.synthesis_model)
-    training = everything.take(slice(len(clips)))
-    validation = everything.take(slice(len(clips), None))
+    config = train.Config()
     torch.manual_seed(config.seed)
     model = train.build_model(config, backbone, classes)
     begun = time.perf_counter()
-    train.run_stages(model, train.STAGES, config, training, validation)
+    with contextlib.redirect_stdout(None):
+        train.run_stages(model, train.STAGES, config, training)
     return time.perf_counter() - begun
+
+
+def stages_on_corpus():
+    """stages() on the simulated corpus."""
+    backbone = data.open_backbone("logmel", "cpu")
+    with contextlib.redirect_stdout(None):
+        clips, _ = train.read_clips(train.Config())
+    return stages(backbone, *train.as_tensors(clips, backbone, "cache"))
+
+
+def stages_at_full_width():
+    """stages() on random clips, as many, and as wide, as the paper's backbone makes them, with two
+    threads -> (seconds, GB of memory at its peak); to be called in a process of its own."""
+    torch.set_num_threads(2)
+    features = torch.randn(800, FULL_WIDTH.layers, 2 * FULL_WIDTH.width)
+    mos = torch.linspace(1, 5, 800)
+    mos[400:] = torch.nan
+    classes = [f"model {i}" for i in range(12)]
+    training = train.Clips(features, mos, torch.arange(800) % len(classes))
+    duration = stages(FULL_WIDTH, training, classes)
+    return duration, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def make_weights(hub):
@@ -118,8 +136,8 @@ def make_corpus(folder, clips):
     for clip in clips:
         for rater, score in (clip.ratings or {"": ""}).items():
             path = clip.path.absolute()
-            rows.append((path, clip.split, clip.system, clip.model, rater, score))
-    data.write_csv(Path(folder, "ratings.csv"), rows)
+            rows.append((path, clip.split, clip.system, clip.model, clip.group, rater, score))
+    data.write_files({Path(folder, "ratings.csv"): rows})
 
 
 def extraction(clips, backbone):
@@ -137,27 +155,6 @@ def extraction(clips, backbone):
                     backbone.network.extract_features(waveform)
             times[what] += time.perf_counter() - begun
     return times["ours"] / times["bare"]
-
-
-def half_precision(backbone, half):
-    """Speed-up by bfloat16, largest change of a prediction, deviation of the predictions in MOS.
-
-    Of 40 test clips, by a head trained on float32 features of others.
-    """
-    clips = data.read_manifest("corpus")
-    training = [clip for clip in clips if clip.split == "train"][::20]
-    test = [clip for clip in clips if clip.split == "test"][::10]
-    make_corpus("few", training)
-    with contextlib.redirect_stdout(None):
-        model = train.train(train.Config(data="few", out="runs/few"), backbone=backbone).eval()
-    times, predictions = [], []
-    for one, cache in ((backbone, "cache_float32"), (half, "cache_bfloat16")):
-        begun = time.perf_counter()
-        features = data.extract_features(test, one, cache)
-        times.append(time.perf_counter() - begun)
-        predictions.append(evaluate.predict(model, features).mos)
-    change = (predictions[0] - predictions[1]).abs().max().item()
-    return times[0] / times[1], change, predictions[0].std().item()
 
 
 def processes():
@@ -180,20 +177,18 @@ def processes():
 def benchmark():
     scripts()
     show("evaluate.py on 5,000 clips, features there", evaluation(), "s")
-    with contextlib.redirect_stdout(None):
-        training = stages()
-    show("the three stages themselves", training, "s")
+    show("the three stages themselves", stages_on_corpus(), "s")
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        duration, memory = pool.submit(stages_at_full_width).result()
+    inputs = FULL_WIDTH.layers * 2 * FULL_WIDTH.width
+    show(f"the three stages at {inputs:,} features", duration, "s (aim: 90)")
+    steps = sum(stage.steps for stage in train.STAGES)
+    show("a step of it", 1000 * duration / steps, "ms")
+    show("its peak memory", memory, "GB (aim: 1.5)", digits=2)
     make_weights(torch.hub.get_dir())
     backbone = moemos.load_backbone("WAV2VEC2_BASE")
     over = extraction(data.read_manifest("corpus")[::20], backbone)
     show("data.extract_features / WAV2VEC2_BASE bare", over, digits=3)
-    try:
-        half = bfloat16.HalfPrecision(backbone.name, backbone.network, backbone.sample_rate)
-        faster, change, spread = half_precision(backbone, half)
-        show("WAV2VEC2_BASE in bfloat16, times as fast", faster, "(largest change of a prediction "
-             f"{change:.4f}, their sd {spread:.2f})", digits=2)
-    except InputError as error:
-        print(error)
     show("two processes of one thread, times as fast", processes(),
          "(than one process of two, starts included)", digits=2)
 

@@ -14,37 +14,33 @@ import torch
 
 import data
 import evaluate
-import train
+import moemos
 
 
 @torch.no_grad()
-def explain(run, path, device=""):
+def explain(run, path, device="", backbone=""):
     """Prints all of it. Raises InputError for a run or a file that cannot be used."""
-    trained = evaluate.load_run(run, device)
+    trained = evaluate.load_run(run, device, backbone)
     waveform, features = evaluate.read_clip(path, trained)
     features = features.to(trained.backbone.device)  # (1, L, 2D)
     output = trained.model(features)
     print(f"{path} by {run}, backbone {trained.backbone.name}")
     show_tensors(trained, waveform, features, output)
-    show_classes(output.logits[0], trained.classes)
-    show_losses(run, path, trained, features, output)
+    show_loss(run, path, trained, output)
 
 
 def show_tensors(trained, waveform, features, output):
     """Prints a line for each tensor, in the order in which a clip goes through the method."""
-    fusion = trained.model.fusion
     tensors = [
         ("waveform", "(T,)", waveform),
         ("layers of the backbone", "(L, F, D)", trained.backbone.extract(waveform)),
         ("mean, deviation over F", "(L, 2D)", features[0]),
-        ("fusion's layer weights", "(L,)", fusion.layer_logits.softmax(0)),
-        ("fused features", "(B, L 2D)", fusion(features)),
+        ("fused features", "(B, L 2D)", trained.model.fusion(features)),
         ("gates g", "(B, E)", output.gates),
         ("experts E_1 ... E_N", "(B, E, H)", output.experts),
         ("y = sum g_i E_i", "(B, H)", output.y),
         ("logits of the classes", "(B, C)", output.logits),
-        ("their probabilities", "(B, C)", output.logits.softmax(1)),
-        ("MOS of y and these", "(B,)", output.mos),
+        ("MOS", "(B,)", output.mos),
     ]
     print(f"{'what':26}{'letters':11}{'shape':16}first values")
     for what, letters, tensor in tensors:
@@ -52,16 +48,10 @@ def show_tensors(trained, waveform, features, output):
         values = " ".join(f"{value:8.4f}" for value in first)
         more = " ..." if tensor.numel() > 4 else ""
         print(f"{what:26}{letters:11}{tuple(tensor.shape)!s:16}{values}{more}")
+    print(f"most probable class: {trained.classes[output.logits.argmax()]}")
 
 
-def show_classes(logits, classes):
-    """Prints the four most probable of the second task's classes; logits: (C,)."""
-    probabilities = logits.softmax(0).tolist()
-    likely = sorted(zip(probabilities, classes), reverse=True)[:4]
-    print("class probabilities: " + ", ".join(f"{name:.18} {p:.2f}" for p, name in likely))
-
-
-def show_losses(run, path, trained, features, output):
+def show_loss(run, path, trained, output):
     """Prints what a batch of this clip alone costs at the end of training, if it has ratings."""
     config, device = trained.config, trained.backbone.device
     try:
@@ -74,14 +64,14 @@ def show_losses(run, path, trained, features, output):
     if not same:
         return
     clip = same[0]
-    label = train.synthesis_model(clip)
-    known = trained.classes.index(label) if label in trained.classes else -1
-    batch = train.Clips(features, torch.tensor([clip.mos], device=device),
-                        torch.tensor([known], device=device))
-    stage = torch.load(Path(run, "model.pt"), weights_only=True)["stages"][-1]
-    terms = train.weighted_losses(output, batch, stage["alpha_end"], config, trained.model.unit)
-    print(f"rated MOS {clip.mos:.2f}, class {label}; a batch of it alone has at the end of stage "
-          f"{stage['name']}:")
+    known = trained.classes.index(clip.model) if clip.model in trained.classes else -1
+    stage = evaluate.read_checkpoint(run)["stages"][-1]
+    alpha = stage["alpha_end"]
+    terms = moemos.losses(output, torch.tensor([clip.mos], device=device),
+                          torch.tensor([known], device=device), alpha, 1 - alpha,
+                          config.lambda_1, config.lambda_2, trained.model.deviation)
+    print(f"rated MOS {clip.mos:.2f}, class {clip.model}; a batch of it alone has at the end of "
+          f"stage {stage['name']}:")
     print(", ".join(f"{name} {term.item():.4f}" for name, term in terms.items()))
 
 
@@ -91,9 +81,10 @@ def main():
     parser.add_argument("wav", metavar="WAV")
     parser.add_argument("run", nargs="?", default="runs/default", help="(default: runs/default)")
     parser.add_argument("--device", default="", help="as of train.py")
+    parser.add_argument("--backbone", default="", help="as of evaluate.py")
     options = parser.parse_args()
     with data.one_sentence("studies.explain"):
-        explain(options.run, options.wav, options.device)
+        explain(options.run, options.wav, options.device, options.backbone)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
     python -m studies.listen          of runs/default, into runs/default/listen.html
     python -m studies.listen RUN      of another run, into RUN/listen.html
 
-It has one test clip of each system, of one sentence as far as there is one, and the WORST clips
-that the run gets most wrong; of each the audio, its log-mel picture up to 23.6 kHz, rated and
-predicted MOS, and the gates. In the picture time goes to the right, frequency up, loud is bright;
-all pictures have one scale.
+It has one test clip of each system, of one group as far as there is one, such as a sentence, and
+the WORST clips that the run gets most wrong; of each the audio, its log-mel picture up to 8 kHz,
+rated and predicted MOS, and the gates. In the picture time goes to the right, frequency up, loud is
+bright; all pictures have one scale, and silence at both ends is cut, as for the model.
 """
 
 import argparse
@@ -22,10 +22,9 @@ import data
 import evaluate
 import moemos
 from data import InputError
-from studies.experiments import group_of
 
 WORST = 12
-PICTURE = "logmel48"  # the backbone whose first layer is drawn, whatever the run's
+PICTURE = "logmel"  # the backbone whose first layer is drawn, whatever the run's
 ARTEFACTS = {  # of corpora.simulated
     "original": "the recording: its noise and its room",
     "nv": "a neural vocoder: phases that wander, roughness above all in high frequencies; hiss "
@@ -54,17 +53,14 @@ img { width: 100%; height: 8rem; image-rendering: pixelated; background: #000 }
 # -- What is shown ---------------------------------------------------------------------------------
 
 def one_of_each_system(clips):
-    """-> one index a system, in order of name: its clip of the sentence that most systems have."""
-    sentences = {}
+    """-> one index a system, in order of name: its clip of the group that most systems have."""
+    systems = {}  # of a group
     for clip in clips:
-        sentences.setdefault(group_of(clip), set()).add(clip.system)
+        systems.setdefault(clip.group, set()).add(clip.system)
     chosen = {}
-    for i, clip in enumerate(clips):
-        known = chosen.get(clip.system)
-        wanted = (len(sentences[group_of(clip)]), group_of(clip))
-        if known is None or wanted > known[0]:
-            chosen[clip.system] = (wanted, i)
-    return [chosen[system][1] for system in sorted(chosen)]
+    for i in sorted(range(len(clips)), key=lambda i: -len(systems[clips[i].group])):
+        chosen.setdefault(clips[i].system, i)
+    return [chosen[system] for system in sorted(chosen)]
 
 
 def most_wrong(predicted, true):
@@ -124,9 +120,9 @@ def card(clip, predicted, gates, picture):
 """
 
 
-def page(run, device=""):
+def page(run, device="", backbone=""):
     """A run -> the page's text. Raises InputError."""
-    trained = evaluate.load_run(run, device)
+    trained = evaluate.load_run(run, device, backbone)
     config = trained.config
     clips = data.read_manifest(config.data, config.scale)
     clips = [clip for clip in clips if clip.split == "test" and clip.ratings]
@@ -136,8 +132,8 @@ def page(run, device=""):
     predicted = output.mos.tolist()
     shown = {"Each system once": one_of_each_system(clips),
              "Most wrong": most_wrong(predicted, [clip.mos for clip in clips])}
-    backbone = moemos.load_backbone(PICTURE)
-    log_mels = {i: log_mel(clips[i].path, backbone)
+    eyes = moemos.load_backbone(PICTURE)
+    log_mels = {i: log_mel(clips[i].path, eyes)
                 for indices in shown.values() for i in indices}
     dark, bright = np.quantile(np.concatenate([own.ravel() for own in log_mels.values()]),
                                (0.05, 0.995))
@@ -153,7 +149,7 @@ def page(run, device=""):
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head>
 <body><h1>{title}</h1>
-<p>Time to the right, frequency up to 23.6 kHz, loud is bright. Bars: the gates of the experts,
+<p>Time to the right, frequency up to 8 kHz, loud is bright. Bars: the gates of the experts,
 which add up to 100 %.</p>
 {"".join(parts)}</body></html>
 """
@@ -164,11 +160,12 @@ def main():
         allow_abbrev=False, description="Writes a page to look at clips and listen to them.")
     parser.add_argument("run", nargs="?", default="runs/default", help="(default: runs/default)")
     parser.add_argument("--device", default="", help="as of train.py")
+    parser.add_argument("--backbone", default="", help="as of evaluate.py")
     options = parser.parse_args()
     with data.one_sentence("studies.listen"):
-        text = page(options.run, options.device)
+        text = page(options.run, options.device, options.backbone)
         path = Path(options.run, "listen.html")
-        data.write_atomically(path, text.encode("utf-8", "replace"))
+        data.write_files({path: text.encode("utf-8", "replace")})
         print(f"wrote {path}, {path.stat().st_size / 2 ** 20:.1f} MiB; open it in a browser")
 
 

@@ -1,238 +1,182 @@
-"""Rater adaptation, which section IV names as future work; the form is ours.
+"""Raters: how much of the error of a predictor is the panel that it learned from (IV names it).
 
-    python -m studies.raters --kind yes [train.py's options]
-
-trains from single ratings into runs/with_raters, with a bias and a gain of each training rater
-(--kind yes), or with bias 0 and gain 1 for all (--kind single, the control: what single ratings
-alone change); evaluates the run, and for `yes` writes adaptation.json: the error once each new
-rater has given a few ratings.
+The raters of a listening test are split into two panels. The head learns from the first, on clips
+of other groups, and is compared with both. Learning from single ratings, with or without a bias and
+a gain of each rater, and calibrating the second panel's raters by a few of their ratings are ours;
+IV names rater adaptation as future work. `python -m studies.questions raters`.
 """
-
-import argparse
-import math
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.sparse.csgraph import connected_components
 from torch import nn
 
-import data
-import evaluate
 import moemos
-import train
-from evaluate import rating_matrix
+from studies import lab
+from studies.lab import Variant
 
-SPLITS = 20            # of the clips into halves: ours, as is the next
-SHOTS = (0, 1, 5, 20)  # ratings of a new rater
-REACH = 5              # of a parameter, which is so much smaller, and weight decay pulls less
+SHOTS = (5, 20)  # ratings of a new rater
+REACH = 5        # of a parameter, which is so much smaller, and weight decay pulls less
 
 
-# -- The model -------------------------------------------------------------------------------------
+# -- Two panels ------------------------------------------------------------------------------------
 
-class Raters(nn.Module):
-    """(B,) MOS of the mean rater -> (B, R) what each of the R training raters would give:
+def ratings_of(corpus):
+    """(clips, R) of all raters in order of name, NaN where there is none."""
+    raters = sorted({rater for clip in corpus.clips for rater in clip.ratings})
+    return np.array([[clip.ratings.get(rater, np.nan) for rater in raters]
+                     for clip in corpus.clips])
 
-        middle + gain (MOS - middle) + bias
 
-    Biases average 0 and gains 1, so that the MOS head speaks for the mean rater. noise: variance of
-    a rating around its prediction, set after training. fixed: bias 0 and gain 1 are not learned.
-    """
+def panels(corpus, seed):
+    """-> the ratings of two halves of the raters, drawn by a seed: (clips, R / 2) each."""
+    ratings = ratings_of(corpus)
+    order = np.random.default_rng(seed).permutation(ratings.shape[1])
+    half = ratings.shape[1] // 2
+    return ratings[:, order[:half]], ratings[:, order[half:]]
 
-    def __init__(self, raters, middle, unit, fixed=False):
-        super().__init__()
-        self.raw_bias = nn.Parameter(torch.zeros(raters), requires_grad=not fixed)
-        self.raw_gain = nn.Parameter(torch.zeros(raters), requires_grad=not fixed)
-        self.register_buffer("noise", torch.zeros(()))
-        self.middle = middle
-        self.unit = unit
 
-    def bias_and_gain(self):
-        """(R,) on the scale of the ratings, (R,)."""
-        bias = REACH * self.unit * (self.raw_bias - self.raw_bias.mean())
-        gain = 1 + REACH * (self.raw_gain - self.raw_gain.mean())
-        return bias, gain
+def means(ratings):
+    """(clips,), NaN for a clip that nobody has rated."""
+    number = (~np.isnan(ratings)).sum(1)
+    return np.where(number, np.nansum(ratings, 1), np.nan) / np.maximum(number, 1)
 
-    def forward(self, mos):
-        bias, gain = self.bias_and_gain()
-        return self.middle + gain * (mos[:, None] - self.middle) + bias
 
+def panel_mean(corpus, seed):
+    return means(panels(corpus, seed)[0])
+
+
+def single_ratings(corpus, seed):
+    return panels(corpus, seed)[0]
+
+
+# -- A model of the raters -------------------------------------------------------------------------
 
 class RaterMOS(moemos.MoEMOS):
-    """MoEMOS with Raters behind its MOS head: in training its Output's mos is (B, R), what each
-    rater gives, so that the loss is of single ratings; in evaluation (B,), the mean rater's."""
+    """MoEMOS whose mos is, in training, what each of the R raters gives, (B, R), so that the loss
+    is of single ratings; in evaluation (B,), of their mean.
 
-    def __init__(self, *arguments, raters, fixed, **options):
-        super().__init__(*arguments, **options)
-        self.raters = Raters(raters, self.middle, self.unit, fixed)
+        mean + gain (MOS - mean) + bias
+
+    Biases average 0 and gains 1. They are there once set_statistics has seen the ratings (n, R).
+    """
+
+    learned = True
+
+    def set_statistics(self, features, mos):
+        super().set_statistics(features, torch.from_numpy(means(mos.numpy())).float())
+        self.bias = nn.Parameter(torch.zeros(mos.shape[1]), requires_grad=self.learned)
+        self.gain = nn.Parameter(torch.zeros(mos.shape[1]), requires_grad=self.learned)
 
     def forward(self, features):
         output = super().forward(features)
-        if self.training:
-            output = output._replace(mos=self.raters(output.mos))
-        return output
+        if not self.training:
+            return output
+        bias = REACH * self.deviation * (self.bias - self.bias.mean())
+        gain = 1 + REACH * (self.gain - self.gain.mean())
+        return output._replace(mos=self.mean + gain * (output.mos[:, None] - self.mean) + bias)
 
 
-# -- Training and evaluation -----------------------------------------------------------------------
+class SingleRatings(RaterMOS):
+    """The control: single ratings, but every bias 0 and every gain 1."""
 
-def single_ratings(clips, raters):
-    """(clips, R), NaN where a rater has not rated."""
-    return torch.tensor([[clip.ratings.get(rater, math.nan) for rater in raters]
-                         for clip in clips])
+    learned = False
 
 
-def builder(raters, kind):
-    """build, as of train.train."""
-    def build(config, backbone, classes):
-        return RaterMOS(backbone.layers, backbone.width, len(classes), config.experts,
-                        config.hidden, config.dropout, config.scale,
-                        raters=raters, fixed=kind == "single")
-    return build
+def build_raters(config, backbone, classes, kind=RaterMOS):
+    return kind(backbone.layers, backbone.width, len(classes), config.experts, config.hidden,
+                config.dropout, config.shrinkage)
 
 
-def train_raters(config, kind):
-    """train.train, with single ratings for the MOS; returns the model."""
-    train.check(config)
-    device = data.pick_device(config.device)
-    data.check_writable(config.out)
-    clips, held_out = train.training_clips(config)
-    backbone = data.open_backbone(config.backbone, device)
-    config = replace(config, backbone=backbone.name)
-    both = clips + held_out
-    everything, classes = train.as_tensors(both, backbone, config.cache, train.synthesis_model)
-    raters = sorted({rater for clip in both for rater in clip.ratings})
-    ratings = single_ratings(both, raters).to(backbone.device)
-    training = everything.take(slice(len(clips)))._replace(mos=ratings[:len(clips)])
-    validation = everything.take(slice(len(clips), None))
-
-    torch.manual_seed(config.seed)
-    model = builder(len(raters), kind)(config, backbone, classes)
-    stages = train.stages_to_run(train.STAGES, config)
-    rows = train.run_stages(model, stages, config, training, validation)
-    with torch.no_grad():
-        said = model.raters(model.eval()(validation.features).mos)
-    errors = (said - ratings[len(clips):]).square().nanmean()
-    model.raters.noise.fill_(errors.nan_to_num(model.unit ** 2))
-    train.write_run(config, model, stages, classes, backbone, rows)
-    return model
+def build_single(config, backbone, classes):
+    return build_raters(config, backbone, classes, SingleRatings)
 
 
-def load_raters(run, kind, device=""):
-    """evaluate.load_run of what train_raters has written."""
-    weights = torch.load(Path(run, "model.pt"), map_location="cpu", weights_only=True)["weights"]
-    return evaluate.load_run(run, device, builder(len(weights["raters.raw_bias"]), kind))
-
-
-def run(config, kind):
-    """Trains and evaluates; writes adaptation.json for kind yes."""
-    train_raters(config, kind)
-    Path(config.out, "adaptation.json").unlink(missing_ok=True)  # of the model that was there
-    trained = load_raters(config.out, kind, config.device)
-    errors = adapt(trained) if kind == "yes" else None
-    if errors:
-        data.write_atomically(Path(config.out, "adaptation.json"), evaluate.as_json(errors))
-    evaluate.evaluate(config.out, trained=trained)  # last: metrics.json says that a run is whole
-    if errors:
-        show(errors)
-
-
-def adapt(trained):
-    """adaptation() on the rated test clips of a run's own corpus; None without any."""
-    clips = data.read_manifest(trained.config.data, trained.config.scale)
-    clips = [clip for clip in clips if clip.split == "test" and clip.ratings]
-    if not clips:
-        return None
-    predicted = evaluate.predict_clips(trained, clips).mos.tolist()
-    return adaptation(trained.model.raters, predicted, clips)
-
-
-def show(errors):
-    heading = "".join(f"{f'k = {k}':>8}" for k in SHOTS)
-    print(f"\n{'after k ratings of each new rater':34}{heading}")
-    for what, label in (("MOS", "utterance MSE"), ("rating", "MSE of a single rating")):
-        print(evaluate.line(label, [errors[k][what] for k in SHOTS]))
+MEANS = Variant("a panel's mean", target=panel_mean)
+SINGLE = Variant("its single ratings", target=single_ratings, build=build_single)
+MODEL = Variant("a bias and a gain a rater", target=single_ratings, build=build_raters)
 
 
 # -- New raters ------------------------------------------------------------------------------------
 
-def adaptation(raters, predicted, clips, seed=0):
-    """Utterance MSE once each new rater has given k ratings, for k of SHOTS:
-    {k: {"MSE" of clips as "MOS", of single ratings as "rating"}}.
+def bias_and_gain(predicted, ratings, prior=None, noise=1.0):
+    """(n,) predictions, (n,) ratings of one rater, NaN: none -> his (bias, gain - 1): least squares
+    or, with the variances of both beforehand, (2,), their posterior mean (ridge regression).
 
-    Mean over SPLITS: a half of the clips, drawn anew in each, is scored after calibration on the
-    other, each rater on k clips of his own (all that he has, where fewer), and the other way round.
-    A clip's MOS is the mean of what its raters would give.
+        rating - p = bias + (gain - 1) (p - c) + noise,  c: the mean of p
     """
-    predicted = np.asarray(predicted)
-    mos = np.array([clip.mos for clip in clips])
-    _, ratings = rating_matrix(clips)  # (R, clips)
+    known = ~np.isnan(ratings)
+    x = np.stack([np.ones(len(predicted)), predicted - predicted.mean()], axis=1)[known]
+    penalty = np.zeros(2) if prior is None else noise / prior
+    return np.linalg.pinv(x.T @ x + np.diag(penalty)) @ x.T @ (ratings - predicted)[known]
+
+
+def calibrated(predicted, first, second, shots, seed):
+    """What the raters of the second panel are said to give, (n, R), once each has given some
+    ratings of other clips; the priors are from the first panel. predicted: (n,)."""
+    x = np.stack([np.ones(len(predicted)), predicted - predicted.mean()], axis=1)
+    known = np.array([bias_and_gain(predicted, own) for own in first.T])    # (R, 2)
+    noise = np.nanmean((first - predicted[:, None] - x @ known.T) ** 2)
+    prior = np.maximum(known.var(0), 1e-6)
     rng = np.random.default_rng(seed)
-    errors = {k: {"MOS": [], "rating": []} for k in SHOTS}
-    for _ in range(SPLITS):
-        half = rng.permutation(len(clips)) < len(clips) // 2        # (clips,)
-        said = {k: np.full(ratings.shape, math.nan) for k in SHOTS}
+    said = np.full(second.shape, np.nan)
+    half = rng.permutation(len(predicted)) < len(predicted) // 2
+    for r, own in enumerate(second.T):
         for scored in (half, ~half):
-            for r, own in enumerate(ratings):
-                rated = ~np.isnan(own)
-                pool = rng.permutation(np.flatnonzero(~scored & rated))
-                for k in SHOTS:
-                    calibrated = calibrate(raters, predicted, own, pool[:k])
-                    said[k][r, scored & rated] = calibrated[scored & rated]
-        for k in SHOTS:
-            errors[k]["MOS"].append(np.mean((np.nanmean(said[k], axis=0) - mos) ** 2))
-            errors[k]["rating"].append(np.nanmean((said[k] - ratings) ** 2))
-    return {k: {what: float(np.mean(values)) for what, values in errors[k].items()} for k in SHOTS}
+            given = np.full(len(own), np.nan)
+            some = rng.permutation(np.flatnonzero(~scored & ~np.isnan(own)))[:shots]
+            given[some] = own[some]
+            told = predicted + x @ bias_and_gain(predicted, given, prior, noise)
+            rows = scored & ~np.isnan(own)
+            said[rows, r] = told[rows]
+    return said
 
 
-def calibrate(raters, predicted, own, known):
-    """(clips,) predicted MOS -> what a new rater would give, whose ratings `own` are known at some
-    clips.
+def errors(corpus, seed, predictions):
+    """{row: mean squared error, as a share of the variance of the second panel's MOS}; of clips
+    that both panels have rated. predictions: {variant's name: (clips,)}."""
+    first, second = panels(corpus, seed)
+    both = ~np.isnan(means(first)) & ~np.isnan(means(second))
+    first, second = first[both], second[both]
+    own, other = means(first), means(second)
+    found = {"the first panel's own MOS, no model": np.mean((own - other) ** 2)}
+    for name, predicted in predictions.items():
+        predicted = predicted[both]
+        found[f"{name}, by the first panel"] = np.mean((predicted - own) ** 2)
+        found[f"{name}, by the second"] = np.mean((predicted - other) ** 2)
+        if name == MEANS.name:
+            for shots in SHOTS:
+                said = calibrated(predicted, first, second, shots, seed)
+                label = f"  after {shots} ratings of each of its raters"
+                found[label] = np.mean((means(said) - other) ** 2)
+    found["noise of the second panel's ratings"] = label_noise(second)
+    return {name: float(value / other.var()) for name, value in found.items()}
 
-    His bias and gain are their posterior mean (ridge regression): beforehand as spread as those of
-    the training raters, and with their noise. p: predicted, c: the middle, x = (1, p - c);
 
-        rating - p = bias + (gain - 1) (p - c) + noise
-        (bias, gain - 1) = (x'x / noise + diag(1 / variances))^-1  x' (rating - p) / noise
-    """
-    bias, gain = (part.detach().cpu().numpy() for part in raters.bias_and_gain())
-    variances = np.maximum([bias.var(), gain.var()], 1e-6)
-    noise = raters.noise.item()
-    x = np.stack([np.ones(len(predicted)), predicted - raters.middle], axis=1)  # (clips, 2)
-    precision = x[known].T @ x[known] / noise + np.diag(1 / variances)
-    coefficients = np.linalg.solve(precision, x[known].T @ (own - predicted)[known] / noise)
-    return predicted + x @ coefficients
-
-
-def label_noise(clips):
-    """Variance of a clip's MOS if the same raters rated it again, mean over clips; NaN where the
-    ratings do not tell.
-
-    From the residuals of the additive model rating = clip + rater, each clip's variance over its
-    number of ratings. Raters' gains count as noise in it: in the simulation it is 3 % high.
-    """
-    raters, residuals = rating_matrix(clips)
-    rated = ~np.isnan(residuals)  # (R, clips)
+def label_noise(ratings):
+    """Variance of a clip's MOS if the same raters rated it again, mean over clips: from what is
+    left of (n, R) ratings after a level of each clip and of each rater."""
+    rated = ~np.isnan(ratings)
+    left = np.where(rated, ratings, 0)
     for _ in range(100):  # once is exact where all rate all; where few do, the two means settle
-        residuals = residuals - np.nanmean(residuals, axis=0)
-        residuals = residuals - np.nanmean(residuals, axis=1, keepdims=True)
-    groups, _ = connected_components(rated.astype(float) @ rated.T)  # of raters joined by clips
-    degrees_of_freedom = rated.sum() - len(clips) - len(raters) + groups
-    if degrees_of_freedom <= 0:
-        return math.nan
-    variance = np.nansum(residuals ** 2) / degrees_of_freedom
-    return float(variance * np.mean(1 / rated.sum(0)))
+        left = left - rated * (left.sum(1) / np.maximum(rated.sum(1), 1))[:, None]
+        left = left - rated * (left.sum(0) / np.maximum(rated.sum(0), 1))
+    freedom = max(rated.sum() - rated.shape[0] - rated.shape[1] + 1, 1)
+    return np.sum(left ** 2) / freedom * np.mean(1 / np.maximum(rated.sum(1), 1))
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, description="Trains from single ratings, with a model of the raters.")
-    parser.add_argument("--kind", choices=("yes", "single"), default="yes",
-                        help="bias and gain of each rater, or 0 and 1 for all (default: yes)")
-    config, options = train.parse(parser, out="runs/with_raters")
-    with data.one_sentence("studies.raters"):
-        run(config, options["kind"])
-
-
-if __name__ == "__main__":
-    main()
+def answer(corpora, seeds):
+    """-> rows of a table: each of errors(), mean over seeds, by corpus."""
+    variants = (MEANS, SINGLE, MODEL)
+    cells = [lab.Cell(name, "studies.distilled", "groups") for name in corpora]
+    jobs = [lab.Job(variant, cell, seed) for cell in cells for seed in range(seeds)
+            for variant in variants]
+    results = iter(lab.run(jobs))
+    columns = []
+    for cell in cells:
+        corpus = lab.load(cell.corpus, cell.backbone)
+        found = [errors(corpus, seed, {variant.name: next(results)["mos"] for variant in variants})
+                 for seed in range(seeds)]
+        columns.append({name: np.mean([one[name] for one in found]) for name in found[0]})
+    heading = ["MSE, share of the variance", *corpora]
+    return [heading, *([name, *(f"{column[name]:.3f}" for column in columns)]
+                       for name in columns[0])]

@@ -1,60 +1,82 @@
 """Tests that say whether an exercise of exercises.md came out right, and that its names exist."""
 
+import itertools
 import pkgutil
 import re
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torchaudio
+from scipy.io import wavfile
 
+import data
+import evaluate
 import moemos
 import train
-from test_moemos import (  # noqa: F401 - fixture
-    HERE,
-    nan,
-    no_network,
-    quick,
-    simulated_corpus,
-    some_output,
-    table,
-)
+from test_moemos import HERE, nan, no_network, quick, small_corpus, table  # noqa: F401 - fixture
+
+TEXT = (HERE / "studies" / "exercises.md").read_text(encoding="utf-8")
 
 
 def test_every_name_in_the_exercises_exists():
-    text = (HERE / "studies" / "exercises.md").read_text(encoding="utf-8")
-    names = re.findall(r"`((?:moemos|train|evaluate|data|studies)(?:\.[A-Za-z_]\w*)+)`", text)
-    modules = re.findall(r"python -m (studies\.\w+)", text)
-    assert len(names) > 10 and modules
-    for name in [*names, *modules]:
+    names = re.findall(r"`((?:moemos|train|evaluate|data)(?:\.[A-Za-z_]\w*)+)`", TEXT)
+    assert len(names) > 15
+    for name in names:
         pkgutil.resolve_name(name)  # raises for one that is not there
-    named = set(re.findall(r"`(test_\w+)`", text))
-    files = [*HERE.glob("test_*.py"), *HERE.glob("*/test_*.py")]
-    code = "\n".join(path.read_text(encoding="utf-8") for path in files)
-    assert len(named) > 10 and named <= set(re.findall(r"^def (test_\w+)", code, re.MULTILINE))
 
 
-def test_every_exercise_with_a_test_of_its_own_names_it():
-    text = (HERE / "studies" / "exercises.md").read_text(encoding="utf-8")
-    exercises = re.split(r"^(\d+)\. ", text, flags=re.MULTILINE)[1:]
-    numbers, bodies = exercises[::2], exercises[1::2]
-    assert numbers == [str(i) for i in range(1, 13)]
-    for number, body in zip(numbers, bodies):
+def test_every_exercise_names_its_test():
+    exercises = re.split(r"^(\d+)\. ", TEXT, flags=re.MULTILINE)[1:]
+    assert exercises[::2] == [str(i) for i in range(1, 13)]
+    for number, body in zip(exercises[::2], exercises[1::2]):
         own = [name for name in globals() if name.startswith(f"test_exercise_{number}_")]
-        assert all(f"`{name}`" in body for name in own)
+        assert re.findall(r"`(test_\w+)`", body) == own
+        assert len(own) == 1
 
 
-def test_exercise_2_a_hard_gate_does_not_learn_and_a_soft_one_does():
-    model, _ = some_output()
-    x = torch.randn(6, 30)
-    scores = model.moe.gate(x)
-    hard = torch.nn.functional.one_hot(scores.argmax(1), 4).float()
-    for gates, learns in ((scores.softmax(1), True), (hard, False)):
-        _, _, experts = model.moe(x)
-        loss = torch.einsum("be,beh->bh", gates, experts.detach()).square().sum()
-        assert loss.requires_grad is learns
-        if learns:
-            (gradient,) = torch.autograd.grad(loss, model.moe.gate.weight)
-            assert gradient.abs().sum() > 0
+def build(layers, width, classes=("a", "b"), **settings):
+    """An untrained model of the default settings, and these."""
+    torch.manual_seed(0)
+    config = train.Config(**settings)
+    return train.build_model(config, SimpleNamespace(layers=layers, width=width), classes), config
+
+
+def alike_in_all_but_one_way(clips=200, inputs=320):
+    """Clips of which all features, MOS and class follow one and the same number."""
+    torch.manual_seed(0)
+    number = torch.randn(clips, 1)
+    features = number @ torch.randn(1, inputs) + 0.5 * torch.randn(clips, inputs)
+    mos = 3 + number[:, 0]
+    return train.Clips(features.view(clips, 2, inputs // 2), mos, (mos > 3).long())
+
+
+def test_exercise_1_of_one_expert_the_regularisers_are_1_and_the_entropies_0(tmp_path):
+    train.train(quick(small_corpus(), tmp_path, experts=1))
+    for row in table(tmp_path / "run" / "log.csv"):
+        assert [float(row[name]) for name in ("diversity", "sparsity", "gate_1")] == [1, 1, 1]
+        assert [float(row[name]) for name in ("gate_entropy", "mean_gate_entropy")] == [0, 0]
+        assert "gate_2" not in row
+
+
+class HardGate(torch.nn.Linear):
+    """Scores whose softmax is one-hot."""
+
+    def forward(self, x):
+        best = super().forward(x).argmax(1)
+        return 1e4 * torch.nn.functional.one_hot(best, self.out_features).float()
+
+
+@pytest.mark.parametrize(("gate", "learns"), [(torch.nn.Linear, True), (HardGate, False)])
+def test_exercise_2_a_hard_gate_does_not_learn_and_a_soft_one_does(gate, learns):
+    model, config = build(2, 80)
+    clips = alike_in_all_but_one_way()
+    model.set_statistics(clips.features, clips.mos)
+    model.moe.gate = gate(320, 4)
+    before = model.moe.gate.weight.detach().clone()
+    list(train.run_stage(model, train.STAGES[1]._replace(steps=20), config, clips))
+    assert torch.equal(before, model.moe.gate.weight) is not learns
 
 
 def test_exercise_3_l1_of_a_softmax_teaches_nothing():
@@ -93,15 +115,16 @@ def test_exercise_4_a_padded_batch_changes_a_clips_features():
     assert torch.equal(backbone.extract(short), alone)
 
 
-def test_exercise_5_sparsity_alone_collapses_and_diversity_cures(tmp_path):
+def test_exercise_5_sparsity_alone_collapses_and_diversity_cures():
     use, entropy = {}, {}
     for weight in (0.0, 10.0):
-        train.train(quick(simulated_corpus(), tmp_path, lambda_1=weight, lambda_2=10.0, steps=400,
-                          augmentation="no"))
-        last = table(tmp_path / "run" / "log.csv")[-1]
-        use[weight] = [float(last[f"gate_{i}"]) for i in range(1, 5)]
-        entropy[weight] = float(last["mean_gate_entropy"])
-    assert min(use[0.0]) < 0.05 and entropy[0.0] < 1.2
+        model, config = build(2, 80, lambda_1=weight, lambda_2=10.0)
+        clips = alike_in_all_but_one_way()
+        model.set_statistics(clips.features, clips.mos)
+        *_, last = train.run_stage(model, train.STAGES[1]._replace(steps=300), config, clips)
+        use[weight] = [last[f"gate_{i}"] for i in range(1, 5)]
+        entropy[weight] = last["mean_gate_entropy"]
+    assert min(use[0.0]) < 0.1 and entropy[0.0] < 1.1
     assert min(use[10.0]) > 0.15 and entropy[10.0] > 1.3
 
 
@@ -130,20 +153,93 @@ def test_exercise_7_a_column_of_ratings_would_be_compared_with_every_clip():
     assert broadcast.item() == pytest.approx(2 * (0.5 + 2.5 + 1.5) / 9)
 
 
-def test_exercise_8_a_class_label_moves_the_experts_that_the_mos_head_reads():
-    model, _ = some_output()
-    features = torch.randn(6, 3, 10)
+def test_exercise_8_a_class_label_moves_the_weights_behind_y():
+    model, _ = build(3, 5)
     without_mos, labels = torch.full((6,), nan), torch.zeros(6, dtype=torch.long)
-    learned = (model.moe.w1, model.moe.w2, model.moe.gate.weight, model.fusion.layer_logits)
-    output = model(features)
-    terms = moemos.losses(output, without_mos, labels, 0.5, 0.5, lambda_1=0, lambda_2=0)
-    gradients = torch.autograd.grad(terms["total"], learned)
-    assert all(gradient.abs().sum() > 0 for gradient in gradients)
-
-    output = model(features)
+    behind = list(model.moe.parameters())  # the gate, the path and the experts
+    output = model.eval()(torch.randn(6, 3, 10))
     cut = output._replace(logits=model.class_head(output.y.detach()))
-    terms = moemos.losses(cut, without_mos, labels, 0.5, 0.5, lambda_1=0, lambda_2=0)
-    of_head, *gradients = torch.autograd.grad(
-        terms["total"], (model.class_head.weight, *learned), allow_unused=True)
-    assert of_head.abs().sum() > 0
-    assert all(gradient is None or gradient.abs().sum() == 0 for gradient in gradients)
+    for said, moves in ((output, True), (cut, False)):
+        terms = moemos.losses(said, without_mos, labels, 0.5, 0.5, lambda_1=0, lambda_2=0)
+        of_head, of_mos, *gradients = torch.autograd.grad(
+            terms["total"], (model.class_head.weight, model.mos_head.weight, *behind),
+            materialize_grads=True, allow_unused=True, retain_graph=True)
+        assert of_head.abs().sum() > 0
+        assert of_mos.abs().sum() == 0
+        for gradient in gradients:
+            assert (gradient.abs().sum() > 0) == moves
+
+
+def test_exercise_9_silence_at_the_ends_changes_nothing_and_would_change_much(
+        tmp_path, monkeypatch):
+    backbone = moemos.load_backbone("logmel")
+    rng = np.random.default_rng(0)
+    clip, silence = 0.1 * rng.normal(size=48000), np.zeros(48000)
+    for name, parts in (("clip", [clip]), ("longer", [silence, clip, silence])):
+        wavfile.write(tmp_path / f"{name}.wav", 48000, np.concatenate(parts).astype(np.float32))
+
+    def mean_features():
+        waveforms = (data.read_wav(tmp_path / f"{name}.wav", 16000) for name in ("clip", "longer"))
+        return [backbone.extract(waveform)[0].mean(0) for waveform in waveforms]
+    assert torch.equal(*mean_features())
+    monkeypatch.setattr(data, "cut_silence", lambda mono, rate: mono)
+    own, longer = mean_features()
+    assert (own - longer).min() > 3  # in nepers; the logs of a clip's frames differ by about 1
+
+
+def test_exercise_10_folds_that_tear_groups_promise_too_much():
+    rng = np.random.default_rng(0)
+
+    def talkers(number):
+        """Five clips each, alike in 40 features and in their MOS, of which features say nothing."""
+        features = np.repeat(rng.normal(size=(number, 40)), 5, axis=0)
+        mos = np.repeat(rng.normal(3, 1, number), 5)
+        return (features + 0.1 * rng.normal(size=features.shape),
+                mos + 0.1 * rng.normal(size=len(mos)))
+    x, y = talkers(30)
+    new, true = talkers(200)
+    clips = [SimpleNamespace(group=str(i // 5)) for i in range(len(y))]
+    promised, kept = [], []
+    for fold in (data.folds_of(clips, 5), np.arange(len(y)) % 5):
+        errors = sum(np.square(evaluate.ridge_by_alpha(x[fold != k], y[fold != k], x[fold == k])
+                               - y[fold == k]).sum(1) for k in range(5))
+        promised.append(errors.min() / len(y))
+        kept.append(np.square(evaluate.ridge(x, y, new, fold) - true).mean())
+    assert promised[0] == pytest.approx(kept[0], rel=0.3)
+    assert promised[1] < 0.1 * kept[1]
+    assert kept[1] > 1.5 * kept[0]  # for lack of a penalty
+
+
+def test_exercise_11_dropping_features_is_a_ridge_penalty():
+    w, x, y, p = np.array([0.5, -1.0, 2.0]), np.array([1.0, 0.3, -0.7]), 0.8, 0.4
+    mean = 0
+    for kept in itertools.product((0, 1), repeat=3):
+        chance = np.prod([1 - p if one else p for one in kept])
+        mean += chance * (y - w @ (kept * x / (1 - p))) ** 2
+    assert mean == pytest.approx((y - w @ x) ** 2 + p / (1 - p) * np.sum(w ** 2 * x ** 2))
+
+    for layers, width in ((2, 80), (12, 768)):
+        model, config = build(layers, width)
+        mos = torch.linspace(1, 5, 800)
+        mos[400:] = nan
+        model.set_statistics(torch.zeros(800, layers, 2 * width), mos)
+        odds = config.shrinkage * layers * 2 * width / 400
+        assert model.drop.p / (1 - model.drop.p) == pytest.approx(odds)
+
+
+def test_exercise_12_a_difference_of_pairs_is_shown_where_intervals_overlap():
+    rng = np.random.default_rng(0)
+    true = rng.normal(3, 1, 200)
+    systems = [f"s{i % 10}" for i in range(200)]
+    one = true + rng.normal(0, 0.5, 200)
+    other = one + rng.normal(0, 0.25, 200)  # it has all of one's errors, and some of its own
+    name = "utterance LCC"
+    lcc, left_out = zip(*[(moemos.metrics(said, true, systems)[name],
+                           evaluate.leave_one_out(said, true, systems)[name])
+                          for said in (one, other)])
+    own = [evaluate.interval(*pair) for pair in zip(lcc, left_out)]
+    assert own[0][0] < own[1][1]  # they overlap
+    difference = lcc[0] - lcc[1]
+    bounds = evaluate.interval(difference, left_out[0] - left_out[1])
+    assert evaluate.verdict(name, difference, *bounds) == "better"
+    assert evaluate.verdict(name, 0, *evaluate.interval(0, left_out[0] - left_out[0])) == "neither"

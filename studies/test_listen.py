@@ -13,7 +13,7 @@ import data
 import evaluate
 import moemos
 from studies import listen
-from test_moemos import call, lay_out, no_network, run, small  # noqa: F401 - fixtures
+from test_moemos import call, no_network, run  # noqa: F401 - fixtures
 
 
 class Page(HTMLParser):
@@ -36,8 +36,8 @@ class Page(HTMLParser):
         self.texts.append(text)
 
 
-def clip(name, system):
-    return data.Clip(f"{name}.wav", Path(f"{name}.wav"), "test", system, system, {"r": 3.0})
+def clip(system, group="g"):
+    return data.Clip("a.wav", Path("a.wav"), "test", system, system, group, {"r": 3.0})
 
 
 def pixels(content):
@@ -64,19 +64,19 @@ def test_a_png_holds_its_pixels():
 
 
 def test_a_log_mel_of_a_tone_is_brightest_at_its_band_and_high_bands_are_above(tmp_path):
-    for hertz in (500, 15000):
+    for hertz in (500, 7000):
         tone = 0.5 * np.sin(2 * np.pi * hertz * np.arange(24000) / 48000)
         wavfile.write(tmp_path / f"{hertz}.wav", 48000, tone.astype(np.float32))
     backbone = moemos.load_backbone(listen.PICTURE)
     low, high = (listen.log_mel(tmp_path / f"{hertz}.wav", backbone).mean(1).argmax()
-                 for hertz in (500, 15000))
-    assert low > 90
-    assert high < 20
+                 for hertz in (500, 7000))
+    assert low > 60
+    assert high < 10
 
 
-def test_each_system_is_shown_once_with_the_commonest_sentence():
-    clips = [clip("a_1", "p"), clip("a_2", "p"), clip("b_2", "q"), clip("c_3", "r")]
-    assert listen.one_of_each_system(clips) == [1, 2, 3]
+def test_each_system_is_shown_once_with_the_commonest_group():
+    clips = [clip("p", "a"), clip("p", "b"), clip("q", "b"), clip("q", "b"), clip("r", "c")]
+    assert listen.one_of_each_system(clips) == [1, 2, 4]
 
 
 def test_the_most_wrong_come_first():
@@ -86,7 +86,7 @@ def test_the_most_wrong_come_first():
 
 def test_the_page_holds_the_clips_and_their_numbers_and_no_address_of_elsewhere(
         run, monkeypatch, capsys):
-    assert call(monkeypatch, listen, run) == 0
+    assert call(monkeypatch, listen, run, "--backbone", "logmel") == 0
     assert "listen.html" in capsys.readouterr().out
     page = Page((run / "listen.html").read_text())
     assert page.open == []
@@ -106,7 +106,7 @@ def test_the_page_holds_the_clips_and_their_numbers_and_no_address_of_elsewhere(
         assert base64.b64decode(content) == clips[i].path.read_bytes()
         kind, _, content = image.partition(",")
         assert kind == "data:image/png;base64"
-        assert pixels(base64.b64decode(content)).shape[0] == 113
+        assert pixels(base64.b64decode(content)).shape[0] == 80
     text = "".join(page.texts)
     for i in shown:
         error = predicted[i] - clips[i].mos
@@ -116,19 +116,19 @@ def test_the_page_holds_the_clips_and_their_numbers_and_no_address_of_elsewhere(
 
 
 def test_names_cannot_break_the_page():
-    own = data.Clip("<b>&.wav", Path(__file__), "test", "<i>", '<script>"', {"r": 3.0})
+    own = data.Clip("<b>&.wav", Path(__file__), "test", "<i>", '<script>"', "g", {"r": 3.0})
     text = listen.card(own, 2.0, [1.0], np.zeros((2, 2), np.uint8))
     for bad in ("<script", "<i></h3>", "<b>&"):
         assert bad not in text
 
 
 def test_what_to_listen_for_is_said_of_the_simulations_clips_alone():
-    assert listen.describe(clip("x", "tts")) == listen.ARTEFACTS["tts"]
-    assert listen.describe(clip("x", "ttsSR")) == (
+    assert listen.describe(clip("tts")) == listen.ARTEFACTS["tts"]
+    assert listen.describe(clip("ttsSR")) == (
         f"{listen.ARTEFACTS['tts']}; {listen.ARTEFACTS['SR']}")
-    assert listen.describe(clip("x", "else")) == "else"
+    assert listen.describe(clip("else")) == "else"
 
 
 def test_a_run_that_is_not_there_gets_one_sentence(tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, listen, tmp_path / "none") == 2
-    assert "missing, damaged or of another version" in capsys.readouterr().err
+    assert "cannot be read" in capsys.readouterr().err

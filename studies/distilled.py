@@ -1,0 +1,68 @@
+"""A learned backbone that everybody can install: `pip install distillmos`, then
+
+    python train.py --backbone studies.distilled
+
+It is the encoder of DistillMOS (Stahl and Gamper, MIT licence), whose weights come within the
+package: a spectrum, six convolutions and seven transformer layers of width 200, 50 frames a second.
+It is no wav2vec2, but was distilled from a quality predictor that stands on one, wav2vec2 XLS-R. So
+it was trained to predict quality, perhaps on some of the very conditions that it is tried on here:
+what it says itself, zero_shot(), belongs beside whatever is made of its features.
+"""
+
+import contextlib
+
+import torch
+from torch import nn
+
+from data import InputError
+
+try:
+    import distillmos
+except ImportError:  # it is no requirement
+    distillmos = None
+
+WINDOW = 122880  # samples at 16 kHz, 7.68 s: what it was trained on
+FRAME = 320      # samples, 20 ms
+
+
+class Encoder(nn.Module):
+    """DistillMOS, its transformer layers as a backbone's layers."""
+
+    def __init__(self):
+        super().__init__()
+        with contextlib.redirect_stdout(None):  # it says where its weights are
+            self.model = distillmos.ConvTransformerSQAModel()
+        self.heard = []  # of the layers, in the forward that runs
+        encoder = self.model.transformer_pool_attn.transformer.transformer_encoder
+        for layer in encoder.layers:
+            layer.register_forward_hook(lambda layer, given, output: self.heard.append(output))
+
+    def extract_features(self, waveforms):
+        """(1, T) at 16 kHz -> (seven tensors (1, F, 200), None).
+
+        Pieces of WINDOW, the last one padded and the frames of padding left out. The model itself
+        scales each to its peak, so that a clip's level does not count.
+        """
+        pieces = []
+        for piece in waveforms.split(WINDOW, dim=1):
+            frames = piece.shape[1] // FRAME or not pieces  # what is left may be less than a frame
+            pieces.append([layer[:, :frames] for layer in self.layers(piece)])
+        return [torch.cat(layer, dim=1) for layer in zip(*pieces)], None
+
+    def layers(self, piece):
+        self.heard.clear()
+        self.model(piece)
+        return list(self.heard)
+
+
+def load():
+    """-> (the network, its sampling rate), as moemos.load_backbone wants it. Raises InputError."""
+    if distillmos is None:
+        raise InputError("--backbone studies.distilled needs `pip install distillmos`")
+    return Encoder(), 16000
+
+
+@torch.no_grad()
+def zero_shot(backbone, waveform):
+    """(T,) at 16 kHz -> the MOS that DistillMOS itself gives, 1 to 5; backbone: of Encoder."""
+    return backbone.network.model(waveform[None].to(backbone.device)).item()

@@ -1,0 +1,318 @@
+"""The engine of the studies: a variant of the method, in a cell, with a seed, gives predictions.
+
+A cell is a corpus, a backbone, and how its clips are split into learned and predicted ones. What
+was predicted is kept under runs/lab/, so that what was interrupted continues; what changes a
+result, code or data, has it made again. The real listening tests are read by corpora.published
+from listening_tests/, a folder with the clones of their four repositories; LISTENING_TESTS in the
+environment names another. Letters of dimensions: see moemos.py.
+"""
+
+import ast
+import contextlib
+import functools
+import hashlib
+import inspect
+import io
+import multiprocessing
+import os
+import sys
+import textwrap
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+import data
+import evaluate
+import moemos
+import train
+from corpora import published, simulated
+from data import InputError
+
+FOLDS = 6  # of whole groups
+ROOT = "runs/lab"
+TESTS = {  # name -> the clone below the folder of listening tests
+    "Estonian": "3synt_listening_test_results",
+    "codecs": "bernoulli-var-speech-codec",
+    "P.835": "P.808",
+    "YourTTS": "YourTTS",
+}
+
+
+# -- Corpora ---------------------------------------------------------------------------------------
+
+class Corpus(NamedTuple):
+    clips: list
+    features: torch.Tensor  # (clips, L, 2D)
+    backbone: moemos.Backbone
+
+    @property
+    def mos(self):
+        return np.array([clip.mos for clip in self.clips])
+
+    @property
+    def rated(self):
+        return ~np.isnan(self.mos)
+
+
+@functools.lru_cache(maxsize=3)
+def load(name, backbone):
+    """A corpus and its features. name: of TESTS, or "simulated 30" by its seed, or "training clips
+    of simulated 100". backbone: a name, as of train.py. Raises InputError."""
+    torch.set_num_threads(1)
+    network = data.open_backbone(backbone, "cpu")
+    if name in TESTS:
+        folder = Path(os.environ.get("LISTENING_TESTS", "listening_tests"), TESTS[name])
+        if not folder.is_dir():
+            raise InputError(f"{folder}: is not there; studies/README.md says where it comes from")
+        with contextlib.redirect_stdout(None), contextlib.redirect_stderr(io.StringIO()):
+            _, _, clips = published.read(folder)
+    else:
+        clips = data.read_manifest(simulation(name))
+        if name.startswith("training"):
+            clips = [clip for clip in clips if clip.split == "train"]
+    return Corpus(clips, data.extract_features(clips, network), network)
+
+
+def simulation(name):
+    """The folder of a simulated corpus, made where it is missing."""
+    seed = int(name.rpartition(" ")[2])
+    folder = Path("runs/corpora", str(seed))
+    if not folder.exists():
+        simulated.simulate(folder, seed)
+    return folder
+
+
+# -- Splits: which clips are learned from, and which predicted -------------------------------------
+
+def method(clip):
+    """The synthesis model, with or without super-resolution (SR), which corpora.simulated adds."""
+    return clip.model.removesuffix("SR")
+
+
+LEFT_OUT = {"system": lambda clip: clip.system, "method": method}
+
+
+def split(corpus, how):
+    """Yields (learned, predicted), (clips,) bool each. how: "test", the table's own split;
+    "groups", FOLDS folds of whole groups; "system" or "method", each left out in turn. "groups, 5 a
+    system": so many of each system's rated clips are learned from. Clips without MOS are learned
+    from, except those of a method that is left out."""
+    how, _, few = how.partition(", ")
+    rated = corpus.rated
+    if how == "test":
+        parts = np.array([clip.split for clip in corpus.clips])
+        yield parts == "train", (parts == "test") & rated
+        return
+    if how == "groups":
+        names = np.full(len(rated), -1)
+        names[rated] = data.folds_of([clip for clip in corpus.clips if clip.ratings], FOLDS)
+    else:
+        names = np.array([LEFT_OUT[how](clip) for clip in corpus.clips])
+    for name in np.unique(names[rated]):
+        learned = names != name
+        if few:
+            learned &= ~rated | some_of_each_system(corpus, learned, int(few.split()[0]))
+        yield learned, (names == name) & rated
+
+
+def some_of_each_system(corpus, rows, number):
+    """(clips,) bool: of the rated clips among rows some of each system, the same at every call."""
+    systems = np.array([clip.system for clip in corpus.clips])
+    chosen = np.zeros(len(rows), bool)
+    rng = np.random.default_rng(number)
+    for name in np.unique(systems):
+        own = np.flatnonzero(rows & corpus.rated & (systems == name))
+        chosen[rng.permutation(own)[:number]] = True
+    return chosen
+
+
+# -- Variants: who predicts ------------------------------------------------------------------------
+
+def by_head(variant, corpus, learned, predicted, seed, how):
+    """The method -> MOS (n,) and gates (n, E) of the predicted clips."""
+    target = torch.from_numpy(variant.target(corpus, seed)).float()
+    rated = ~target.isnan() if target.dim() == 1 else ~target.isnan().all(1)
+    rows = torch.from_numpy(learned) & (rated | variant.unrated)
+    labels = [variant.label(clip) for clip in corpus.clips]
+    classes = sorted({label for label, row in zip(labels, rows.tolist()) if row})
+    known = torch.tensor([classes.index(label) if label in classes else -1 for label in labels])
+    clips = train.Clips(corpus.features, target, known).take(rows)
+    config = replace(train.Config(), seed=seed, **variant.settings)
+    torch.manual_seed(seed)
+    model = variant.build(config, corpus.backbone, classes)
+    with contextlib.redirect_stdout(None):
+        train.run_stages(model, variant.stages, config, clips)
+    output = evaluate.predict(model.eval(), corpus.features[torch.from_numpy(predicted)])
+    return output.mos.numpy(), output.gates.numpy()
+
+
+def by_ridge(variant, corpus, learned, predicted, seed, how):
+    """evaluate.ridge, its strength from folds of whole groups, or of what is left out."""
+    target = variant.target(corpus, seed)
+    rows = learned & ~np.isnan(target)
+    clips = [clip for clip, row in zip(corpus.clips, rows) if row]
+    if how in LEFT_OUT:
+        clips = [replace(clip, group=LEFT_OUT[how](clip)) for clip in clips]
+    x = corpus.features.flatten(1).double().numpy()
+    folds = data.folds_of(clips, evaluate.FOLDS)
+    return evaluate.ridge(x[rows], target[rows], x[predicted], folds), None
+
+
+def by_mean(variant, corpus, learned, predicted, seed, how):
+    """The mean MOS of the condition's clips, or of all where it is not known."""
+    target = variant.target(corpus, seed)
+    rows = learned & ~np.isnan(target)
+    systems = np.array([clip.system for clip in corpus.clips])
+    means = {name: target[rows & (systems == name)].mean() for name in np.unique(systems[rows])}
+    overall = target[rows].mean()
+    return np.array([means.get(name, overall) for name in systems[predicted]]), None
+
+
+def by_encoder(variant, corpus, learned, predicted, seed, how):
+    """What the learned encoder says itself, zero-shot, always on the scale from 1 to 5."""
+    from studies import distilled
+    clips = [clip for clip, row in zip(corpus.clips, predicted) if row]
+    waveforms = (data.read_wav(clip.path, corpus.backbone.sample_rate) for clip in clips)
+    said = [distilled.zero_shot(corpus.backbone, waveform) for waveform in waveforms]
+    return np.array(said), None
+
+
+def synthesis_model(clip):
+    return clip.model
+
+
+def mean_rating(corpus, seed):
+    """(clips,) what is learned, NaN where there is none."""
+    return corpus.mos
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Who predicts; without anything but a name, the method as train.py has it."""
+    name: str
+    settings: dict = field(default_factory=dict)  # of train.Config
+    stages: tuple = train.STAGES
+    build: Callable = train.build_model
+    label: Callable = synthesis_model             # of the second task
+    target: Callable = mean_rating
+    unrated: bool = True                          # whether clips without MOS are learned from
+    backbone: Callable = None                     # Backbone -> another
+    predict: Callable = by_head
+    drawn: bool = True                            # whether seeds differ
+
+
+HEAD = Variant("the head")
+RIDGE = Variant("ridge", predict=by_ridge, drawn=False)
+MEAN = Variant("condition's mean", predict=by_mean, drawn=False)
+ZERO_SHOT = Variant("the encoder itself", predict=by_encoder, drawn=False)
+
+
+# -- Running ---------------------------------------------------------------------------------------
+
+class Cell(NamedTuple):
+    corpus: str
+    backbone: str
+    how: str  # it is split
+
+
+class Job(NamedTuple):
+    variant: Variant
+    cell: Cell
+    seed: int
+
+    def path(self):
+        name = f"{self.variant.name}, {self.seed}.npz".replace("/", "-")
+        return Path(ROOT, *self.cell, name)
+
+
+def run(jobs):
+    """Does what is missing of jobs, in as many processes as there are cores -> what do() gives for
+    each. Raises InputError."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    for name in dict.fromkeys(job.cell.corpus for job in jobs):
+        if name not in TESTS:
+            simulation(name)
+    spawn = multiprocessing.get_context("spawn")
+    found = []
+    try:
+        with ProcessPoolExecutor(min(cores, len(jobs)), spawn) as pool:
+            for result in pool.map(do, jobs):
+                found.append(result)
+                if sys.stderr.isatty():
+                    end = "\n" * (len(found) == len(jobs))
+                    print(f"\r{len(found)}/{len(jobs)} ", end=end, file=sys.stderr)
+    except BrokenProcessPool:
+        raise InputError("a process was killed, perhaps for lack of memory; start again, what is "
+                         "finished stays") from None
+    return found
+
+
+def do(job):
+    """Predicts the clips of a job, unless it was done -> {"mos": (clips,), NaN where not predicted,
+    "gates": (clips, E), of the method alone}."""
+    corpus = load(job.cell.corpus, job.cell.backbone)
+    if job.variant.backbone:
+        backbone = job.variant.backbone(corpus.backbone)
+        corpus = Corpus(corpus.clips, data.extract_features(corpus.clips, backbone), backbone)
+    key = digest(job, corpus)
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        kept = dict(np.load(io.BytesIO(job.path().read_bytes())))
+        if kept.pop("key") == key:
+            return kept
+    found = predict(job, corpus)
+    content = io.BytesIO()
+    np.savez(content, key=key, **found)
+    data.write_files({job.path(): content.getvalue()})
+    return found
+
+
+def predict(job, corpus):
+    """What do() gives, anew."""
+    found = {"mos": np.full(len(corpus.clips), np.nan)}
+    for learned, predicted in split(corpus, job.cell.how):
+        mos, gates = job.variant.predict(job.variant, corpus, learned, predicted, job.seed,
+                                         job.cell.how)
+        found["mos"][predicted] = mos
+        if gates is not None:
+            found.setdefault("gates", np.full((len(learned), gates.shape[1]), np.nan))
+            found["gates"][predicted] = gates
+    return found
+
+
+DECIDES = (  # code that a prediction depends on, besides the variant's own
+    moemos.FeatureFusion, moemos.MixtureOfExperts, moemos.MoEMOS, moemos.mos_loss,
+    moemos.classification_loss, moemos.diversity_loss, moemos.sparsity_loss, moemos.losses,
+    train.learning_rate, train.alpha, train.run_stage, train.run_stages, evaluate.ridge,
+    evaluate.ridge_by_alpha, data.folds_of, split)
+
+
+def digest(job, corpus):
+    """Of all that a job's predictions depend on."""
+    variant = job.variant
+    own = [variant.predict, variant.label, variant.target, variant.backbone or do]
+    own.append(variant.build if variant.build is train.build_model
+               else inspect.getmodule(variant.build))
+    said = [job.cell, job.seed, asdict(replace(train.Config(), **variant.settings)),
+            variant.stages, variant.unrated, train.CLIP_NORM,
+            [code_of(part) for part in (*DECIDES, *own)],
+            [(clip.wav, clip.split, clip.system, clip.model, os.path.basename(clip.group),
+              clip.ratings) for clip in corpus.clips]]
+    found = hashlib.sha256(repr(said).encode())
+    found.update(corpus.features.numpy().tobytes())
+    return found.hexdigest()
+
+
+@functools.cache
+def code_of(part):
+    """The source of a function or class without what does nothing: comments, docstrings, form."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(part)))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            node.value.value = ""
+    return ast.dump(tree)

@@ -1,0 +1,94 @@
+"""Tests of studies/distilled.py, the learned backbone that comes by pip."""
+
+
+import numpy as np
+import pytest
+import torch
+
+import data
+import evaluate
+import moemos
+import train
+from corpora import simulated
+from studies import distilled
+from test_moemos import call, lay_out, no_network, table  # noqa: F401 - fixture
+
+needs_distillmos = pytest.mark.skipif(
+    distilled.distillmos is None, reason="distillmos is no requirement and not installed")
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return moemos.load_backbone("studies.distilled")
+
+
+def noise(samples, seed=0):
+    return 0.1 * torch.randn(samples, generator=torch.Generator().manual_seed(seed))
+
+
+def distance(one, other):
+    """Of features, relative."""
+    return ((one - other).norm() / one.norm()).item()
+
+
+def test_without_the_package_it_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(distilled, "distillmos", None)
+    with pytest.raises(data.InputError, match="needs `pip install distillmos`"):
+        distilled.load()
+
+
+@needs_distillmos
+@pytest.mark.parametrize("samples", [400, 640, 16319, distilled.WINDOW + 100, 140000])
+def test_it_has_seven_layers_of_200_with_a_frame_for_each_320_samples(backbone, samples):
+    layers, _ = backbone.network.extract_features(noise(samples)[None])
+    assert [tuple(layer.shape) for layer in layers] == [(1, samples // 320, 200)] * 7
+    assert (backbone.layers, backbone.width, backbone.sample_rate) == (7, 200, 16000)
+
+
+@needs_distillmos
+def test_a_clips_features_depend_neither_on_its_company_nor_on_its_level(backbone):
+    clip = noise(16000)
+    alone = backbone.extract(clip)
+    backbone.extract(noise(20000, seed=1))
+    assert torch.equal(backbone.extract(clip), alone)
+    assert distance(alone, backbone.extract(noise(16000, seed=1))) > 0.01
+    for gain in (0.1, 0.5, 2):
+        assert distance(alone, backbone.extract(gain * clip)) < 1e-3
+
+
+@needs_distillmos
+def test_a_long_clip_is_its_pieces_and_frames_of_padding_are_left_out(backbone):
+    clip = noise(2 * distilled.WINDOW + 8000)
+    pieces = [backbone.extract(piece) for piece in clip.split(distilled.WINDOW)]
+    assert [piece.shape[1] for piece in pieces] == [384, 384, 25]
+    torch.testing.assert_close(backbone.extract(clip), torch.cat(pieces, dim=1))
+    with torch.no_grad():
+        padded = backbone.network.layers(clip[None, -8000:])
+    assert padded[0].shape[1] > 25
+
+
+@needs_distillmos
+def test_what_the_encoder_says_itself_is_a_mos(backbone):
+    rng = np.random.default_rng(0)
+    phones, talker = simulated.speak(rng), simulated.talk(rng, studio=False)
+    speech = simulated.synthesize(phones, talker, {}, 16000, rng) / 32768
+    mos = distilled.zero_shot(backbone, torch.from_numpy(speech).float())
+    assert 1 < mos < 5
+
+
+@needs_distillmos
+def test_a_run_is_trained_and_evaluated_where_the_module_is_named_again(
+        tmp_path, monkeypatch, capsys):
+    wavs = [f"{i}.wav" for i in range(6)]
+    rows = [f"{wav},{'test' if i > 3 else 'train'},s{i % 2},l,{1 + i % 4}\n"
+            for i, wav in enumerate(wavs)]
+    lay_out(tmp_path, {"ratings.csv": "wav,split,system,rater,score\n" + "".join(rows)}, wavs)
+    run = tmp_path / "run"
+    words = ("--backbone", "studies.distilled", "--device", "cpu")
+    assert call(monkeypatch, train, "--data", tmp_path, "--cache", tmp_path / "cache",
+                "--steps", 2, "--out", run, *words) == 0
+    assert call(monkeypatch, evaluate, run, "--device", "cpu") == 2
+    assert "trained on backbone 'studies.distilled': give it as --backbone" in (
+        capsys.readouterr().err)
+    assert call(monkeypatch, evaluate, run, *words) == 0
+    assert len(table(run / "predictions.csv")) == 2

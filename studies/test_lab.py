@@ -1,0 +1,277 @@
+"""Tests of the engine: splits, variants, what is kept; of the tables; and of the questions."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import data
+import evaluate
+import moemos
+import train
+from studies import lab, questions, tables, variants
+from studies.lab import HEAD, MEAN, RIDGE, Cell, Job
+from test_moemos import HERE, nan, no_network  # noqa: F401 - a fixture
+
+
+def make_corpus(clips=24, seed=0):
+    """Clips of three systems and four groups, the features of which tell the MOS; the last three
+    have no MOS, and are of a model of their own."""
+    rng = np.random.default_rng(seed)
+    features = torch.from_numpy(rng.normal(size=(clips, 2, 6)).astype(np.float32))
+    made = []
+    for i in range(clips):
+        rated = i < clips - 3
+        mos = {"": 3 + float(features[i, 0, 0]) + i % 3 / 4} if rated else {}
+        system = f"s{i % 3}" if rated else "x"
+        split = "test" if rated and i % 4 == 0 else "train"
+        made.append(data.Clip(f"{i}.wav", None, split, system, system, f"g{i % 4}", mos))
+    backbone = type("Small", (), {"layers": 2, "width": 3})()
+    return lab.Corpus(made, features, backbone)
+
+
+@pytest.fixture
+def lone(monkeypatch, tmp_path):
+    """The engine on a corpus of the test's own, without other processes."""
+    corpus = make_corpus()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lab, "load", lambda name, backbone: corpus)
+    monkeypatch.setattr(lab, "run", lambda jobs: [lab.do(job) for job in jobs])
+    return corpus
+
+
+# -- Splits ----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("how", "of"), [("groups", "group"), ("system", "system"),
+                                         ("method", "model")])
+def test_every_rated_clip_is_predicted_once_and_never_with_its_own_kind(how, of):
+    corpus = make_corpus()
+    names = np.array([getattr(clip, of) for clip in corpus.clips])
+    times = np.zeros(len(names), int)
+    for learned, predicted in lab.split(corpus, how):
+        times += predicted
+        assert not set(names[learned & corpus.rated]) & set(names[predicted])
+        assert learned[~corpus.rated].all()
+    assert (times == corpus.rated).all()
+
+
+def test_the_tables_own_split_and_few_clips_a_system():
+    corpus = make_corpus()
+    parts = np.array([clip.split for clip in corpus.clips])
+    [(learned, predicted)] = lab.split(corpus, "test")
+    assert (learned == (parts == "train")).all()
+    assert (predicted == (parts == "test")).all()
+    systems = np.array([clip.system for clip in corpus.clips])
+    for learned, predicted in lab.split(corpus, "groups, 2 a system"):
+        counts = [np.sum(learned & (systems == name)) for name in ("s0", "s1", "s2")]
+        assert counts == [2, 2, 2]
+        assert not (learned & predicted).any()
+
+
+def test_a_method_with_super_resolution_is_that_method():
+    clip = make_corpus().clips[0]
+    clip.model = "ttsSR"
+    assert lab.method(clip) == "tts"
+
+
+# -- Variants --------------------------------------------------------------------------------------
+
+def test_the_head_of_the_engine_is_the_one_that_train_has():
+    corpus = make_corpus()
+    rows = np.array([clip.split == "train" for clip in corpus.clips])
+    found = lab.predict(Job(HEAD, Cell("a", "b", "test"), 3), corpus)
+    config = train.Config(seed=3)
+    classes = sorted({clip.model for clip, row in zip(corpus.clips, rows) if row})
+    model = torch.tensor([classes.index(clip.model) for clip in corpus.clips])
+    clips = train.Clips(corpus.features, torch.tensor(corpus.mos).float(), model)
+    torch.manual_seed(3)
+    network = train.build_model(config, corpus.backbone, classes)
+    train.run_stages(network, train.STAGES, config, clips.take(torch.from_numpy(rows)))
+    test = torch.tensor([clip.split == "test" for clip in corpus.clips])
+    expected = evaluate.predict(network.eval(), corpus.features[test]).mos
+    assert torch.equal(torch.from_numpy(found["mos"])[test].float(), expected)
+    assert np.isnan(found["mos"][~test.numpy()]).all()
+
+
+def test_ridge_and_the_conditions_mean_by_hand():
+    corpus = make_corpus()
+    learned, predicted = next(lab.split(corpus, "groups"))
+    mean, _ = lab.by_mean(MEAN, corpus, learned, predicted, 0, "groups")
+    first = np.flatnonzero(predicted)[0]
+    same = [corpus.mos[i] for i in np.flatnonzero(learned & corpus.rated)
+            if corpus.clips[i].system == corpus.clips[first].system]
+    assert mean[0] == pytest.approx(np.mean(same))
+    ridge, _ = lab.by_ridge(RIDGE, corpus, learned, predicted, 0, "groups")
+    assert moemos.lcc(ridge, corpus.mos[predicted]) > 0.5
+
+
+def output_of(build, features):
+    backbone = make_corpus().backbone
+    torch.manual_seed(0)
+    model = build(train.Config(), backbone, ["a", "b"])
+    model.set_statistics(features, torch.linspace(1, 5, len(features)))
+    return model.eval(), model(features)
+
+
+def test_each_part_that_is_exchanged_is_exchanged():
+    features = torch.randn(20, 2, 6)
+    model, plain = output_of(train.build_model, features)
+    without, output = output_of(variants.without_path, features)
+    path = model.moe.path(model.fusion(features))
+    torch.testing.assert_close(output.experts, plain.experts - path[:, None])
+    assert not without.moe.path.weight.requires_grad
+    with_classes, output = output_of(variants.with_classes, features)
+    more = with_classes.by_class(output.logits.softmax(1)).squeeze(1)
+    alone = with_classes.mean + with_classes.deviation * with_classes.mos_head(output.y).squeeze(1)
+    torch.testing.assert_close(output.mos, alone + with_classes.deviation * more)
+    weighted, output = output_of(variants.with_layer_weights, features)
+    torch.testing.assert_close(output.mos, plain.mos)  # the weights start as 1
+    weighted.fusion.logits.data = torch.tensor([100.0, 0.0])
+    fused = weighted.fusion(features).view(20, 2, 6)
+    torch.testing.assert_close(fused[:, 0], 2 * model.fusion(features).view(20, 2, 6)[:, 0])
+    assert fused[:, 1].abs().max() < 1e-6
+    static, _ = output_of(variants.means_only, features)
+    fused = static.fusion(features).view(20, 2, 6)
+    assert (fused[:, :, 3:] == 0).all()
+    assert (fused[:, :, :3] != 0).any()
+
+
+# -- What is kept ----------------------------------------------------------------------------------
+
+def test_what_was_predicted_is_kept_and_made_again_where_something_changes(lone, monkeypatch):
+    job = Job(HEAD, Cell("a", "b", "test"), 0)
+    first = lab.do(job)
+    assert job.path().exists()
+    monkeypatch.setattr(lab, "predict", lambda job, corpus: pytest.fail("it was kept"))
+    assert np.array_equal(lab.do(job)["mos"], first["mos"], equal_nan=True)
+    changed = []
+    monkeypatch.setattr(lab, "predict", lambda job, corpus: changed.append(job) or first)
+    lone.clips[0].ratings[""] += 0.5
+    lab.do(job)
+    lone.features[0, 0, 0] += 1
+    lab.do(job)
+    lab.do(job._replace(variant=lab.Variant(HEAD.name, {"experts": 2})))
+    job.path().write_bytes(b"damaged")
+    lab.do(job)
+    assert len(changed) == 4
+
+
+def test_code_counts_and_comments_do_not(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    texts = ["def f():\n    return 1\n",
+             "def f():\n    '''Says 1.'''\n    # one\n    return (1)\n", "def f():\n    return 2\n"]
+    codes = []
+    for i, text in enumerate(texts):
+        (tmp_path / f"code_{i}.py").write_text(text)
+        codes.append(lab.code_of(__import__(f"code_{i}")))
+    assert "Return(value=Constant(value=1))" in codes[1]
+    assert codes[2] != codes[0]
+
+
+def test_a_missing_listening_test_is_said(monkeypatch, tmp_path):
+    monkeypatch.setenv("LISTENING_TESTS", str(tmp_path / "none"))
+    with pytest.raises(data.InputError, match="is not there; studies/README.md"):
+        lab.load("codecs", "logmel")
+
+
+# -- Tables ----------------------------------------------------------------------------------------
+
+def test_lcc_within_systems_is_the_mean_over_those_that_have_one():
+    predicted, mos = [1, 2, 3, 1, 2, 3, 5, 6], [1, 2, 3, 3, 2, 1, 4, 4]
+    assert tables.lcc_within_systems(predicted, mos, list("aaabbbcc")) == pytest.approx(0)
+    assert np.isnan(tables.lcc_within_systems([1], [1], ["a"]))
+
+
+def test_a_difference_in_mse_has_students_interval_and_that_of_seeds():
+    rng = np.random.default_rng(0)
+    true, one, other = rng.normal(size=(3, 40))
+    system = [f"s{i % 8}" for i in range(40)]
+    pair = [tables.Predicted(np.array([said]), true, system) for said in (one, other)]
+    value, error, freedom = tables.difference(*pair, "utterance MSE")
+    change = (one - true) ** 2 - (other - true) ** 2
+    assert value == pytest.approx(change.mean())
+    assert error == pytest.approx(change.std(ddof=1) / np.sqrt(40))
+    assert freedom == 39
+    _, error, freedom = tables.difference(*pair, "utterance MSE", "systems")
+    means = change.reshape(5, 8).mean(0)
+    assert error == pytest.approx(means.std(ddof=1) / np.sqrt(8), rel=0.02)
+    assert freedom == 7
+    seeds = tables.Predicted(np.array([one, one + 1]), true, system)
+    _, error, _ = tables.difference(seeds, pair[1], "utterance MSE")
+    assert error > abs(np.diff(seeds.value("utterance MSE"))[0]) / 2 - 1e-9
+
+
+def test_pooled_claims_and_holm_by_hand():
+    value, error, freedom = tables.pooled([(0.02, 0.03, 10), (0.04, 0.04, 10)])
+    assert (value, error) == pytest.approx((0.03, 0.025))
+    assert freedom == pytest.approx(25 ** 2 / (9 ** 2 / 10 + 16 ** 2 / 10))
+    claim = tables.claim((0.03, 0.01, 10))
+    assert claim["low"] == pytest.approx(0.03 - 0.02228, abs=1e-4)
+    assert claim["high"] == pytest.approx(0.03 + 0.02228, abs=1e-4)
+    assert claim["p"] == pytest.approx(0.0133, abs=2e-4)
+    assert tables.claim((0.0, 0.0, 5))["p"] == 1
+    assert tables.holm([0.03, 0.01, 0.5]) == pytest.approx([0.06, 0.03, 0.5])
+
+
+def test_what_gates_follow_by_hand():
+    gates = np.array([[1.0, 0], [1, 0], [0, 1], [0, 1]])
+    of_a_clip, of_the_mean, between, along = tables.gate_use(
+        gates, np.array([1.0, 3, 1, 3]), np.array(["a", "a", "b", "b"]))
+    assert (of_a_clip, of_the_mean) == pytest.approx((0, np.log(2)))
+    assert (between, along) == pytest.approx((1, 0))
+    *_, along = tables.gate_use(gates, np.array([1.0, 1, 3, 3]), np.array(list("abab")))
+    assert along == pytest.approx(1)
+
+
+def test_numbers_and_tables_are_written_plainly():
+    assert [tables.number(value) for value in (0.1234, -0.5, 12.0, nan)] == [
+        ".123", "-.500", "12.000", "-"]
+    claim = {"value": -0.0123, "low": -0.02, "high": 0.001, "holm": 0.04}
+    assert tables.with_interval(claim) == "-.012 [-.020, +.001]*"
+    assert tables.table([["a", "b"], ["ccc", "d"]]) == (
+        "| a   | b |\n|-----|---|\n| ccc | d |")
+
+
+# -- Questions -------------------------------------------------------------------------------------
+
+def test_a_question_is_answered_stored_and_checked(lone, monkeypatch, tmp_path, capsys):
+    short = tuple(stage._replace(steps=20) for stage in train.STAGES)
+    head = lab.Variant("the head", stages=short)
+    question = questions.Question(
+        "Is it good?", (head, RIDGE, MEAN), {"one": (Cell("a", "b", "groups"),),
+                                            "two": (Cell("a", "b", "system"),)}, gates=True)
+    monkeypatch.setattr(questions, "HERE", tmp_path)
+    monkeypatch.setattr(questions, "HEAD", head)
+    monkeypatch.setattr(questions, "QUESTIONS", {"good": question})
+    monkeypatch.setattr(questions, "ASKS", {"good": question.asks})
+    questions.store("good")
+    stored = json.loads((tmp_path / "results" / "good.json").read_text())
+    rows = stored["tables"]["utterance LCC"]
+    assert [row[0] for row in rows] == ["utterance LCC", "the head", "ridge", "condition's mean"]
+    ridge = lab.do(Job(RIDGE, Cell("a", "b", "groups"), 0))["mos"]
+    rated = lone.rated
+    assert rows[2][1] == tables.number(moemos.lcc(ridge[rated], lone.mos[rated]))
+    claims = stored["compared"]["ridge"]
+    assert claims["all"]["value"] == pytest.approx(
+        (claims["one"]["value"] + claims["two"]["value"]) / 2)
+    assert len(stored["tables"]["gates"]) == 2
+    assert "Is it good?" in capsys.readouterr().out
+    text = "a\n<!-- good utterance LCC -->\nold\n<!-- end -->\nb\n"
+    assert questions.written(text).splitlines()[2] == tables.table(rows).splitlines()[0]
+    assert questions.written(questions.written(text)) == questions.written(text)
+    questions.check("good")
+    stored["numbers"][0]["seeds"][0] += 0.01
+    (tmp_path / "results" / "good.json").write_text(json.dumps(stored))
+    with pytest.raises(data.InputError, match="differs; run the question again"):
+        questions.check("good")
+
+
+def test_every_question_has_a_first_variant_and_names_of_its_own():
+    for question in questions.QUESTIONS.values():
+        names = [variant.name for variant in question.variants]
+        assert names[0] == HEAD.name
+        assert len(set(names)) == len(names)
+        for variant in question.variants:
+            train.check(train.Config(**variant.settings))
+    assert (HERE / "studies" / "results").is_dir()

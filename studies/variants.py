@@ -1,0 +1,108 @@
+"""The parts of the method left out, put back or exchanged: what studies/questions.py compares."""
+
+import torch
+from torch import nn
+
+import moemos
+import train
+from studies.lab import Variant
+
+
+def without_path(config, backbone, classes):
+    """E_i(x) = MLP_i(x), as the paper has it."""
+    model = train.build_model(config, backbone, classes)
+    nn.init.zeros_(model.moe.path.weight)
+    model.moe.path.requires_grad_(False)
+    return model
+
+
+class WithClasses(moemos.MoEMOS):
+    """The MOS head reads the class probabilities too."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.by_class = nn.Linear(self.class_head.out_features, 1, bias=False)
+
+    def forward(self, features):
+        output = super().forward(features)
+        more = self.by_class(output.logits.softmax(1)).squeeze(1)
+        return output._replace(mos=output.mos + self.deviation * more)
+
+
+def with_classes(config, backbone, classes):
+    return WithClasses(backbone.layers, backbone.width, len(classes), config.experts,
+                       config.hidden, config.dropout, config.shrinkage)
+
+
+class LayerWeights(moemos.FeatureFusion):
+    """Each layer times L its softmax weight, 1 at the start."""
+
+    def __init__(self, layers, width):
+        super().__init__(layers, width)
+        self.logits = nn.Parameter(torch.zeros(layers))
+
+    def forward(self, features):
+        layers = len(self.logits)
+        fused = super().forward(features).view(len(features), layers, -1)
+        return (layers * self.logits.softmax(0)[:, None] * fused).flatten(1)
+
+
+def with_layer_weights(config, backbone, classes):
+    model = train.build_model(config, backbone, classes)
+    model.fusion = LayerWeights(backbone.layers, backbone.width)
+    return model
+
+
+class MeansOnly(moemos.FeatureFusion):
+    """The deviations over time are left out: they become 0."""
+
+    def forward(self, features):
+        fused = super().forward(features).view(len(features), *self.center.shape)
+        fused[:, :, self.center.shape[1] // 2:] = 0
+        return fused.flatten(1)
+
+
+def means_only(config, backbone, classes):
+    model = train.build_model(config, backbone, classes)
+    model.fusion = MeansOnly(backbone.layers, backbone.width)
+    return model
+
+
+def condition(clip):
+    return clip.system
+
+
+def nothing(clip):
+    return "a clip"
+
+
+CLASSIFICATION, JOINT, MOS = train.STAGES
+ALL = sum(stage.steps for stage in train.STAGES)
+
+PATH = Variant("no linear path", build=without_path)
+CLASSES = Variant("class probabilities for the MOS head", build=with_classes)
+LAYERS = Variant("softmax weights of layers", build=with_layer_weights)
+STATIC = Variant("means only, no deviations", build=means_only)
+ONE = Variant("one expert", {"experts": 1})
+EIGHT = Variant("eight experts", {"experts": 8})
+WIDE = Variant("one as wide as four", {"experts": 1, "hidden": 128})
+NARROW = Variant("hidden width 16", {"hidden": 16})
+BROAD = Variant("hidden width 64", {"hidden": 64})
+NO_DROPOUT = Variant("no dropout within experts", {"dropout": 0.0})
+NO_SHRINKAGE = Variant("no dropout of features", {"shrinkage": 0.0})
+MORE_SHRINKAGE = Variant("shrinkage 0.3", {"shrinkage": 0.3})
+LESS_DECAY = Variant("weight decay 0.01, AdamW's own", {"weight_decay": 0.01})
+MORE_DECAY = Variant("weight decay 10", {"weight_decay": 10.0})
+PLAIN_LAMBDAS = Variant("no regularisers", {"lambda_1": 0.0, "lambda_2": 0.0})
+NO_DIVERSITY = Variant("no L_diversity", {"lambda_1": 0.0})
+NO_SPARSITY = Variant("no L_sparsity", {"lambda_2": 0.0})
+STRONG = Variant("both ten times as strong", {"lambda_1": 0.2, "lambda_2": 0.2})
+NO_TASK = Variant("no second task", label=nothing)
+CONDITION = Variant("the condition as class", label=condition)
+RATED = Variant("rated clips only", unrated=False)
+SLOWER = Variant("lr of stage 2 at the paper's 1e-4", stages=(
+    CLASSIFICATION, JOINT._replace(lr=1e-4), MOS))
+ONE_STAGE = Variant("one stage, joint", stages=(JOINT._replace(steps=ALL),))
+REVERSED = Variant("the stages reversed", stages=(MOS, JOINT, CLASSIFICATION))
+MOS_ALONE = Variant("MOS alone", stages=(
+    JOINT._replace(steps=ALL, alpha_start=1.0, alpha_end=1.0),))
