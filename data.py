@@ -65,11 +65,10 @@ def one_sentence(script):
         yield
         sys.stdout.flush()  # here, so that a full disk is noticed
         return
-    except (InputError, FloatingPointError, KeyboardInterrupt) as error:
+    except (InputError, FloatingPointError, KeyboardInterrupt, OSError) as error:
         problem = first_line(error)
-    except OSError as error:
-        problem = first_line(error)
-        sys.stdout = nowhere  # for what is left in the buffer of the one that failed
+        if isinstance(error, OSError):
+            sys.stdout = nowhere  # for what is left in the buffer of the one that failed
         if isinstance(error, BrokenPipeError):  # who was reading has left
             sys.exit(2)
     except (MemoryError, RuntimeError) as error:
@@ -166,7 +165,7 @@ def read_wav(path, sample_rate, content=None):
 
 
 def check_clip(path, max_seconds, content=None):
-    """(rate, seconds) of a clip. Raises InputError for one that cannot be used or is too long."""
+    """A clip's seconds. Raises InputError for one that cannot be used or is too long."""
     rate, mono = decode(path, read_bytes(path) if content is None else content)
     seconds = len(mono) / rate
     if seconds > max_seconds:
@@ -175,7 +174,7 @@ def check_clip(path, max_seconds, content=None):
     if not mono.any():
         silence = f"WARNING: {path} is all digital silence; its score says nothing"
         print(printable(silence), file=sys.stderr)
-    return rate, seconds
+    return seconds
 
 
 def find_wavs(paths):
@@ -210,16 +209,13 @@ def wavs_below(folder):
 # -- Ratings ---------------------------------------------------------------------------------------
 
 HEADER = ("wav", "split", "system", "model", "group", "rater", "score")
-OPTIONAL = ("model", "group")
 
 
 @dataclass
 class Clip:
     """system: what system-level scores are means over. model: what the second task classifies.
-
-    group: what a split must not tear apart, as a talker or a sentence. ratings: rater -> score, or
-    "" -> their mean, none without MOS. check_clips sets rate (Hz) and seconds.
-    """
+    group: what no split may tear apart, such as a talker or a sentence. ratings: rater -> score;
+    {"": mean} where the table gives only the mean; {} where the clip has no MOS."""
     wav: str
     path: Path
     split: str
@@ -227,8 +223,6 @@ class Clip:
     model: str
     group: str
     ratings: dict = field(default_factory=dict)
-    rate: int = 0
-    seconds: float = 0.0
 
     @property
     def mos(self):
@@ -237,8 +231,9 @@ class Clip:
 
 
 def read_rows(path, columns, optional=(), header=True):
-    """Yields (place, row as a dict) of a CSV table in UTF-8, whose first row, the header, names the
-    columns in any order; others than these are ignored. Raises InputError naming file and row."""
+    """Yields (place, row as a dict) of a CSV table in UTF-8. Its first row names the columns, in
+    any order; without header they are these. Others are ignored, optional ones may be missing.
+    Raises InputError naming file and row."""
     try:
         text = io.StringIO(read_bytes(path).decode("utf-8-sig"), newline="")
         rows = csv.DictReader(text, None if header else columns, strict=True)
@@ -269,11 +264,10 @@ def read_manifest(path, scale=(1.0, 5.0)):
     A row is a rating, or a clip's mean with `rater` empty; a clip without MOS has one row with both
     `rater` and `score` empty. `wav` is relative to the table, `split` is train, dev or test.
     `model`, the synthesis model, and `group` may be left out: then it is the system, and a clip is
-    a group of its own. Raises InputError naming file and row.
-    """
+    a group of its own. Raises InputError naming file and row."""
     path = table_of(path)
     clips = {}
-    for place, row in read_rows(path, HEADER, OPTIONAL):
+    for place, row in read_rows(path, HEADER, optional=("model", "group")):
         add_row(clips, row, path.parent, scale, place)
     if not clips:
         raise InputError(f"{path}: there are no rows below the header")
@@ -281,20 +275,17 @@ def read_manifest(path, scale=(1.0, 5.0)):
 
 
 def add_row(clips, row, folder, scale, place):
-    """Adds a row of a table, its clip and its rating, to clips: real path -> Clip."""
-    if not row["wav"] or not row["system"]:
-        raise InputError(f"{place}: wav and system must not be empty")
+    """Reads a row of a table into clips, {real path: Clip}; place: the row's, for messages."""
+    if not row["wav"] or not row["system"] or "\0" in row["wav"]:
+        raise InputError(f"{place}: wav and system must not be empty, or no text")
     if row["split"] not in ("train", "dev", "test"):
-        raise InputError(f"{place}: the split must be train, dev or test, "
-                         f"not {shown(row['split'])}")
+        raise InputError(f"{place}: a split is train, dev or test, not {shown(row['split'])}")
     path = os.path.realpath(folder / row["wav"])  # ./a.wav, or a link to it, is a.wav
     new = Clip(row["wav"], folder / row["wav"], row["split"], row["system"],
                row.get("model") or row["system"], row.get("group") or path)
-    if path not in clips:
-        if not os.path.isfile(path):
-            raise InputError(f"{place}: {shown(row['wav'])} is not there, or no file, in {folder}")
-        clips[path] = new
-    clip = clips[path]
+    if path not in clips and not os.path.isfile(path):
+        raise InputError(f"{place}: {shown(row['wav'])} is not there, or no file, in {folder}")
+    clip = clips.setdefault(path, new)
     if any(getattr(clip, name) != getattr(new, name)
            for name in ("split", "system", "model", "group")):
         raise InputError(f"{place}: {clip.wav} stood in another split, system, model or group "
@@ -318,8 +309,8 @@ def add_row(clips, row, folder, scale, place):
 
 
 def folds_of(clips, folds):
-    """(clips,) int, each clip's fold of several: whole groups in turn, sorted by name, or single
-    clips where all are of one group."""
+    """(clips,) int: to which of so many folds each clip belongs. Groups, sorted by name, take
+    turns, so that none is torn apart; where all clips are of one group, the clips take turns."""
     groups = [clip.group for clip in clips]
     names = sorted(set(groups))
     if len(names) < 2:
@@ -329,19 +320,14 @@ def folds_of(clips, folds):
 
 
 def check_clips(clips, max_seconds=math.inf):
-    """Decodes every clip, so that a bad one is refused before any work, and sets its rate and
-    seconds -> a line on what they are.
-
-    Raises InputError naming the file.
-    """
-    for clip in clips:
-        clip.rate, clip.seconds = check_clip(clip.path, max_seconds)
+    """Decodes every clip, so that a bad one is refused before any work -> a line on what they are.
+    Raises InputError naming the file."""
     parts = []
     for split in ("train", "dev", "test"):
         these = [clip for clip in clips if clip.split == split]
         raters = [rater for clip in these for rater in clip.ratings]
         systems = {clip.system for clip in these}
-        seconds = sum(clip.seconds for clip in these)
+        seconds = sum(check_clip(clip.path, max_seconds) for clip in these)
         if these:
             parts.append(f"{split} {len(these)} clips, {len(raters)} ratings, {len(systems)} "
                          f"systems, {len({*raters} - {''})} raters, {seconds:.0f} s")
@@ -371,8 +357,7 @@ def open_backbone(name="", device=""):
     """moemos.load_backbone, with a sentence for what can go wrong. Raises InputError.
 
     Without a name it is the paper's, or, with a warning that cannot be missed, logmel where its
-    weights cannot be had. device: as of pick_device.
-    """
+    weights cannot be had. device: as of pick_device."""
     device = pick_device(device)
     socket.setdefaulttimeout(STALL_SECONDS)
     try:
@@ -423,7 +408,7 @@ def cache_key(backbone):
     """What features depend on besides the file: the backbone's weights and rate, and the source
     code on the way, so that after a change of it, even of a comment, they are extracted anew."""
     code = [decode, with_lengths, cut_silence, read_wav, moemos.Backbone, type(backbone),
-            type(backbone.network), moemos.pool_statistics, clip_statistics]
+            inspect.getmodule(type(backbone.network)), moemos.pool_statistics, clip_statistics]
     numbers = f"{backbone.sample_rate} {FULL_SCALE} {SILENCE}"
     sources = [inspect.getsource(part) for part in code]
     return "\n".join([backbone.identity, numbers, *sources]).encode()
@@ -439,12 +424,10 @@ def clip_statistics(waveform, backbone, path):
 
 
 def read_entry(entry, shape):
-    """A cache entry is its float32 numbers, sealed; None where it is missing, or damaged, or may
-    not be read."""
-    try:
+    """A cache entry -> its statistics; None where it is missing, damaged or may not be read."""
+    numbers = b""
+    with contextlib.suppress(OSError):
         numbers = unsealed(entry.read_bytes())
-    except OSError:
-        return None
     if len(numbers) != 4 * math.prod(shape):
         return None
     return torch.frombuffer(bytearray(numbers), dtype=torch.float32).view(shape)

@@ -32,9 +32,9 @@ import train
 from data import InputError
 
 FEWEST = {"utterance": 10, "system": 5}  # clips and systems for an interval; ours, as all of these
-PARTS = 500       # most parts that are left out in turn for it
-ALPHAS = np.logspace(-4, 3, 29)  # strengths of ridge regression, a feature
-FOLDS = 5         # of the training clips, whole groups, to choose among them
+PARTS = 500       # at most so many parts are left out in turn for it
+ALPHAS = np.logspace(-4, 3, 29)  # penalties of ridge regression, a feature
+FOLDS = 5         # of the training clips, whole groups: cross-validation chooses of ALPHAS
 RIDGE = "ridge on the same features"
 
 
@@ -50,9 +50,7 @@ class Trained(NamedTuple):
 def load_run(run, device="", backbone=""):
     """A folder that train.py wrote -> Trained. backbone: where it is code of one's own, its name
     must be given again, so that no file says what code is run.
-
-    Raises InputError for a run that is not whole, or was trained on other weights.
-    """
+    Raises InputError for a run that is not whole, or was trained on other weights."""
     saved = read_checkpoint(run)
     name, identity = saved["backbone"]["name"], saved["backbone"]["identity"]
     known = name == "logmel" or moemos.torchaudio_bundle(name) is not None
@@ -124,13 +122,11 @@ def score(run, paths, device="", backbone=""):
 
     `dict(score("runs/default", ["a.wav"]))["a.wav"]` is the same alone, in any company and on every
     call. A file that cannot be used is reported on standard error and has NaN. Raises InputError
-    for a run that cannot be used, as of load_run, or a folder without a WAV file.
-    """
+    for a run that cannot be used, as of load_run, or a folder without a WAV file."""
     trained = load_run(run, device, backbone)
     files = data.find_wavs(paths)
     start = time.monotonic()
     for i, path in enumerate(files):
-        mos = math.nan
         try:
             _, features = read_clip(path, trained)
             mos = predict(trained.model, features).mos.item()
@@ -138,6 +134,7 @@ def score(run, paths, device="", backbone=""):
                 raise InputError(f"{path}: {run} gives it no finite score; train the run again")
         except InputError as error:
             print(f"skipped: {error}", file=sys.stderr)
+            mos = math.nan
         yield str(path), mos
         data.show_progress("scored", i + 1, len(files), start)
 
@@ -163,8 +160,7 @@ def leave_one_out(predicted, true, system):
     """The eight numbers without one clip, or at system level one system, each in turn:
     {"utterance MSE": (clips,), ..., "system KTAU": (systems,)}.
 
-    Of more than PARTS clips a part is left out at a time. NaN where there are fewer than FEWEST.
-    """
+    Of more than PARTS clips a part is left out at a time. NaN where there are fewer than FEWEST."""
     left_out = {}
     for level, (p, t) in moemos.levels(predicted, true, system).items():
         parts = np.array_split(np.arange(len(p)), min(len(p), PARTS))
@@ -182,8 +178,7 @@ def interval(value, left_out):
 
         value -+ t(.975, n - 1) sqrt((n - 1) / n sum_i (left_out_i - their mean)^2)
 
-    Of an MSE it is Student's interval of a mean. A percentile bootstrap is too narrow for few.
-    """
+    Of an MSE this is Student's interval of a mean. A bootstrap's is too narrow for few clips."""
     from scipy.special import stdtrit  # here, so that --help need not wait for it
     n = len(left_out)
     error = math.sqrt((n - 1) * np.var(left_out))
@@ -192,8 +187,8 @@ def interval(value, left_out):
 
 
 def verdict(name, difference, low, high):
-    """What the interval of a difference in one of the eight numbers says of the first of the two:
-    "better", "worse", "neither", also where it rounds to 0, or "-" where there is none."""
+    """What a difference, first less second, in one of the eight numbers says of the first by its
+    interval: "better", "worse", "neither", also where it rounds to 0, or "-" without one."""
     if math.isnan(low):
         return "-"
     if name.endswith("MSE"):  # the lower the better
@@ -205,8 +200,8 @@ def verdict(name, difference, low, high):
 
 def ridge(x, y, new, fold):
     """The straight line to beat: ridge regression, (n, I) features and (n,) MOS of training clips,
-    (m, I) features of others -> (m,). Its strength, of ALPHAS, is that of the least squared error
-    in cross-validation; fold: (n,) int, two folds or more."""
+    (m, I) features of others -> (m,). It takes the one of ALPHAS whose squared error in
+    cross-validation is least; fold: (n,) int, two folds or more."""
     errors = np.zeros(len(ALPHAS))
     for number in np.unique(fold):
         own = fold == number
@@ -219,8 +214,7 @@ def ridge_by_alpha(x, y, new):
     """As ridge(), with each of ALPHAS: (alphas, m).
 
     The weights w of the least |x w - y|^2 + penalty |w|^2, of standardised x and of y less its
-    mean, by the singular values s of x = U diag(s) V':   w = V diag(s / (s^2 + penalty)) U' y
-    """
+    mean, by the singular values s of x = U diag(s) V':   w = V diag(s / (s^2 + penalty)) U' y"""
     center, scale = x.mean(0), np.maximum(x.std(0), 1e-3)
     u, s, v = np.linalg.svd((x - center) / scale, full_matrices=False)
     penalties = ALPHAS[:, None] * x.shape[1]                    # (alphas, 1)
@@ -229,20 +223,19 @@ def ridge_by_alpha(x, y, new):
 
 
 def reference_predictions(trained, clips, test):
-    """What the plainest say of test clips: {label: (test clips,)}. The mean of the training MOS, of
-    all or of the clip's condition, hears nothing; ridge learns from the same clips as the head.
-    clips: the run's corpus; nothing is said without two rated training clips."""
+    """Plain predictions that the model is to beat: {label: MOS (test clips,)}. The mean training
+    MOS, of all clips or of the clip's system, hears nothing; ridge learns from the same clips as
+    the head. clips: the run's corpus; {} with fewer than two rated training clips."""
     training = [clip for clip in clips if clip.split == "train" and clip.ratings]
     if len(training) < 2:
         return {}
-    overall = np.mean([clip.mos for clip in training])
-    mean = {name: np.mean([clip.mos for clip in training if clip.system == name])
-            for name in {clip.system for clip in training}}
+    mos = np.array([clip.mos for clip in training])
+    systems = [clip.system for clip in training]
+    by_system = dict(zip(np.unique(systems).tolist(), moemos.system_means(mos, systems)))
     x, new = (data.extract_features(some, trained.backbone, trained.config.cache).flatten(1)
               .double().numpy() for some in (training, test))
-    mos = np.array([clip.mos for clip in training])
-    return {"mean of training MOS": np.full(len(test), overall),
-            "condition's mean training MOS": np.array([mean.get(clip.system, overall)
+    return {"mean of training MOS": np.full(len(test), mos.mean()),
+            "condition's mean training MOS": np.array([by_system.get(clip.system, mos.mean())
                                                        for clip in test]),
             RIDGE: ridge(x, mos, new, data.folds_of(training, FOLDS))}
 
@@ -258,16 +251,15 @@ def mean_gates(gates, models):
 def evaluate(run, device="", corpus="", backbone=""):
     """Evaluates a run on the test clips of its corpus, or of another -> the dict of metrics.json.
 
-    Prints, and writes its files. Clips without ratings are predicted into answer.txt, in the
-    challenge's form; with no others that is all, and None is returned. On another corpus no row
-    learns from training clips: the head did not either. Raises InputError.
-    """
+    Prints the report, writes its files. Test clips without ratings are predicted into answer.txt;
+    where there are no others, None is returned. Another corpus gets no reference rows, as they
+    would learn from its training clips, and the head did not. Raises InputError."""
     trained = load_run(run, device, backbone)
     config = trained.config
     corpus = str(corpus or config.data)
     out = folder_for(run, corpus, config.data)
-    data.check_writable(out)
     clips = data.read_corpus(corpus, config.scale, config.max_seconds)
+    data.check_writable(out)
     test = [clip for clip in clips if clip.split == "test" and clip.ratings]
     unrated = [clip for clip in clips if clip.split == "test" and not clip.ratings]
     if not test and not unrated:
@@ -278,8 +270,8 @@ def evaluate(run, device="", corpus="", backbone=""):
         return None
 
     output = predict_clips(trained, test)
-    own = clips if out == Path(run) else []
-    result = summary(test, output, reference_predictions(trained, own, test))
+    learned_from = clips if out == Path(run) else []
+    result = summary(test, output, reference_predictions(trained, learned_from, test))
     result["accuracy"] = accuracy(output.logits, [clip.model for clip in test], trained.classes)
     result |= {"backbone": {"name": trained.backbone.name, "identity": trained.backbone.identity},
                "data": corpus, "settings": asdict(config)}
@@ -291,9 +283,9 @@ def evaluate(run, device="", corpus="", backbone=""):
     return result
 
 
-def folder_for(run, corpus, own):
+def folder_for(run, corpus, run_corpus):
     """Where results go: into the run's folder, or one below it for each other corpus."""
-    table, own = (os.path.realpath(data.table_of(path)) for path in (corpus, own))
+    table, own = (os.path.realpath(data.table_of(path)) for path in (corpus, run_corpus))
     name = f"on_{Path(table).parent.name}_{zlib.crc32(table.encode(errors='replace')):08x}"
     return Path(run) if table == own else Path(run, name)
 
@@ -370,14 +362,12 @@ def show(run, result):
           f"systems; {backbone}{stand_in}\n{HEADING}")
     for label, numbers in result["reference"].items():
         print(line(label, numbers.values()))
-    own, bounds = result["metrics"], result["interval_95"].values()
-    print(line("this run", own.values()))
-    show_interval(bounds)
+    own = result["metrics"]
+    show_with_interval("this run", own, result["interval_95"])
     if result["less_ridge_interval_95"]:
         ridge, bounds = result["reference"][RIDGE], result["less_ridge_interval_95"]
         less = {name: own[name] - ridge[name] for name in own}
-        print(line("this run less ridge", less.values()))
-        show_interval(bounds.values())
+        show_with_interval("this run less ridge", less, bounds)
         words = [verdict(name, less[name], *bounds[name]) for name in less]
         print(f"{'  shown to be':34}" + "".join(f" {word:>7}" for word in words))
     for level, why in result["undefined"].items():
@@ -389,8 +379,9 @@ def show(run, result):
                   f"{FEWEST[level]} may")
 
 
-def show_interval(bounds):
-    low, high = zip(*bounds)
+def show_with_interval(label, numbers, bounds):
+    print(line(label, numbers.values()))
+    low, high = zip(*bounds.values())
     print(line("  95 % interval from", low))
     print(line("  to", high))
 

@@ -89,9 +89,7 @@ def load_backbone(name, device="cpu"):
     """A torchaudio bundle, its weights from torch.hub's folder or downloaded into it; or "logmel";
     or your own: the name of a Python module whose load() gives (network, sample_rate), with the
     network's extract_features as LogMel has it.
-
-    Raises ValueError for what is none of these, and what get_model raises without weights.
-    """
+    Raises ValueError for what is none of these, and what get_model raises without weights."""
     bundle = torchaudio_bundle(name)
     if name == "logmel":
         network, sample_rate = LogMel(), 16000
@@ -102,7 +100,7 @@ def load_backbone(name, device="cpu"):
     else:
         try:
             load = importlib.import_module(name).load
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, TypeError) as error:
             raise ValueError(f"there is no backbone {name!r:.80} ({error!s:.80}); choose logmel, a "
                              "Wav2Vec2Bundle of torchaudio.pipelines or a module that has load()"
                              ) from None
@@ -154,8 +152,7 @@ class MixtureOfExperts(nn.Module):
 
     Widths, GELU and path are ours. On few clips a straight line is hard to beat: the path is one,
     and the experts learn what it misses. Each expert is drawn anew: copies would start as one, and
-    teach the gate nothing.
-    """
+    teach the gate nothing."""
 
     def __init__(self, inputs, experts, hidden, dropout):
         super().__init__()
@@ -186,10 +183,10 @@ class MoEMOS(nn.Module):
     """Statistics of a frozen backbone -> MOS and synthesis model: all that is trained.
 
     Both heads are one layer on y. The MOS head counts from the mean MOS of the training clips, in
-    their standard deviations, so that one setting fits every scale. Of the fused features some are
-    dropped in training, the more, the more there are for each rated clip: to a straight line that
-    is a ridge penalty, and one setting fits 54 clips and 800, 320 features and 18,432 (all ours).
-    """
+    their standard deviations, so that one setting fits every scale. In training some of the fused
+    features are dropped, with odds p / (1 - p) = shrinkage x features / rated clips: to a straight
+    line that is a ridge penalty, and one setting fits 54 clips and 800, 320 features and 18,432
+    (all ours)."""
 
     def __init__(self, layers, width, classes, experts, hidden, dropout, shrinkage):
         super().__init__()
@@ -197,14 +194,15 @@ class MoEMOS(nn.Module):
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("deviation", torch.ones(()))
         self.fusion = FeatureFusion(layers, width)
-        self.odds = shrinkage * inputs  # of dropping a feature, times the rated clips
-        self.drop = nn.Dropout()        # how often: see set_statistics
+        self.odds = shrinkage * inputs  # of a drop, once divided by the rated clips
+        self.drop = nn.Dropout()        # its p is set in set_statistics
         self.moe = MixtureOfExperts(inputs, experts, hidden, dropout)
         self.class_head = nn.Linear(hidden, classes)
         self.mos_head = nn.Linear(hidden, 1)
 
     def set_statistics(self, features, mos):
-        """(clips, L, 2D), (clips,) of the training clips, NaN without MOS; before training."""
+        """Of the training clips: features (clips, L, 2D), mos (clips,), NaN without. Before
+        training."""
         known = mos[~mos.isnan()]
         self.mean.copy_(known.mean())
         self.deviation.copy_(known.std(correction=0).clamp_min(1e-3))
@@ -225,15 +223,14 @@ class MoEMOS(nn.Module):
 def mos_loss(predicted, mos):
     """Smooth L1, the mean over the clips that have a MOS (NaN: none); 0 if no clip has one.
 
-    d^2 / 2 where |d| < 1, else |d| - 1/2, with d = predicted - mos.
-    """
+    d^2 / 2 where |d| < 1, else |d| - 1/2, with d = predicted - mos."""
     known = ~mos.isnan()
     total = nn.functional.smooth_l1_loss(predicted[known], mos[known], reduction="sum")
     return total / known.sum().clamp_min(1)
 
 
 def classification_loss(logits, model):
-    """Cross entropy of (B, C) against (B,) int, -1: of no known class; 0 if no clip has one."""
+    """Cross entropy of (B, C) logits with (B,) indices; -1, no known class, is left out."""
     total = nn.functional.cross_entropy(logits, model, ignore_index=-1, reduction="sum")
     return total / (model >= 0).sum().clamp_min(1)
 
@@ -255,8 +252,7 @@ def losses(output, mos, model, alpha, beta, lambda_1, lambda_2, unit=1.0):
 
     mos: (B,), NaN: none. model: (B,) int, -1: none. alpha, beta: the stage's. unit: what errors of
     the MOS are divided by (ours: the deviation of the training MOS). Raises ValueError where the
-    shapes of MOS differ: (B, 1) against (B,) is no pair of clips.
-    """
+    shapes of MOS differ: (B, 1) minus (B,) would silently be (B, B)."""
     if mos.shape != output.mos.shape:
         raise ValueError(f"MOS {tuple(mos.shape)} must be {tuple(output.mos.shape)}")
     terms = {

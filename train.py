@@ -27,7 +27,7 @@ class Stage(NamedTuple):
     name: str
     steps: int
     lr: float            # at the first step; annealed to 0 within the stage (which is ours)
-    alpha_start: float   # weight of the MOS loss; the second task's, the paper's beta, is 1 - it
+    alpha_start: float   # weight of the MOS loss; that of the second task, beta, is 1 - alpha
     alpha_end: float
 
 
@@ -36,7 +36,7 @@ STAGES = (  # III.E; all steps are ours
     Stage("joint", 500, 1e-3, 0.3, 0.7),  # lr: ours
     Stage("mos", 50, 1e-5, 0.9, 0.9),
 )
-CLIP_NORM = 1.0  # III.E, gradient clipping; as the stages, no option
+CLIP_NORM = 1.0  # gradient clipping (III.E); the paper's, and so no option
 LOG_STEPS = 50   # of training in a row of log.csv; ours
 RESULTS = ("metrics.json", "predictions.csv", "answer.txt")  # what evaluate.py writes
 
@@ -107,12 +107,12 @@ class Clips(NamedTuple):
     model: torch.Tensor     # (clips,) index of the class in the second task
 
     def take(self, rows):
-        """The same of some clips: their indices."""
+        """The Clips of some rows: their indices, or a mask."""
         return Clips(*(tensor[rows] for tensor in self))
 
 
 def gate_columns(gates):
-    """What log.csv says of the (clips, E) gates of the steps of a row."""
+    """The gate columns of a row of log.csv, of the (clips, E) gates since the last row."""
     of_a_clip, of_the_mean = moemos.gate_entropies(gates)
     use = {f"gate_{e + 1}": share for e, share in enumerate(gates.mean(0).tolist())}
     return {"gate_entropy": of_a_clip.item(), "mean_gate_entropy": of_the_mean.item(), **use}
@@ -120,9 +120,9 @@ def gate_columns(gates):
 
 @torch.no_grad()
 def validate(model, clips):
-    """What log.csv says of clips of split dev, which train nothing: (clips, L, 2D), their MOS."""
-    features, mos = clips
-    predicted = torch.cat([model.eval()(part).mos for part in features.split(256)]).cpu()
+    """The dev columns of a row of log.csv; clips: rated Clips of split dev, which train nothing."""
+    predicted = torch.cat([model.eval()(part).mos for part in clips.features.split(256)]).cpu()
+    mos = clips.mos.cpu()
     return {"dev_mse": moemos.mse(predicted, mos), "dev_lcc": moemos.lcc(predicted, mos)}
 
 
@@ -130,8 +130,7 @@ def run_stage(model, stage, config, training, dev=None):
     """Trains model on Clips for one stage; yields a row of log.csv, a dict, every LOG_STEPS steps.
 
     Each step draws a batch from all clips, so that few clips get as many steps as many. Raises
-    FloatingPointError, saying where, for a loss or a gradient that is not finite.
-    """
+    FloatingPointError, saying where, for a loss or a gradient that is not finite."""
     optimiser = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay, fused=True)
     logged, gates = [], []
     for step in range(stage.steps):
@@ -171,7 +170,7 @@ LINE = ("{step:5d} {lr:7.1e} {alpha:5.2f} {total:5.2f} {mos:5.3f} {classificatio
 def run_stages(model, stages, config, training, dev=None):
     """Trains a new model on Clips through all stages; prints and returns the rows of log.csv.
     dev: as of validate(), if there are such clips."""
-    model.set_statistics(training.features.cpu(), training.mos.cpu())  # float64: on any device
+    model.set_statistics(training.features.cpu(), training.mos.cpu())  # alike on any device
     model.to(training.features.device)
     rows = []
     for stage in stages:
@@ -213,9 +212,7 @@ def build_model(config, backbone, classes):
 
 def train(config):
     """Trains, and writes model.pt and log.csv into config.out; returns the model.
-
-    Raises InputError for whatever cannot be used, before any work that it would spoil.
-    """
+    Raises InputError for whatever cannot be used, before any work that it would spoil."""
     check(config)
     device = data.pick_device(config.device)
     data.check_writable(config.out)
@@ -223,10 +220,7 @@ def train(config):
     backbone = data.open_backbone(config.backbone, device)
     config = replace(config, backbone=backbone.name)
     training, classes = as_tensors(clips, backbone, config.cache)
-    dev = None
-    if dev_clips:
-        features = data.extract_features(dev_clips, backbone, config.cache).to(backbone.device)
-        dev = features, [clip.mos for clip in dev_clips]
+    dev = as_tensors(dev_clips, backbone, config.cache)[0] if dev_clips else None
     rated = int((~training.mos.isnan()).sum())
     print(f"{len(clips)} clips to train on, {rated} with MOS; {len(classes)} classes; backbone "
           f"{backbone.name} on {backbone.device}")
@@ -240,8 +234,8 @@ def train(config):
 
 
 def write_run(config, model, stages, classes, backbone, rows):
-    """Writes model.pt, the head as plain tensors and values, and log.csv; what evaluate.py said of
-    a model that was there is removed."""
+    """Writes log.csv and model.pt, which holds the model as plain tensors and values; results that
+    evaluate.py wrote of an earlier model.pt are removed."""
     out = Path(config.out)
     settings = asdict(config)
     del settings["out"]  # so that a run has the same bytes wherever it is written
@@ -258,7 +252,7 @@ def write_run(config, model, stages, classes, backbone, rows):
 
 
 def results_in(run):
-    """What evaluate.py has written into a run's folder, and of other corpora below it -> Paths."""
+    """-> Paths of what evaluate.py has written into a run's folder and its on_* folders."""
     return [path for name in RESULTS for folder in ("", "on_*/")
             for path in run.glob(f"{folder}{name}")]
 
