@@ -40,7 +40,7 @@ class InputError(ValueError):
     """Something handed in cannot be used; the text is one sentence: what, and what to do."""
 
     def __init__(self, text):
-        super().__init__(printable(text))
+        super().__init__(printable(text)[:1000])
 
 
 def printable(text):
@@ -134,14 +134,18 @@ def with_lengths(content):
         size = int.from_bytes(content[start + 4:start + 8], "little")
         start += 8 + size + size % 2
     start += 8  # of the samples
-    riff, size = (int.from_bytes(content[i:i + 4], "little") for i in (4, start - 4))
-    stated = 0 < size <= MAX_BYTES or size == 0 and start < riff <= MAX_BYTES  # the latter: none
-    if content[:4] != b"RIFF" or start >= len(content) or stated:
+    if content[:4] != b"RIFF" or start >= len(content):
         return content
-    block = int.from_bytes(content[32:34], "little") or 1  # bytes of a sample of all channels
-    size = (len(content) - start) // block * block
-    return b"".join([b"RIFF", (start - 8 + size).to_bytes(4, "little"), content[8:start - 4],
-                     size.to_bytes(4, "little"), content[start:start + size]])
+    riff, size = (int.from_bytes(content[i:i + 4], "little") for i in (4, start - 4))
+    if size > MAX_BYTES or size == 0 and not start < riff <= MAX_BYTES:  # else it has no samples
+        block = int.from_bytes(content[32:34], "little") or 1  # bytes of a sample of all channels
+        size = (len(content) - start) // block * block
+        content = content[:start + size]
+    elif 0 < riff <= MAX_BYTES:
+        return content
+    riff = max(start + size, len(content)) - 8
+    return b"".join([b"RIFF", riff.to_bytes(4, "little"), content[8:start - 4],
+                     size.to_bytes(4, "little"), content[start:]])
 
 
 def cut_silence(mono, rate):
@@ -171,7 +175,7 @@ def check_clip(path, max_seconds, content=None):
     if seconds > max_seconds:
         raise InputError(f"{path}: {seconds:.2f} s long, above --max-seconds {max_seconds:g}; "
                          "cut it, or train with a higher limit")
-    if not mono.any():
+    if not mono.astype(np.float32).any():
         silence = f"WARNING: {path} is all digital silence; its score says nothing"
         print(printable(silence), file=sys.stderr)
     return seconds
@@ -182,8 +186,6 @@ def find_wavs(paths):
     hidden folders and files are not entered. Raises InputError."""
     found = []
     for path in paths:
-        if not str(path):
-            raise InputError("an empty name is no file")
         wavs = sorted(wavs_below(path))
         if os.path.isdir(path) and not wavs:
             raise InputError(f"{path}: there is no WAV file in this folder")
@@ -276,8 +278,8 @@ def read_manifest(path, scale=(1.0, 5.0)):
 
 def add_row(clips, row, folder, scale, place):
     """Reads a row of a table into clips, {real path: Clip}; place: the row's, for messages."""
-    if not row["wav"] or not row["system"] or "\0" in row["wav"]:
-        raise InputError(f"{place}: wav and system must not be empty, or no text")
+    if not row["wav"] or not row["system"] or {"\0", "\r"} & set("".join(row.values())):
+        raise InputError(f"{place}: wav and system must not be empty, nor a cell hold NUL or CR")
     if row["split"] not in ("train", "dev", "test"):
         raise InputError(f"{place}: a split is train, dev or test, not {shown(row['split'])}")
     path = os.path.realpath(folder / row["wav"])  # ./a.wav, or a link to it, is a.wav
@@ -486,8 +488,9 @@ def as_csv(rows):
 
 def check_writable(folder):
     """Raises InputError for a folder in which no file can be made."""
-    write_files({Path(folder, ".writable"): b""})
-    Path(folder, ".writable").unlink(missing_ok=True)
+    path = Path(folder, f".{uuid.uuid4().hex}")
+    write_files({path: b""})
+    path.unlink(missing_ok=True)
 
 
 def place_among_processes():

@@ -85,7 +85,8 @@ def read_checkpoint(run):
         train.check(train.Config(**saved["config"], out=str(run)))
         finite = all(tensor.isfinite().all() for tensor in saved["weights"].values())
         name, identity = saved["backbone"]["name"], saved["backbone"]["identity"]
-        if not (finite and saved["classes"] and isinstance(name + identity, str)):
+        named = all(isinstance(text, str) for text in (name, identity, *saved["classes"]))
+        if not (finite and named and name and isinstance(saved["classes"], list)):
             raise ValueError
     except Exception:  # noqa: BLE001 - torch raises nearly anything, and quotes advice not ours
         raise InputError(f"{path} is damaged or of another version; train the run again") from None
@@ -292,11 +293,10 @@ def folder_for(run, corpus, run_corpus):
 
 def write_answer(trained, clips, path):
     """Predicts clips without ratings, in the challenge's form: id,score. A clip's id is its file's
-    name, or, where two files have one name, its path, without .wav."""
-    names = [Path(clip.wav).with_suffix("") for clip in clips]
-    ids = [name.name for name in names]
+    name without .wav, or, where two would be the same, what the table has."""
+    ids = [Path(clip.wav).stem for clip in clips]
     if len(set(ids)) < len(ids):
-        ids = names
+        ids = [clip.wav for clip in clips]
     rows = zip(ids, predict_clips(trained, clips).mos.tolist())
     data.write_files({path: rows})
     print(f"{len(clips)} test clips without ratings: predicted in {path}, not scored")

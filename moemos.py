@@ -82,7 +82,7 @@ class Backbone:
         shapes = {tuple(layer.shape) for layer in layers}
         if len(shapes) != 1 or len(*shapes) != 3:
             raise ValueError(f"the layers of backbone {self.name} must be (1, F, D), not {shapes}")
-        return torch.cat(layers)  # L x (1, F, D) -> (L, F, D)
+        return torch.cat(layers).float()  # L x (1, F, D) -> (L, F, D)
 
 
 def load_backbone(name, device="cpu"):
@@ -95,16 +95,16 @@ def load_backbone(name, device="cpu"):
         network, sample_rate = LogMel(), 16000
     elif bundle is not None:
         sample_rate = int(bundle.sample_rate)
-        with contextlib.redirect_stdout(sys.stderr):  # where torch.hub says that it downloads
+        with contextlib.redirect_stdout(sys.stderr):  # torch.hub says that it downloads
             network = bundle.get_model(dl_kwargs={"weights_only": True})  # else it may run code
     else:
         try:
             load = importlib.import_module(name).load
         except (ImportError, AttributeError, TypeError) as error:
             raise ValueError(f"there is no backbone {name!r:.80} ({error!s:.80}); choose logmel, a "
-                             "Wav2Vec2Bundle of torchaudio.pipelines or a module that has load()"
-                             ) from None
-        network, sample_rate = load()
+                             "Wav2Vec2Bundle of torchaudio or a module that has load()") from None
+        with contextlib.redirect_stdout(sys.stderr):
+            network, sample_rate = load()
     return Backbone(name, network, sample_rate, device)
 
 
@@ -185,8 +185,7 @@ class MoEMOS(nn.Module):
     Both heads are one layer on y. The MOS head counts from the mean MOS of the training clips, in
     their standard deviations, so that one setting fits every scale. In training some of the fused
     features are dropped, with odds p / (1 - p) = shrinkage x features / rated clips: to a straight
-    line that is a ridge penalty, and one setting fits 54 clips and 800, 320 features and 18,432
-    (all ours)."""
+    line that is a ridge penalty, and one setting fits few and many clips and features. All ours."""
 
     def __init__(self, layers, width, classes, experts, hidden, dropout, shrinkage):
         super().__init__()
@@ -201,8 +200,7 @@ class MoEMOS(nn.Module):
         self.mos_head = nn.Linear(hidden, 1)
 
     def set_statistics(self, features, mos):
-        """Of the training clips: features (clips, L, 2D), mos (clips,), NaN without. Before
-        training."""
+        """Before training; features (clips, L, 2D), mos (clips,), NaN without, of what trains."""
         known = mos[~mos.isnan()]
         self.mean.copy_(known.mean())
         self.deviation.copy_(known.std(correction=0).clamp_min(1e-3))

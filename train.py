@@ -61,7 +61,7 @@ class Config:
     hidden: int = option(32, "width H of an expert; ours", least=1, below=2000)
     dropout: float = option(0.7, "within the experts; ours", least=0, below=1)
     shrinkage: float = option(0.1, "odds of dropping a fused feature, divided by the features for "
-                                   "each rated clip; ours", least=0)
+                                   "each rated clip; ours", least=0, below=1e6)
     batch_size: int = option(32, "ours", least=1)
     weight_decay: float = option(3.0, "of AdamW; ours", least=0)
     lambda_1: float = option(0.02, "weight of diversity (III.B); ours", least=0)

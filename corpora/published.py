@@ -160,8 +160,9 @@ def recognise(path, part):
     for layout in LAYOUTS:
         first = next(iter(layout.tables))
         folders = [Path(path, folder) for folder in FOLDERS]
-        if first.startswith(f"{Path(path).resolve().name}/"):  # it is itself what holds the table
-            folders.append(Path(path).resolve().parent)
+        real = Path(os.path.realpath(path))
+        if first.startswith(f"{real.name}/"):  # it is itself what holds the table
+            folders.append(real.parent)
         found += [(layout, folder) for folder in folders
                   if layout.part == part and glob.glob(first, root_dir=folder)]
     return [(layout, folder) for layout, folder in found if layout.name == found[0][0].name]
@@ -328,8 +329,8 @@ def main():
     options = parser.parse_args()
     out = Path(options.out)
     with data.one_sentence("corpora.published"):
-        if os.path.isdir(out):
-            raise InputError(f"--out {out}: is a folder; name a table in it")
+        if out.suffix != ".csv" or os.path.isdir(out):
+            raise InputError(f"--out {out}: name a table, which ends in .csv")
         name, scale, clips = read(options.path, options.scale, options.part)
         if options.fold:
             split(clips, options.fold)

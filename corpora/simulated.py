@@ -58,7 +58,7 @@ RATERS = 10                            # 0-9 rate the training clips, 10-19 the 
 AUGMENTATION_CLIPS = 100               # of each of the paper's four more models (III.D); ours
 
 
-# -- The raters (calibrated: corpora/test_corpora.py has the figures, README.md how near they are) -
+# -- The raters (calibrated on the figures that corpora/test_corpora.py holds) ---------------------
 
 CLIP_SD = 0.34      # of the quality of a condition's clips, all of it audible as severity
 BIAS_SD = 0.55      # of a rater's constant

@@ -81,14 +81,13 @@ QUESTIONS = {
         (HEAD, v.ONE, RIDGE, MEAN), real("groups", "logmel") | five("logmel"), 3, FOUR),
     "unheard": Question(
         "On a system, or of simulated speech a synthesis method, that training never heard?",
-        (HEAD, RIDGE, MEAN), NOT_HEARD, 3, (UTTERANCE, MSE)),
+        (HEAD, RIDGE), NOT_HEARD, 3, (UTTERANCE, MSE)),
     "rule": Question(
         "What does each part and setting that is ours cost, if it is left out?",
-        (HEAD, v.PATH, v.CLASSES, v.LAYERS, v.ONE, v.NO_TASK, v.NO_DROPOUT, v.NO_SHRINKAGE,
-         v.LESS_DECAY), BOTH),
+        (HEAD, v.PATH, v.CLASSES, v.ONE, v.NO_TASK, v.NO_SHRINKAGE, v.NO_DROPOUT), BOTH),
     "settings": Question(
         "Are other values of the settings better, where systems are heard?",
-        (HEAD, v.SLOWER, v.NARROW, v.BROAD, v.MORE_SHRINKAGE, v.MORE_DECAY, v.STATIC), REAL),
+        (HEAD, v.SLOWER, v.LESS_DECAY, v.LAYERS, v.STATIC, v.NARROW, v.BROAD), REAL),
     "experts": Question(
         "Do experts help?",
         (HEAD, v.ONE, v.WIDE, v.EIGHT), REAL, gates=True),
@@ -96,7 +95,7 @@ QUESTIONS = {
         "Does L_diversity prevent collapse, and L_sparsity specialise?",
         (HEAD, v.NO_DIVERSITY, v.NO_SPARSITY, v.PLAIN_LAMBDAS, v.STRONG), REAL, gates=True),
     "task": Question(
-        "Which second task helps?", (HEAD, v.NO_TASK, v.CONDITION), REAL),
+        "Does the second task help?", (HEAD, v.NO_TASK), REAL),
     "augmentation": Question(
         "Do clips without MOS help?", (HEAD, v.RATED),
         {name: cells for backbone, name in ((LEARNED, "learned"), ("logmel", "logmel"))
@@ -113,7 +112,7 @@ QUESTIONS = {
         {f"{name}, {k}": (Cell(name, LEARNED, f"groups, {k} a system"),)
          for name, k in itertools.product(("codecs", "YourTTS"), (2, 5))}),
 }
-RATERS = (("Estonian", "codecs", "YourTTS"), 4)  # corpora, panels
+RATERS = (("Estonian", "codecs", "YourTTS"), 2)  # corpora, panels
 
 
 # -- Answers ---------------------------------------------------------------------------------------

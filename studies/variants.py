@@ -68,10 +68,6 @@ def means_only(config, backbone, classes):
     return model
 
 
-def condition(clip):
-    return clip.system
-
-
 def nothing(clip):
     return "a clip"
 
@@ -90,15 +86,12 @@ NARROW = Variant("hidden width 16", {"hidden": 16})
 BROAD = Variant("hidden width 64", {"hidden": 64})
 NO_DROPOUT = Variant("no dropout within experts", {"dropout": 0.0})
 NO_SHRINKAGE = Variant("no dropout of features", {"shrinkage": 0.0})
-MORE_SHRINKAGE = Variant("shrinkage 0.3", {"shrinkage": 0.3})
 LESS_DECAY = Variant("weight decay 0.01, AdamW's own", {"weight_decay": 0.01})
-MORE_DECAY = Variant("weight decay 10", {"weight_decay": 10.0})
 PLAIN_LAMBDAS = Variant("no regularisers", {"lambda_1": 0.0, "lambda_2": 0.0})
 NO_DIVERSITY = Variant("no L_diversity", {"lambda_1": 0.0})
 NO_SPARSITY = Variant("no L_sparsity", {"lambda_2": 0.0})
 STRONG = Variant("both ten times as strong", {"lambda_1": 0.2, "lambda_2": 0.2})
 NO_TASK = Variant("no second task", label=nothing)
-CONDITION = Variant("the condition as class", label=condition)
 RATED = Variant("rated clips only", unrated=False)
 SLOWER = Variant("lr of stage 2 at the paper's 1e-4", stages=(
     CLASSIFICATION, JOINT._replace(lr=1e-4), MOS))
