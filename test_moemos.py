@@ -46,6 +46,7 @@ from corpora import simulated
 HERE = Path(__file__).resolve().parent
 REAL_CLIPS = HERE.parent / "shared" / "data" / "p835_wb16k"
 FORMATS = HERE.parent / "shared" / "data" / "audio_formats"
+PREDICT = evaluate.predict
 DOWNLOAD = torch.hub.download_url_to_file
 COLUMNS = ("wav", "split", "system", "model", "rater", "score")  # Most tables here have these.
 nan = float("nan")
@@ -620,6 +621,64 @@ def test_a_module_that_is_no_backbone_is_refused_in_a_sentence(own_backbone, lay
     name = own_backbone(layers, source)
     with pytest.raises(data.InputError, match=f"{name}.*{why}"):
         data.open_backbone(name, "cpu")
+
+
+@pytest.mark.parametrize("name", [".x", "..", "../x", "./x"])
+def test_a_name_that_leads_elsewhere_is_no_backbone(name):
+    with pytest.raises(data.InputError, match="there is no backbone"):
+        data.open_backbone(name, "cpu")
+
+
+def test_another_code_in_a_module_of_ones_own_is_another_key_of_the_cache(own_backbone):
+    """Weights and class are the same; what load() sets is not."""
+    keys = {data.cache_key(moemos.load_backbone(own_backbone(source=OWN_BACKBONE + more)))
+            for more in ("", "", "\nFACTOR = 2\n")}
+    assert len(keys) == 2
+
+
+def test_what_a_module_of_ones_own_prints_does_not_go_into_the_scores(own_backbone, capsys):
+    source = OWN_BACKBONE.replace("def load():", "def load():\n    print('loading')")
+    moemos.load_backbone(own_backbone(source=source))
+    assert capsys.readouterr() == ("", "loading\n")
+
+
+def test_a_score_that_is_infinite_is_skipped_as_one_that_is_no_number(
+        small, run, monkeypatch, capsys):
+    def infinite(model, features):
+        output = PREDICT(model, features)
+        return output._replace(mos=output.mos * math.inf)
+    monkeypatch.setattr(evaluate, "predict", infinite)
+    assert call(monkeypatch, evaluate, run, "--wav", small / "40.wav") == 1
+    out, err = capsys.readouterr()
+    assert out == "wav,mos\n"
+    assert f"40.wav: {run} gives it no finite score" in err
+
+
+@pytest.mark.parametrize("cells", ["a\0.wav,train,s,m,,4", '"a\r.wav",train,s,m,,4',
+                                   '"a.wav",train,"s\r0",m,,4'])
+def test_cells_that_would_break_a_table_are_refused(tmp_path, cells):
+    with pytest.raises(data.InputError, match="nor a cell hold NUL or CR"):
+        data.read_manifest(manifest(tmp_path, [cells]))
+
+
+def test_a_clip_that_float32_hears_as_silence_is_warned_of(tmp_path, capsys):
+    wavfile.write(tmp_path / "a.wav", 16000, np.full(8000, 1e-300))
+    data.check_clip(tmp_path / "a.wav", 60)
+    assert "is all digital silence" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("classes", [{"m0"}, {"m0": 0}, b"m0", "m0", [1], [None]])
+def test_classes_that_are_no_list_of_names_are_refused(run, classes):
+    edit(run, lambda saved: saved.update(classes=classes))
+    with pytest.raises(data.InputError, match="is damaged or of another version"):
+        evaluate.read_checkpoint(run)
+
+
+def test_trying_a_folder_spoils_no_file_in_it(tmp_path):
+    (tmp_path / ".writable").write_text("mine")
+    data.check_writable(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".writable"]
+    assert (tmp_path / ".writable").read_text() == "mine"
 
 
 def test_a_fault_within_a_module_of_ones_own_is_seen_whole(own_backbone):
