@@ -40,7 +40,7 @@ class InputError(ValueError):
     """Something handed in cannot be used; the text is one sentence: what, and what to do."""
 
     def __init__(self, text):
-        super().__init__(printable(text)[:1000])
+        super().__init__(printable(text)[:1000])  # a path may have any length
 
 
 def printable(text):
@@ -116,7 +116,7 @@ def decode(path, content):
     zero = 128.0 if kind == "uint8" else 0.0
     scaled = (samples - zero) / FULL_SCALE[kind]         # (T,) or (T, channels)
     mono = scaled.reshape(len(scaled), -1).mean(axis=1)  # (T,)
-    if not (np.abs(mono) < 1e6).all():
+    if not (np.abs(mono) < 1e6).all():  # full scale is 1; what is far above is no sound
         raise InputError(f"{path}: holds NaN, infinite or huge samples")
     sound = cut_silence(mono, rate)
     if len(sound) / rate < moemos.MIN_SECONDS:

@@ -235,9 +235,8 @@ def run(jobs):
     """Does what is missing of jobs, in as many processes as there are cores -> what do() gives for
     each. Raises InputError."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    for name in dict.fromkeys(job.cell.corpus for job in jobs):
-        if name not in TESTS:
-            simulation(name)
+    for name, backbone in dict.fromkeys(job.cell[:2] for job in jobs):
+        load(name, backbone)  # so that processes do not extract the same features side by side
     spawn = multiprocessing.get_context("spawn")
     found = []
     try:

@@ -62,14 +62,10 @@ def five(backbone):
                                     for seed in range(300, 305))}
 
 
-def renamed(columns, suffix):
-    return {f"{name}{suffix}": cells for name, cells in columns.items()}
-
-
 REAL = real("groups")
 HEARD = REAL | simulated("groups", LEARNED, "logmel")
 NOT_HEARD = real("system") | simulated("method", LEARNED, "logmel")
-BOTH = renamed(HEARD, "") | renamed(NOT_HEARD, ", unheard")
+BOTH = HEARD | {f"{name}, unheard": cells for name, cells in NOT_HEARD.items()}
 FOUR = (UTTERANCE, "system LCC", MSE, "system MSE")
 
 QUESTIONS = {

@@ -66,6 +66,7 @@ def test_every_setting_stands_in_the_audit():
 
 
 def test_every_question_is_answered_and_its_tables_are_in_the_readme():
+    assert STORED == {*questions.ASKS}
     for name in STORED:
         assert f"<!-- {name} -->" in TEXTS["studies/README.md"], name
         assert questions.read(name)["settings"] == questions.SETTINGS, name
