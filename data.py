@@ -1,13 +1,9 @@
 """WAV files, ratings and features: from what a user has to what the model is given.
 
-    python data.py PATH         checks a corpus, says what it holds, and extracts its features
-    torchrun --nproc-per-node N data.py PATH --backbone WAV2VEC2_BASE        on N processes
-
 A corpus is a ratings.csv (see read_manifest) with its WAV files; corpora/ makes one from other data
 sets. Whatever comes from outside is checked here, before any work. Letters: see moemos.py.
 """
 
-import argparse
 import contextlib
 import csv
 import hashlib
@@ -158,6 +154,7 @@ def cut_silence(mono, rate):
 
 def read_wav(path, sample_rate, content=None):
     """A WAV file, PCM or float of any rate -> (T,) float32 at sample_rate, mono, as loud as it is.
+    The paper does not say how 24 and 48 kHz are fed; to resample them is ours.
 
     content: the file's bytes, where they have been read. Raises InputError naming the file.
     """
@@ -240,9 +237,10 @@ def read_rows(path, columns, optional=(), header=True):
         text = io.StringIO(read_bytes(path).decode("utf-8-sig"), newline="")
         rows = csv.DictReader(text, None if header else columns, strict=True)
         names = rows.fieldnames or []
-        if not {*names, *optional} >= {*columns} or len(set(names)) < len(names):
-            raise InputError(f"{path}: the first row must name {','.join(columns)}, each once, "
-                             f"not {shown(','.join(names))}")
+        needed = [name for name in columns if name not in optional]
+        if not {*names} >= {*needed} or len(set(names)) < len(names):
+            raise InputError(f"{path}: the first row must name {','.join(needed)}, each once, with "
+                             f"commas between, not {shown(','.join(names))}")
         ignored = [name for name in names if name not in columns]
         if ignored:
             print(f"{path}: columns that are ignored: {shown(','.join(ignored))}", file=sys.stderr)
@@ -306,8 +304,15 @@ def add_row(clips, row, folder, scale, place):
         raise InputError(f"{place}: the score {shown(row['score'])} is no number") from None
     if not scale[0] <= score <= scale[1]:
         raise InputError(f"{place}: the score {score:g} is off the scale of {scale[0]:g} to "
-                         f"{scale[1]:g}; train.py's --scale LOW HIGH sets another")
+                         f"{scale[1]:g}; --scale LOW HIGH sets another")
     clip.ratings[rater] = score
+
+
+def check_scale(scale):
+    """Raises InputError for a scale that cannot be."""
+    low, high = scale
+    if not -1e6 <= low < high <= 1e6:
+        raise InputError(f"--scale {low:g} {high:g}: the lower first, and no more than a million")
 
 
 def folds_of(clips, folds):
@@ -491,38 +496,3 @@ def check_writable(folder):
     path = Path(folder, f".{uuid.uuid4().hex}")
     write_files({path: b""})
     path.unlink(missing_ok=True)
-
-
-def place_among_processes():
-    """(rank, number of processes), as torchrun sets them, else (0, 1). Raises InputError."""
-    given = [os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")]
-    if given == ["", ""]:
-        return 0, 1
-    if all(text.isdecimal() for text in given) and int(given[0]) < int(given[1]):
-        return int(given[0]), int(given[1])
-    raise InputError(f"RANK and WORLD_SIZE are {shown(given)}, no place among processes; start "
-                     "with torchrun, or unset both")
-
-
-def main():
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, description="Checks a corpus and extracts its features into the cache.")
-    parser.add_argument("path", help="ratings.csv or its folder")
-    parser.add_argument("--backbone", default="", help="as of train.py")
-    parser.add_argument("--device", default="", help="as of train.py")
-    parser.add_argument("--cache", default="cache", help="folder of the features")
-    parser.add_argument("--scale", type=float, nargs=2, default=(1.0, 5.0))
-    parser.add_argument("--max-seconds", type=float, default=60.0)
-    options = parser.parse_args()
-    with one_sentence("data.py"):
-        rank, processes = place_among_processes()
-        clips = read_manifest(options.path, options.scale)
-        share = clips[rank::processes]
-        print(f"{options.path}: {check_clips(share, options.max_seconds)}")
-        backbone = open_backbone(options.backbone, options.device)
-        extract_features(share, backbone, options.cache)
-        print(f"{backbone.name} features of {len(share)} of {len(clips)} clips in {options.cache}")
-
-
-if __name__ == "__main__":
-    main()

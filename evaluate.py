@@ -36,6 +36,11 @@ PARTS = 500       # at most so many parts are left out in turn for it
 ALPHAS = np.logspace(-4, 3, 29)  # penalties of ridge regression, a feature
 FOLDS = 5         # of the training clips, whole groups: cross-validation chooses of ALPHAS
 RIDGE = "ridge on the same features"
+CONDITION = "condition's mean training MOS"
+MEANING = {RIDGE: "a straight line through the same features",
+           CONDITION: "being told each clip's condition and hearing nothing"}
+WORDS = {"better": "better than", "worse": "worse than",
+         "neither": "not shown to be better or worse than", "-": "not comparable with"}
 
 
 # -- A run and its predictions ---------------------------------------------------------------------
@@ -179,11 +184,12 @@ def interval(value, left_out):
 
         value -+ t(.975, n - 1) sqrt((n - 1) / n sum_i (left_out_i - their mean)^2)
 
-    Of an MSE this is Student's interval of a mean. A bootstrap's is too narrow for few clips."""
+    Of an MSE this is Student's interval of a mean. A bootstrap's is too narrow for few clips. NaN
+    where none of the n moves the number, as for ranks of few systems: that is no certainty."""
     from scipy.special import stdtrit  # here, so that --help need not wait for it
     n = len(left_out)
     error = math.sqrt((n - 1) * np.var(left_out))
-    reach = stdtrit(n - 1, 0.975) * error if n > 1 else math.nan
+    reach = stdtrit(n - 1, 0.975) * error if n > 1 and error > 0 else math.nan
     return [float(value - reach), float(value + reach)]
 
 
@@ -236,8 +242,7 @@ def reference_predictions(trained, clips, test):
     x, new = (data.extract_features(some, trained.backbone, trained.config.cache).flatten(1)
               .double().numpy() for some in (training, test))
     return {"mean of training MOS": np.full(len(test), mos.mean()),
-            "condition's mean training MOS": np.array([by_system.get(clip.system, mos.mean())
-                                                       for clip in test]),
+            CONDITION: np.array([by_system.get(clip.system, mos.mean()) for clip in test]),
             RIDGE: ridge(x, mos, new, data.folds_of(training, FOLDS))}
 
 
@@ -264,9 +269,10 @@ def evaluate(run, device="", corpus="", backbone=""):
     test = [clip for clip in clips if clip.split == "test" and clip.ratings]
     unrated = [clip for clip in clips if clip.split == "test" and not clip.ratings]
     if not test and not unrated:
-        raise InputError(f"{corpus} has no test clips")
+        raise InputError(f"{corpus} has no test clips; corpora.published --fold makes some")
+    answer = out / "answer.txt"
     if unrated:
-        write_answer(trained, unrated, out / "answer.txt")
+        write_answer(trained, unrated, answer)
     if not test:
         return None
 
@@ -279,7 +285,8 @@ def evaluate(run, device="", corpus="", backbone=""):
     rows = [(clip.wav, clip.system, clip.model, clip.mos, mos)
             for clip, mos in zip(test, output.mos.tolist())]
     rows = [("wav", "system", "model", "mos", "predicted"), *rows]
-    data.write_files({out / "predictions.csv": rows, out / "metrics.json": as_json(result)})
+    data.write_files({out / "predictions.csv": rows, out / "metrics.json": as_json(result)},
+                     outdated=() if unrated or not answer.exists() else [answer])
     show(run, result)
     return result
 
@@ -320,18 +327,27 @@ def summary(test, output, said):
         least, most = (0, math.inf) if name.endswith("MSE") else (-1, 1)  # as far as it can go
         bounds[name] = np.clip(interval(value, left_out[name]), least, most).tolist()
     reference = {label: moemos.metrics(values, true, system) for label, values in said.items()}
-    less_ridge = None
-    if said:
-        without = leave_one_out(said[RIDGE], true, system)
-        less_ridge = {name: interval(value - reference[RIDGE][name], left_out[name] - without[name])
-                      for name, value in own.items()}
+    less = {label: less_reference(own, left_out, said[label], true, system)
+            for label in MEANING if said}
     undefined = {level: moemos.undefined(*pair)
                  for level, pair in moemos.levels(predicted, true, system).items()}
     return {"metrics": own, "interval_95": bounds, "reference": reference,
-            "less_ridge_interval_95": less_ridge,  # of the difference, paired
+            "less": less,  # this run less a reference
             "undefined": undefined,
             "experts": mean_gates(output.gates, [clip.model for clip in test]),
             "clips": len(test), "systems": len(set(system))}
+
+
+def less_reference(own, left_out, values, true, system):
+    """This run less the predictions of a reference, paired, in each of the eight numbers:
+    {"utterance MSE": [difference, low, high, verdict], ...}."""
+    without = leave_one_out(values, true, system)
+    found = {}
+    for name, other in moemos.metrics(values, true, system).items():
+        difference = own[name] - other
+        low, high = interval(difference, left_out[name] - without[name])
+        found[name] = [difference, low, high, verdict(name, difference, low, high)]
+    return found
 
 
 def as_json(value):
@@ -340,13 +356,13 @@ def as_json(value):
     return (json.dumps(finite, indent=2) + "\n").encode()
 
 
-HEADING = (" " * 34 + "---------- utterance ---------- ----------- system -----------\n"
-           + " " * 34 + "     MSE     LCC    SRCC    KTAU" * 2)
+HEADING = (" " * 32 + "---------- utterance ---------- ----------- system -----------\n"
+           + " " * 32 + "     MSE     LCC    SRCC    KTAU" * 2)
 
 
 def line(label, numbers):
     """A row below HEADING."""
-    return f"{label:34}" + "".join(f" {number:7.3f}" for number in numbers)
+    return f"{label:32}" + "".join(f" {number:7.3f}" for number in numbers)
 
 
 def show(run, result):
@@ -362,14 +378,12 @@ def show(run, result):
           f"systems; {backbone}{stand_in}\n{HEADING}")
     for label, numbers in result["reference"].items():
         print(line(label, numbers.values()))
-    own = result["metrics"]
-    show_with_interval("this run", own, result["interval_95"])
-    if result["less_ridge_interval_95"]:
-        ridge, bounds = result["reference"][RIDGE], result["less_ridge_interval_95"]
-        less = {name: own[name] - ridge[name] for name in own}
-        show_with_interval("this run less ridge", less, bounds)
-        words = [verdict(name, less[name], *bounds[name]) for name in less]
-        print(f"{'  shown to be':34}" + "".join(f" {word:>7}" for word in words))
+    bounds = zip(*result["interval_95"].values())
+    show_with_interval("this run", result["metrics"].values(), *bounds)
+    if RIDGE in result["less"]:
+        *numbers, words = zip(*result["less"][RIDGE].values())
+        show_with_interval("this run less ridge", *numbers)
+        print(f"{'  shown to be':32}" + "".join(f" {word:>7}" for word in words))
     for level, why in result["undefined"].items():
         if why:
             print(f"LCC, SRCC and KTAU are undefined (nan) at {level} level: {why}")
@@ -377,13 +391,22 @@ def show(run, result):
         if there < FEWEST[level]:
             print(f"no interval at {level} level: {there} are too few to show anything, "
                   f"{FEWEST[level]} may")
+    show_in_words(result)
 
 
-def show_with_interval(label, numbers, bounds):
-    print(line(label, numbers.values()))
-    low, high = zip(*bounds.values())
+def show_with_interval(label, numbers, low, high):
+    print(line(label, numbers))
     print(line("  95 % interval from", low))
     print(line("  to", high))
+
+
+def show_in_words(result):
+    """The last lines of the report, of what the utterance LCC says."""
+    if result["less"]:
+        print(f"\nin words, by the utterance LCC of {result['clips']} clips, this run is")
+    for label, compared in result["less"].items():
+        *_, word = compared["utterance LCC"]
+        print(f"  {WORDS[word]} {MEANING[label]}")
 
 
 def main():

@@ -28,9 +28,9 @@ MIN_SECONDS = 0.025  # what one frame of a wav2vec2 sees
 class LogMel(nn.Module):
     """A stand-in where the weights of a wav2vec2 are missing (ours): it hears spectra, no speech.
 
-    Its two "layers" are the log-mel spectrum at 16 kHz, as is usual in 80 bands and windows of 25
-    ms each 10 ms, and how fast that changes. Every clip is brought to one level first: a wav2vec2
-    does not hear the level either.
+    Its two "layers" are the log-mel spectrum at 16 kHz, with the usual 80 bands and a window of 25
+    ms every 10 ms, and how fast that changes. Every clip is brought to the same level first, as a
+    wav2vec2 does not hear the level either.
     """
 
     def __init__(self):
@@ -41,7 +41,7 @@ class LogMel(nn.Module):
     def extract_features(self, waveforms):
         """(1, T) -> (two tensors (1, F, D), None), as torchaudio's networks do; 100 frames/s."""
         level = waveforms.square().mean().sqrt().clamp_min(1e-6)  # root mean square, not 0
-        log = (self.mel(waveforms / level) + 1e-3).log()  # floor: as the rounding of quiet clips
+        log = (self.mel(waveforms / level) + 1e-3).log()  # 1e-3: no log of 0, nor rounding noise
         change = torchaudio.functional.compute_deltas(log).abs()
         return [layer.transpose(1, 2) for layer in (log, change)], None
 
@@ -104,7 +104,10 @@ def load_backbone(name, device="cpu"):
             raise ValueError(f"there is no backbone {name!r:.80} ({error!s:.80}); choose logmel, a "
                              "Wav2Vec2Bundle of torchaudio or a module that has load()") from None
         with contextlib.redirect_stdout(sys.stderr):
-            network, sample_rate = load()
+            found = load()
+        if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], nn.Module)):
+            raise ValueError(f"load() of {name} must give a torch module and its rate in Hz")
+        network, sample_rate = found
     return Backbone(name, network, sample_rate, device)
 
 
@@ -115,8 +118,8 @@ def torchaudio_bundle(name):
 
 
 def pool_statistics(frames):
-    """(L, F, D) -> (L, 2D): mean and standard deviation over time. Ours: of
-    WAV2VEC2_BASE 74 kB a clip are kept on disk, where frames would be 1.8 MB a second."""
+    """(L, F, D) -> (L, 2D): mean and standard deviation over time (ours). A clip then takes 74 kB
+    on disk with WAV2VEC2_BASE; its frames would take 1.8 MB for each second."""
     return torch.cat([frames.mean(1), frames.std(1, correction=0)], dim=1)
 
 
@@ -135,7 +138,7 @@ class FeatureFusion(nn.Module):
         """features: (clips, L, 2D) of the training clips; called once, before training."""
         deviation, mean = torch.std_mean(features, 0, correction=0)
         self.center.copy_(mean)
-        self.scale.copy_(deviation.clamp_min(1e-3))  # 1e-3: of a feature that never varies
+        self.scale.copy_(deviation.clamp_min(1e-3))  # a feature may never vary
 
     def forward(self, features):                                            # (B, L, 2D)
         return ((features - self.center) / self.scale).flatten(1)           # (B, L 2D)
@@ -150,17 +153,16 @@ class MixtureOfExperts(nn.Module):
 
         E_i(x) = V x + MLP_i(x)
 
-    Widths, GELU and path are ours. On few clips a straight line is hard to beat: the path is one,
-    and the experts learn what it misses. Each expert is drawn anew: copies would start as one, and
-    teach the gate nothing."""
+    The widths, GELU and the path are ours. On few clips a straight line is hard to beat: the path
+    is one, and the experts learn what it misses. Each expert starts from random weights of its own.
+    Copies would stay alike, and the gate would have nothing to choose from."""
 
-    def __init__(self, inputs, experts, hidden, dropout):
+    def __init__(self, inputs, experts, hidden):
         super().__init__()
         self.gate = nn.Linear(inputs, experts)  # "lightweight" is the paper's, one layer is ours
         self.path = nn.Linear(inputs, hidden, bias=False)
         self.experts = nn.ModuleList(
-            nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Dropout(dropout),
-                          nn.Linear(hidden, hidden))
+            nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, hidden))
             for _ in range(experts))
 
     def forward(self, x):                                                   # (B, L 2D)
@@ -182,20 +184,21 @@ class Output(NamedTuple):
 class MoEMOS(nn.Module):
     """Statistics of a frozen backbone -> MOS and synthesis model: all that is trained.
 
-    Both heads are one layer on y. The MOS head counts from the mean MOS of the training clips, in
-    their standard deviations, so that one setting fits every scale. In training some of the fused
-    features are dropped, with odds p / (1 - p) = shrinkage x features / rated clips: to a straight
-    line that is a ridge penalty, and one setting fits few and many clips and features. All ours."""
+    Both heads are one layer on y. The MOS head predicts how far a clip is from the mean MOS of the
+    training clips, in their standard deviations, so that one setting fits every scale. In training
+    each fused feature is dropped with a probability p, where p / (1 - p) = shrinkage x features /
+    rated clips. On a linear model this acts like a ridge penalty: the more features there are for
+    each rated clip, the stronger it has to be. All of this is ours."""
 
-    def __init__(self, layers, width, classes, experts, hidden, dropout, shrinkage):
+    def __init__(self, layers, width, classes, experts, hidden, shrinkage):
         super().__init__()
         inputs = layers * 2 * width
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("deviation", torch.ones(()))
         self.fusion = FeatureFusion(layers, width)
-        self.odds = shrinkage * inputs  # of a drop, once divided by the rated clips
+        self.odds = shrinkage * inputs  # p / (1 - p), once divided by the rated clips
         self.drop = nn.Dropout()        # its p is set in set_statistics
-        self.moe = MixtureOfExperts(inputs, experts, hidden, dropout)
+        self.moe = MixtureOfExperts(inputs, experts, hidden)
         self.class_head = nn.Linear(hidden, classes)
         self.mos_head = nn.Linear(hidden, 1)
 
@@ -221,7 +224,7 @@ class MoEMOS(nn.Module):
 def mos_loss(predicted, mos):
     """Smooth L1, the mean over the clips that have a MOS (NaN: none); 0 if no clip has one.
 
-    d^2 / 2 where |d| < 1, else |d| - 1/2, with d = predicted - mos."""
+    d^2 / 2 where |d| < 1, else |d| - 1/2, with d = predicted - mos. That it turns at 1 is ours."""
     known = ~mos.isnan()
     total = nn.functional.smooth_l1_loss(predicted[known], mos[known], reduction="sum")
     return total / known.sum().clamp_min(1)
@@ -240,7 +243,7 @@ def diversity_loss(gates):
 
 
 def sparsity_loss(gates):
-    """mean_b || g_b / ||g_b||_2 ||_1 of (B, E) gates: 1 at one expert a clip, sqrt(E) at all alike.
+    """mean_b || g_b / ||g_b||_2 ||_1 of (B, E) gates: 1 at one expert a clip, sqrt(E) if all equal.
     SpeechMoE's sparsity L1 loss. Without the L2 norm it is constant, as a softmax sums to one."""
     return (gates.sum(1) / gates.norm(dim=1)).mean()
 
@@ -295,7 +298,7 @@ def ranks(values):
     """(n,) -> ranks from 1; ties share their mean rank. Values that agree in float32 are ties, as
     means that are equal differ in their last bits, with the order in which they were added up."""
     _, place, ties = np.unique(np.float32(values), return_inverse=True, return_counts=True)
-    mean_rank = np.cumsum(ties) - (ties - 1) / 2  # of each tie: its last, less half its others
+    mean_rank = np.cumsum(ties) - (ties - 1) / 2  # of a tie: its last rank - (its size - 1) / 2
     return mean_rank[place]
 
 

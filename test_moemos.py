@@ -37,6 +37,7 @@ import torch
 import torchaudio
 from scipy.io import wavfile
 
+import corpora.features
 import data
 import evaluate
 import moemos
@@ -114,7 +115,7 @@ def some_output(clips=6, classes=3, experts=4, seed=0):
     """Gives a small untrained model and what it says of random features."""
     torch.manual_seed(seed)
     model = moemos.MoEMOS(layers=3, width=5, classes=classes, experts=experts, hidden=7,
-                          dropout=0.7, shrinkage=0.1).eval()
+                          shrinkage=0.1).eval()
     return model, model(torch.randn(clips, 3, 10))
 
 
@@ -205,7 +206,7 @@ def no_network(monkeypatch):
 
 def test_mixture_is_the_gated_sum_of_the_experts_as_a_plain_loop_computes_it():
     torch.manual_seed(1)
-    moe = moemos.MixtureOfExperts(10, experts=3, hidden=7, dropout=0.5).eval()
+    moe = moemos.MixtureOfExperts(10, experts=3, hidden=7).eval()
     x = torch.randn(4, 10)
     sums, gates, experts = moe(x)
     assert moe.path.bias is None
@@ -213,7 +214,7 @@ def test_mixture_is_the_gated_sum_of_the_experts_as_a_plain_loop_computes_it():
         scores = moe.gate.weight @ x[b] + moe.gate.bias
         g = scores.exp() / scores.exp().sum()
         y = torch.zeros(7)
-        for e, (first, _, _, second) in enumerate(moe.experts):
+        for e, (first, _, second) in enumerate(moe.experts):
             hidden = torch.nn.functional.gelu(first.weight @ x[b] + first.bias)
             expert = moe.path.weight @ x[b] + second.weight @ hidden + second.bias
             torch.testing.assert_close(experts[b, e], expert)
@@ -224,8 +225,8 @@ def test_mixture_is_the_gated_sum_of_the_experts_as_a_plain_loop_computes_it():
 
 def test_experts_are_drawn_independently():
     torch.manual_seed(0)
-    moe = moemos.MixtureOfExperts(100, experts=4, hidden=50, dropout=0.0)
-    for layer in (0, 3):
+    moe = moemos.MixtureOfExperts(100, experts=4, hidden=50)
+    for layer in (0, 2):
         weights = np.stack([expert[layer].weight.detach().numpy() for expert in moe.experts])
         alike = np.corrcoef(weights.reshape(4, -1)) - np.eye(4)
         assert np.abs(alike).max() < 0.1
@@ -247,28 +248,26 @@ def test_both_heads_read_the_gated_sum_alone_and_mos_counts_from_the_training_me
     assert model.deviation.item() == pytest.approx(1e-3)
 
 
-def test_dropout_is_on_the_fused_features_and_inside_the_experts():
+def test_dropout_is_on_the_fused_features():
     model, _ = some_output()
     model.drop.p = 0.6
     seen = {}
-    experts = [expert[2] for expert in model.moe.experts]
-    for module in (model.drop, model.moe.gate, *experts):
+    for module in (model.drop, model.moe.gate, *(expert[0] for expert in model.moe.experts)):
         module.register_forward_hook(
             lambda module, inputs, output: seen.update({module: (inputs[0], output)}))
     model.train()(torch.randn(200, 3, 10))
-    for module, width, kept in ((model.drop, 30, 0.4), *((expert, 7, 0.3) for expert in experts)):
-        before, after = seen[module]
-        assert tuple(after.shape) == (200, width)
-        assert (after != 0).float().mean().item() == pytest.approx(kept, abs=0.06)
-        torch.testing.assert_close(after[after != 0], before[after != 0] / kept)
-    assert torch.equal(seen[model.moe.gate][0], seen[model.drop][1])
+    before, after = seen.pop(model.drop)
+    assert (after != 0).float().mean().item() == pytest.approx(0.4, abs=0.06)
+    torch.testing.assert_close(after[after != 0], before[after != 0] / 0.4)
+    for given, _ in seen.values():  # the gate and each expert see the same
+        assert torch.equal(given, after)
 
 
 @pytest.mark.parametrize(("layers", "width", "rated", "shrinkage", "p"), [
     (2, 80, 54, 0.1, 32 / 86), (12, 768, 800, 0.1, 1843.2 / 2643.2), (3, 5, 6, 0.0, 0.0)])
 def test_the_share_of_features_that_are_dropped_follows_the_features_a_rated_clip(
         layers, width, rated, shrinkage, p):
-    model = moemos.MoEMOS(layers, width, 2, 1, 3, dropout=0.7, shrinkage=shrinkage)
+    model = moemos.MoEMOS(layers, width, 2, 1, 3, shrinkage=shrinkage)
     mos = torch.cat([torch.linspace(1, 5, rated), torch.full((7,), nan)])
     model.set_statistics(torch.zeros(2, layers, 2 * width), mos)
     assert model.drop.p == pytest.approx(p)
@@ -616,6 +615,7 @@ def test_a_module_of_ones_own_is_a_backbone_and_no_run_imports_one_that_is_not_n
     ("[frames, frames[:, 1:]]", OWN_BACKBONE, r"must be \(1, F, D\)"),
     ("[]", OWN_BACKBONE, r"must be \(1, F, D\)"),
     ("[frames / 0]", OWN_BACKBONE, "are not finite"), ("", "x = 1", "has no attribute 'load'"),
+    ("", "def load():\n    return 1, 2", "must give a torch module and its rate in Hz"),
     ("", "import no_such_package", "No module named 'no_such_package'")])
 def test_a_module_that_is_no_backbone_is_refused_in_a_sentence(own_backbone, layers, source, why):
     name = own_backbone(layers, source)
@@ -692,18 +692,18 @@ def test_a_wav2vec2_of_hugging_face_is_a_backbone_in_six_lines(own_backbone, mon
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     blocks = re.findall(r"(?:^    .*\n(?:^\n(?=    ))*)+", (HERE / "README.md").read_text(),
                         re.MULTILINE)
-    (block,) = [block for block in blocks if "Wav2Vec2Model.from_pretrained(" in block]
+    (block,) = [block for block in blocks if "Network.from_pretrained(" in block]
     config = transformers.Wav2Vec2Config(
         hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=16,
         conv_dim=(8,), conv_stride=(320,), conv_kernel=(400,), num_feat_extract_layers=1,
         num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2)
     monkeypatch.setattr(transformers.Wav2Vec2Model, "from_pretrained",
-                        lambda *name, **options: transformers.Wav2Vec2Model(config))
+                        classmethod(lambda cls, name: cls(config)))
     name = own_backbone("", re.sub(r"^    ", "", block, flags=re.MULTILINE))
     backbone = data.open_backbone(name, "cpu")
     assert (backbone.layers, backbone.width, backbone.sample_rate) == (3, 16, 16000)
     waveform = torch.randn(8000)
-    hidden = backbone.network.model(waveform[None], output_hidden_states=True).hidden_states
+    hidden = backbone.network(waveform[None], output_hidden_states=True).hidden_states
     assert torch.equal(backbone.extract(waveform), torch.cat(hidden[1:]))
 
 
@@ -1194,7 +1194,7 @@ def test_a_stage_is_the_plain_loop_of_adamw_cosine_alpha_and_clipping(monkeypatc
     torch.manual_seed(0)
     mos = torch.tensor([1.0, 5, 2, 4, nan] * 2)
     clips = train.Clips(3 * torch.randn(10, 3, 10), mos, torch.arange(10) % 3)
-    model, loop = (moemos.MoEMOS(3, 5, 3, 4, 7, dropout=0.0, shrinkage=0.0) for _ in range(2))
+    model, loop = (moemos.MoEMOS(3, 5, 3, 4, 7, shrinkage=0.0) for _ in range(2))
     for one in (model, loop):
         one.set_statistics(clips.features, mos)
     loop.load_state_dict(model.state_dict())
@@ -1394,8 +1394,8 @@ def test_metrics_are_those_of_what_the_model_says_of_the_test_clips(small, run, 
     result = evaluate.evaluate(run, "cpu")
     saved = (run / "metrics.json").read_bytes()
     assert list(json.loads(saved)) == [
-        "metrics", "interval_95", "reference", "less_ridge_interval_95", "undefined", "experts",
-        "clips", "systems", "accuracy", "backbone", "data", "settings"]
+        "metrics", "interval_95", "reference", "less", "undefined", "experts", "clips", "systems",
+        "accuracy", "backbone", "data", "settings"]
     assert (result["clips"], result["systems"], result["data"]) == (16, 4, str(small))
     test = [clip for clip in data.read_manifest(small) if clip.split == "test"]
     features = data.extract_features(test, moemos.load_backbone("logmel"), tmp_path / "cache")
@@ -1422,13 +1422,12 @@ def test_the_report_has_the_rows_of_the_run_in_words_and_numbers(small, run, cap
     printed = capsys.readouterr().out
     lines = [line for line in printed.splitlines() if str(small) not in line]
     assert max(map(len, lines)) <= 100
-    rows = [(line[:34].strip(), [float(number) for number in line[34:].split()])
-            for line in lines if re.fullmatch(r"( +(-?[\d.]+|nan)){8}", line[34:])]
+    rows = [(line[:32].strip(), [float(number) for number in line[32:].split()])
+            for line in lines if re.fullmatch(r"( +(-?[\d.]+|nan)){8}", line[32:])]
     own, reference, ridge = result["metrics"], result["reference"], "ridge on the same features"
     low, high = zip(*result["interval_95"].values())
-    bounds = result["less_ridge_interval_95"]
-    below, above = zip(*bounds.values())
     less = {name: own[name] - reference[ridge][name] for name in own}
+    _, below, above, verdicts = zip(*result["less"][ridge].values())
     expected = [*((label, numbers.values()) for label, numbers in reference.items()),
                 ("this run", own.values()), ("95 % interval from", low), ("to", high),
                 ("this run less ridge", less.values()), ("95 % interval from", below),
@@ -1439,10 +1438,19 @@ def test_the_report_has_the_rows_of_the_run_in_words_and_numbers(small, run, cap
         assert numbers == pytest.approx(list(own_numbers), abs=5.1e-4, nan_ok=True)
     assert low[0] < own["utterance MSE"] < high[0]
     (words,) = [line.split()[3:] for line in lines if line.startswith("  shown to be")]
-    assert words == [evaluate.verdict(name, less[name], *bounds[name]) for name in less]
+    assert words == list(verdicts)
     assert words[4:] == ["-"] * 4
     assert "no interval at system level: 4 are too few to show anything, 5 may" in lines
     assert "a STAND-IN, not the paper's wav2vec2" in printed
+    mean = result["less"]["condition's mean training MOS"]["utterance LCC"]
+    assert mean[0] == own["utterance LCC"] - reference["condition's mean training MOS"][
+        "utterance LCC"]
+    assert mean[3] == evaluate.verdict("utterance LCC", *mean[:3])
+    told = "being told each clip's condition and hearing nothing"
+    assert lines[-3:] == [
+        "in words, by the utterance LCC of 16 clips, this run is",
+        f"  {evaluate.WORDS[verdicts[1]]} a straight line through the same features",
+        f"  {evaluate.WORDS[mean[3]]} {told}"]
 
 
 def test_accuracy_and_mean_gates_by_hand():
@@ -1462,7 +1470,7 @@ def test_another_corpus_has_no_row_that_learns_and_a_folder_of_its_own(small, ru
         result = evaluate.evaluate(run, "cpu", other)
         assert np.isfinite(list(result["metrics"].values())).all() and result["accuracy"] is None
         assert result["reference"] == {}
-        assert result["less_ridge_interval_95"] is None
+        assert result["less"] == {}
     assert len(list(run.glob("on_other_*/metrics.json"))) == 2
     assert not (run / "metrics.json").exists()
     evaluate.evaluate(run, "cpu", small / "ratings.csv")  # It is its own, by another name.
@@ -1482,6 +1490,9 @@ def test_clips_without_ratings_are_predicted_in_the_challenges_form_and_not_scor
     assert answer == [f"{i},{scores[str(small / f'{i}.wav')]}" for i in (41, 42)]
     (row,) = table(folder / "predictions.csv")
     assert float(row["predicted"]) == scores[str(small / "40.wav")]
+    data.write_files({tmp_path / "mixed.csv": [COLUMNS, rows[1]]})  # None is without ratings now.
+    evaluate.evaluate(run, "cpu", tmp_path / "mixed.csv")
+    assert [path.name for path in folder.glob("*.txt")] == []
     data.write_files({tmp_path / "none.csv": [COLUMNS, rows[0]]})
     assert evaluate.evaluate(run, "cpu", tmp_path / "none.csv") is None
     twins = lay_out(tmp_path / "twins", {}, ["a/x.wav", "b/x.wav"])
@@ -1508,7 +1519,9 @@ def test_no_training_clips_no_test_clips_and_one_system_are_said(tmp_path, capsy
     saved = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert saved["metrics"]["system LCC"] is None
     assert "no interval at utterance level: 4 are too few" in printed
-    assert all(map(math.isnan, np.ravel(list(result["less_ridge_interval_95"].values()))))
+    for _, low, high, word in result["less"][evaluate.RIDGE].values():
+        assert math.isnan(low) and math.isnan(high) and word == "-"
+    assert "not comparable with a straight line through the same features" in printed
     with pytest.raises(data.InputError, match="no test clips"):
         evaluate.evaluate(tmp_path / "run", "cpu", tmp_path / "train.csv")
 
@@ -1645,7 +1658,8 @@ def test_the_row_of_ridge_learns_from_the_training_clips_in_folds_by_group(small
     own = [float(row["predicted"]) for row in table(run / "predictions.csv")]
     errors = [np.square(np.array(said) - true) for said in (own, predicted)]
     expected = scipy.stats.ttest_rel(*errors).confidence_interval(0.95)
-    assert result["less_ridge_interval_95"]["utterance MSE"] == pytest.approx(list(expected))
+    _, low, high, _ = result["less"][evaluate.RIDGE]["utterance MSE"]
+    assert (low, high) == pytest.approx(tuple(expected))
 
 
 def test_default_settings_beat_the_condition_mean_row_and_match_a_straight_line():
@@ -1684,7 +1698,8 @@ def test_neither_level_nor_silence_at_both_ends_moves_a_score(corpus, tmp_path):
         scores = {Path(path).stem: mos for path, mos in evaluate.score(run, [tmp_path])}
         moved = {name: abs(mos - scores["a"]) for name, mos in scores.items()}
         assert moved.pop("silence") < 0.05
-        assert len(moved) == 5 and max(moved.values()) < 0.02
+        assert moved.pop("16 bit") < 0.03  # a tenth as loud, it has 13 bits left
+        assert len(moved) == 4 and max(moved.values()) < 0.02
 
 
 def test_a_clip_has_one_score_alone_in_company_and_on_every_call(small, run, monkeypatch, capsys):
@@ -1740,7 +1755,7 @@ LOGMEL = ("--backbone", "logmel", "--device", "cpu")
 
 def test_every_setting_is_an_option_and_reaches_the_run(monkeypatch):
     config = train.Config(
-        "d", (0.0, 10.0), 5.0, "logmel", "o", "c", "cpu", seed=7, experts=3, hidden=9, dropout=0.25,
+        "d", (0.0, 10.0), 5.0, "logmel", "o", "c", "cpu", seed=7, experts=3, hidden=9,
         shrinkage=0.3, batch_size=8, weight_decay=0.5, lambda_1=0.1, lambda_2=0.2, steps=4)
     words = ["--scale", 0, 10]
     for name, value in dataclasses.asdict(config).items():
@@ -1769,19 +1784,23 @@ def test_the_two_commands_simulate_train_and_evaluate(small, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(("module", "words", "why"), [
-    (data, ["EMPTY"], "ratings.csv: cannot be read (No such file"), (data, [], "required"),
-    (data, ["SMALL", "--backbone", "wav2vec"], "no backbone 'wav2vec' (No module named 'wav2vec')"),
-    (data, ["SMALL", "--scale", "1", "3"], "off the scale of 1 to 3"),
+    (corpora.features, ["EMPTY"], "ratings.csv: cannot be read (No such file"),
+    (corpora.features, [], "required"),
+    (corpora.features, ["SMALL", "--backbone", "wav2vec"], "no backbone 'wav2vec' (No module"),
+    (corpora.features, ["SMALL", "--scale", "1", "3"], "off the scale of 1 to 3"),
+    (corpora.features, ["SMALL", "--scale", "5", "1"], "--scale 5 1: the lower first"),
+    (train, ["--batch-size", "9" * 30], "must be at least 1 and below"),
     (train, ["--data", "nowhere"], "nowhere: cannot be read (No such file"),
     (train, ["--data", "SMALL", "--out", "SMALL/ratings.csv"], "cannot be written"),
     (train, ["--data", "SMALL", "--max-seconds", "0.1"], "above --max-seconds 0.1"),
     (train, ["--device", "cuda:99"], "--device cuda:99 cannot be used here"),
     (train, ["--experts", "0"], "--experts 0: must be at least 1 and below 100"),
-    (train, ["--experts", "99999999"], "below 100"), (train, ["--dropout", "1"], "below 1"),
-    (train, ["--dropout", "nan"], "--dropout nan"), (train, ["--max-seconds", "inf"], "below inf"),
+    (train, ["--experts", "99999999"], "below 100"), (train, ["--shrinkage", "-1"], "at least 0"),
+    (train, ["--shrinkage", "nan"], "--shrinkage nan"),
+    (train, ["--max-seconds", "inf"], "below inf"),
     (train, ["--lambda-1", "-1"], "--lambda-1 -1.0: must be at least 0"),
     (train, ["--seed", str(2 ** 63)], "--seed 9223372036854775808: must be at least 0 and below"),
-    (train, ["--out", ""], "must not be empty"), (train, ["--scale", "5", "1"], "--scale 5.0 1.0"),
+    (train, ["--out", ""], "must not be empty"), (train, ["--scale", "5", "1"], "--scale 5 1"),
     (train, ["--scale", "0", "1e39"], "a million"), (train, ["--exp", "2"], "unrecognized"),
     (train, ["--nonsense"], "unrecognized"), (evaluate, ["a", "b"], "unrecognized"),
     (evaluate, ["nowhere"], "nowhere/model.pt cannot be read (No such file"),
@@ -1801,7 +1820,7 @@ def test_bad_options_get_one_sentence_and_status_2(
     assert call(monkeypatch, module, *words) == 2
     err = capsys.readouterr().err
     assert why in err
-    assert err.startswith("usage: ") or re.fullmatch(rf"{module.__name__}\.py: .*\n", err)
+    assert err.startswith("usage: ") or re.fullmatch(rf"{module.__name__}(\.py)?: .*\n", err)
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == before  # Nothing was begun.
 
 
@@ -1984,13 +2003,14 @@ def test_no_place_among_processes_is_refused(small, monkeypatch, capsys, rank, p
     for name, value in (("RANK", rank), ("WORLD_SIZE", processes)):
         if value is not None:
             monkeypatch.setenv(name, value)
-    assert call(monkeypatch, data, small, *LOGMEL) == 2
+    assert call(monkeypatch, corpora.features, small, *LOGMEL) == 2
     assert "start with torchrun, or unset both" in capsys.readouterr().err
 
 
 def test_two_processes_extract_a_share_each_and_training_nothing_more(small, tmp_path):
     for rank, done in (("1", 24), ("0", 48)):
-        assert wait(start(tmp_path, "data", small, *LOGMEL, RANK=rank, WORLD_SIZE="2")) == [0]
+        share = start(tmp_path, "corpora.features", small, *LOGMEL, RANK=rank, WORLD_SIZE="2")
+        assert wait(share) == [0]
         assert len(entries(tmp_path / "cache")) == done
     before = entries(tmp_path / "cache")
     assert wait(start(tmp_path, "train", *TRAIN, small)) == [0]
@@ -1998,14 +2018,14 @@ def test_two_processes_extract_a_share_each_and_training_nothing_more(small, tmp
     assert result(tmp_path / "runs" / "default") == undisturbed()
 
 
-def test_torchrun_gives_each_process_the_place_that_data_py_reads(tmp_path, monkeypatch):
+def test_torchrun_gives_each_process_the_place_that_each_reads(tmp_path, monkeypatch):
     words = ("--standalone", "--nproc-per-node", "2", "--no-python", "sh", "-c",
              "echo $RANK $WORLD_SIZE > $RANK")
     assert wait(start(tmp_path, "torch.distributed.run", *words)) == [0]
     for rank in (0, 1):
         for name, value in zip(("RANK", "WORLD_SIZE"), (tmp_path / f"{rank}").read_text().split()):
             monkeypatch.setenv(name, value)
-        assert data.place_among_processes() == (rank, 2)
+        assert corpora.features.place_among_processes() == (rank, 2)
 
 
 # -- The shape of the core -------------------------------------------------------------------------

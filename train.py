@@ -1,12 +1,13 @@
 """Training: arXiv 2507.06116 section III.E, three stages over the features of a frozen backbone.
 
     python train.py                                simulates a corpus if there is none
-    python train.py --data DIR --out runs/mine     learns from your ratings.csv
+    python train.py --data DIR --out runs/mine     learns from the ratings.csv in a folder
     python train.py --help                         every setting and where it comes from
 
-Letters of dimensions: see moemos.py. A value is the paper's, from the section that is named, unless
-it is called ours. The paper does not say which weights a stage trains: here each stage trains all
-of them, with a new AdamW, and both regularisers are always on.
+Letters of dimensions: see moemos.py. A value with a section of the paper is the paper's; others are
+ours. The paper does not say which weights a stage trains: here each stage trains all of them, with
+a new AdamW, and both regularisers are always on. Nor does it say what its "adaptive" weighting of
+the two losses is: here it is the ramp of stage 2, and the steps from stage to stage.
 """
 
 import argparse
@@ -37,7 +38,7 @@ STAGES = (  # III.E; all steps are ours
     Stage("mos", 50, 1e-5, 0.9, 0.9),
 )
 CLIP_NORM = 1.0  # gradient clipping (III.E); the paper's, and so no option
-LOG_STEPS = 50   # of training in a row of log.csv; ours
+LOG_STEPS = 50   # a row of log.csv is the mean over so many steps; ours
 RESULTS = ("metrics.json", "predictions.csv", "answer.txt")  # what evaluate.py writes
 
 
@@ -59,14 +60,14 @@ class Config:
     seed: int = option(0, "of everything that is random in training", least=0, below=2 ** 63)
     experts: int = option(4, "N of III.B; ours", least=1, below=100)
     hidden: int = option(32, "width H of an expert; ours", least=1, below=2000)
-    dropout: float = option(0.7, "within the experts; ours", least=0, below=1)
-    shrinkage: float = option(0.1, "odds of dropping a fused feature, divided by the features for "
-                                   "each rated clip; ours", least=0, below=1e6)
-    batch_size: int = option(32, "ours", least=1)
+    shrinkage: float = option(0.1, "odds of dropping a fused feature: this x features / rated "
+                                   "clips; ours", least=0, below=1e6)
+    batch_size: int = option(32, "ours", least=1, below=1e9)
     weight_decay: float = option(3.0, "of AdamW; ours", least=0)
     lambda_1: float = option(0.02, "weight of diversity (III.B); ours", least=0)
     lambda_2: float = option(0.02, "weight of sparsity (III.B); ours", least=0)
-    steps: int = option(0, "of each stage, for quick trials; 0: those of STAGES", least=0)
+    steps: int = option(0, "of each stage, for quick trials; 0: those of STAGES", least=0,
+                       below=1e9)
 
 
 def flag(setting):
@@ -84,20 +85,18 @@ def check(config):
         if "least" in limits and not limits["least"] <= value < below:
             raise InputError(f"{flag(setting)} {value}: must be at least {limits['least']} "
                              f"and below {below}")
-    low, high = config.scale
-    if not -1e6 <= low < high <= 1e6:
-        raise InputError(f"--scale {low} {high}: the lower first, and no more than a million")
+    data.check_scale(config.scale)
     if not (config.data and config.out and config.cache):
         raise InputError("--data, --out and --cache must not be empty")
 
 
 def learning_rate(step, steps, peak):
-    """Cosine annealing (III.E): peak at step 0, 0 at step == steps; of the step alone."""
+    """Cosine annealing (III.E): peak at step 0, 0 at step == steps; it has no state."""
     return 0.5 * peak * (1 + math.cos(math.pi * step / steps))
 
 
 def alpha(step, steps, start, end):
-    """Weight of the MOS loss: start at step 0, end at the last of several; linear: ours."""
+    """Weight of the MOS loss: start at step 0, end at the last step; linear: ours."""
     return start + (end - start) * (step / max(steps - 1, 1))
 
 
@@ -129,8 +128,9 @@ def validate(model, clips):
 def run_stage(model, stage, config, training, dev=None):
     """Trains model on Clips for one stage; yields a row of log.csv, a dict, every LOG_STEPS steps.
 
-    Each step draws a batch from all clips, so that few clips get as many steps as many. Raises
-    FloatingPointError, saying where, for a loss or a gradient that is not finite."""
+    Each step draws its batch anew from all clips, so that a small corpus gets as many steps as a
+    large one. Raises FloatingPointError, saying where, for a loss or gradient that is not finite.
+    """
     optimiser = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay, fused=True)
     logged, gates = [], []
     for step in range(stage.steps):
@@ -161,6 +161,7 @@ def run_stage(model, stage, config, training, dev=None):
             logged, gates = [], []
 
 
+# H(g), H(p): the two of moemos.gate_entropies(); norm: of the gradient, before it is clipped
 HEADING = " step      lr alpha total   mos class  div spar norm H(g) H(p)  gates %"
 LINE = ("{step:5d} {lr:7.1e} {alpha:5.2f} {total:5.2f} {mos:5.3f} {classification:5.2f} "
         "{diversity:4.2f} {sparsity:4.2f} {grad_norm:4.1f} {gate_entropy:4.2f} "
@@ -207,7 +208,7 @@ def as_tensors(clips, backbone, cache):
 def build_model(config, backbone, classes):
     """The untrained model of a configuration."""
     return moemos.MoEMOS(backbone.layers, backbone.width, len(classes), config.experts,
-                         config.hidden, config.dropout, config.shrinkage)
+                         config.hidden, config.shrinkage)
 
 
 def train(config):

@@ -331,6 +331,7 @@ def main():
     with data.one_sentence("corpora.published"):
         if out.suffix != ".csv" or os.path.isdir(out):
             raise InputError(f"--out {out}: name a table, which ends in .csv")
+        data.check_scale(options.scale or (1, 5))
         name, scale, clips = read(options.path, options.scale, options.part)
         if options.fold:
             split(clips, options.fold)

@@ -58,10 +58,10 @@ def seconds(*words):
 
 def scripts():
     """Whole scripts, from an empty folder on; leaves a corpus and its logmel features there."""
-    cores = [ROOT / name for name in ("train.py", "evaluate.py", "data.py")]
+    cores = [ROOT / name for name in ("train.py", "evaluate.py")]
     seconds(cores[0], "--help")  # the first start of a day waits for the disk
     slowest = max(seconds(script, "--help") for script in cores)
-    show("--help, slowest of the three scripts", slowest, "s")
+    show("--help, slower of the two scripts", slowest, "s")
     simulation = seconds("-m", "corpora.simulated", "other", "--seed", "1")
     show("corpora.simulated", simulation, "s")
     first = seconds(cores[0], *LOGMEL) + seconds(cores[1])
@@ -158,11 +158,11 @@ def extraction(clips, backbone):
 
 
 def processes():
-    """Time of data.py on 80 clips with two threads, over that of two processes with one each."""
+    """Time of corpora.features on 80 clips with two threads, over that of two processes of one."""
     make_corpus("share", data.read_manifest("corpus")[::15])
 
     def extract(rank, number, threads):
-        return start(ROOT / "data.py", "share", "--backbone", "WAV2VEC2_BASE",
+        return start("-m", "corpora.features", "share", "--backbone", "WAV2VEC2_BASE",
                      "--cache", f"cache_{number}", RANK=str(rank), WORLD_SIZE=str(number),
                      OMP_NUM_THREADS=str(threads))
 

@@ -3,9 +3,11 @@
     python -m studies.figures                  of runs/default
     python -m studies.figures RUN              of another run that has been evaluated
     python -m studies.figures RUN/on_CORPUS    of its results on another corpus
+    python -m studies.figures --answers        of the stored answer to the question "line"
 
 Draws the tables, and computes nothing but the systems' means: predictions.png has predicted against
-rated MOS, experts.png who serves whom, training.png the log of the stages.
+rated MOS, experts.png who serves whom, training.png the log of the stages, and answers.png the
+method beside plainer predictors on real listening tests. With --out FOLDER they go there.
 """
 
 import argparse
@@ -19,9 +21,11 @@ import numpy as np
 import data
 import moemos
 from data import InputError
+from studies.lab import TESTS
 
 try:
     from matplotlib.figure import Figure
+    from PIL import Image  # comes with it
 except ImportError:  # it is no requirement
     Figure = None
 
@@ -45,9 +49,10 @@ def short(name):
 
 
 def save(drawing, path):
-    """Writes a figure as PNG."""
-    content = io.BytesIO()
-    drawing.savefig(content, dpi=150)
+    """Writes a figure as PNG, of 64 colours, so that it is small."""
+    drawn, content = io.BytesIO(), io.BytesIO()
+    drawing.savefig(drawn, dpi=100)
+    Image.open(drawn).convert("RGB").quantize(64).save(content, "PNG", optimize=True)
     data.write_files({path: content.getvalue()})
     print(f"wrote {path}")
 
@@ -56,9 +61,9 @@ def read_csv(path):
     return list(csv.DictReader(io.StringIO(data.read_bytes(path).decode())))
 
 
-def plot_run(folder):
-    """Writes the figures beside the tables in a folder: a run's own, or one below it, which has no
-    log of training. Raises InputError."""
+def plot_run(folder, out=""):
+    """Writes figures of the tables in a folder, a run's own or one below it, which has no log of
+    training, beside them or into another folder. Raises InputError."""
     folder = Path(folder)
     if not (folder / "metrics.json").is_file():
         raise InputError(f"{folder} holds no results; evaluate.py writes them")
@@ -73,7 +78,7 @@ def plot_run(folder):
         raise InputError(f"{folder}: a file is missing, damaged or of another version "
                          f"({data.first_line(error)}); train and evaluate the run again") from None
     for name, drawing in drawings.items():
-        save(drawing, folder / name)
+        save(drawing, Path(out or folder, name))
 
 
 def plot_predictions(result, rows):
@@ -95,7 +100,8 @@ def plot_predictions(result, rows):
     for axis, level in zip(axes, ("utterance", "system")):
         axis.axline((low, low), slope=1, color="0.6", linewidth=0.8)
         axis.set(xlabel="rated MOS", ylabel="predicted MOS", xlim=span, ylim=span,
-                 aspect="equal", title=lcc_title(result, level))
+                 aspect="equal")
+        axis.set_title(lcc_title(result, level), fontsize="medium")
     drawing.legend(*axes[1].get_legend_handles_labels(), loc="outside right upper",
                    fontsize="small", title="synthesis model")
     return drawing
@@ -154,6 +160,29 @@ def plot_training(log):
     return drawing
 
 
+def plot_answers(numbers):
+    """Utterance LCC with its interval, of each variant on each real listening test.
+
+    numbers: of results/line.json.
+    """
+    drawing, (axis,) = figure(1, 1, width=8.8, height=3.6)
+    numbers = [row for row in numbers if row["cell"][0] in TESTS]
+    tests = list(dict.fromkeys(row["cell"][0] for row in numbers))
+    variants = list(dict.fromkeys(row["variant"] for row in numbers))
+    for i, variant in enumerate(variants):
+        own = [row for row in numbers if row["variant"] == variant]
+        places = [tests.index(row["cell"][0]) + (i - (len(variants) - 1) / 2) / 8 for row in own]
+        lcc = np.array([row["utterance LCC"] for row in own])
+        low, high = np.array([row["interval_95"] for row in own]).T
+        axis.errorbar(places, lcc, [lcc - low, np.minimum(high, 1) - lcc], color=COLOURS[i],
+                      marker=MARKERS[i], linestyle="none", capsize=2, label=variant)
+    axis.set(ylabel="utterance LCC", title="real listening tests, learned features, 95 % intervals")
+    axis.set_xticks(range(len(tests)), tests)
+    axis.grid(axis="y", color="0.9")
+    axis.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    return drawing
+
+
 def steps_of_all(log):
     """-> (each row's step, counted through all stages; {stage: the steps before it}).
 
@@ -170,12 +199,19 @@ def main():
     parser = argparse.ArgumentParser(allow_abbrev=False, description="Draws the tables of a run.")
     parser.add_argument("folder", metavar="RUN", nargs="?", default="runs/default",
                         help="a run, or RUN/on_... (default: runs/default)")
+    parser.add_argument("--answers", action="store_true", help="draw stored answers, no run")
+    parser.add_argument("--out", metavar="FOLDER", default="", help="where the figures go")
     options = parser.parse_args()
     with data.one_sentence("studies.figures"):
         if Figure is None:
             raise InputError("figures need matplotlib, which is no requirement of this project: "
                              "pip install matplotlib")
-        plot_run(options.folder)
+        if options.answers:
+            stored = json.loads(data.read_bytes(Path(__file__).parent / "results" / "line.json"))
+            drawing = plot_answers(stored["numbers"])
+            save(drawing, Path(options.out, "answers.png"))
+        else:
+            plot_run(options.folder, options.out)
 
 
 if __name__ == "__main__":

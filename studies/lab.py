@@ -202,7 +202,7 @@ class Variant:
     label: Callable = synthesis_model             # of the second task
     target: Callable = mean_rating
     unrated: bool = True                          # whether clips without MOS are learned from
-    backbone: Callable = None                     # Backbone -> another
+    features: Callable = None                     # Corpus -> one with other features
     predict: Callable = by_head
     drawn: bool = True                            # whether seeds differ
 
@@ -255,10 +255,7 @@ def run(jobs):
 def do(job):
     """Predicts the clips of a job, unless it was done -> {"mos": (clips,), NaN where not predicted,
     "gates": (clips, E), of the method alone}."""
-    corpus = load(job.cell.corpus, job.cell.backbone)
-    if job.variant.backbone:
-        backbone = job.variant.backbone(corpus.backbone)
-        corpus = Corpus(corpus.clips, data.extract_features(corpus.clips, backbone), backbone)
+    corpus = features_for(job, load(job.cell.corpus, job.cell.backbone))
     key = digest(job, corpus)
     with contextlib.suppress(OSError, ValueError, KeyError):
         kept = dict(np.load(io.BytesIO(job.path().read_bytes())))
@@ -271,8 +268,13 @@ def do(job):
     return found
 
 
+def features_for(job, corpus):
+    """The corpus as the variant of a job has it."""
+    return job.variant.features(corpus) if job.variant.features else corpus
+
+
 def predict(job, corpus):
-    """What do() gives, anew."""
+    """What do() gives, anew; corpus: as of features_for."""
     found = {"mos": np.full(len(corpus.clips), np.nan)}
     for learned, predicted in split(corpus, job.cell.how):
         mos, gates = job.variant.predict(job.variant, corpus, learned, predicted, job.seed,
@@ -294,7 +296,7 @@ DECIDES = (  # code that a prediction depends on, besides the variant's own
 def digest(job, corpus):
     """Of all that a job's predictions depend on."""
     variant = job.variant
-    own = [variant.predict, variant.label, variant.target, variant.backbone or do]
+    own = [variant.predict, variant.label, variant.target, variant.features or do]
     own.append(variant.build if variant.build is train.build_model
                else inspect.getmodule(variant.build))
     said = [job.cell, job.seed, asdict(replace(train.Config(), **variant.settings)),

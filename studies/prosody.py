@@ -9,7 +9,9 @@ import torch
 import torchaudio
 from torch import nn
 
+import data
 import moemos
+from studies.lab import Corpus
 
 TRACKS = 3
 
@@ -44,3 +46,9 @@ class ProsodyBackbone(moemos.Backbone):
         tracks = torch.stack([octaves[:length], decibels[:length], duration], dim=1)
         step = max(round(length / frames), 1)
         return tracks[(step * torch.arange(frames)).clamp_max(length - 1)]
+
+
+def with_prosody(corpus):
+    """A Corpus -> the same, with the features of such a backbone."""
+    backbone = ProsodyBackbone(corpus.backbone)
+    return Corpus(corpus.clips, data.extract_features(corpus.clips, backbone), backbone)

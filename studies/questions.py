@@ -27,7 +27,7 @@ from data import InputError
 from studies import lab, raters, tables
 from studies import variants as v
 from studies.lab import HEAD, MEAN, RIDGE, TESTS, ZERO_SHOT, Cell, Job, Variant
-from studies.prosody import ProsodyBackbone
+from studies.prosody import with_prosody
 
 HERE = Path(__file__).parent
 LEARNED = "studies.distilled"
@@ -62,53 +62,63 @@ def five(backbone):
                                     for seed in range(300, 305))}
 
 
+def simulated_apart():
+    """A column for each backbone and split of the simulated corpora."""
+    return {f"{name}, {how}": cells
+            for name, backbone in (("learned", LEARNED), ("logmel", "logmel"))
+            for how, by in (("heard", "groups"), ("unheard", "method"))
+            for cells in simulated(by, backbone).values()}
+
+
 REAL = real("groups")
-HEARD = REAL | simulated("groups", LEARNED, "logmel")
 NOT_HEARD = real("system") | simulated("method", LEARNED, "logmel")
-BOTH = HEARD | {f"{name}, unheard": cells for name, cells in NOT_HEARD.items()}
-FOUR = (UTTERANCE, "system LCC", MSE, "system MSE")
+UNHEARD = {f"{name}, unheard": cells for name, cells in real("system").items()}
+BOTH = (REAL | simulated("groups", LEARNED, "logmel")
+        | {f"{name}, unheard": cells for name, cells in NOT_HEARD.items()})
 
 QUESTIONS = {
     "line": Question(
         "Does it beat a straight line, the condition's mean, the encoder's own prediction?",
-        (HEAD, v.ONE, RIDGE, MEAN, ZERO_SHOT), REAL | simulated("groups", LEARNED), 3, FOUR),
+        (HEAD, v.ONE, RIDGE, MEAN, ZERO_SHOT), REAL | five(LEARNED), 3, (UTTERANCE, MSE)),
     "line_logmel": Question(
         "The same with logmel, the stand-in.",
-        (HEAD, v.ONE, RIDGE, MEAN), real("groups", "logmel") | five("logmel"), 3, FOUR),
+        (HEAD, v.ONE, RIDGE, MEAN), real("groups", "logmel") | five("logmel"), 3, (UTTERANCE, MSE)),
     "unheard": Question(
         "On a system, or of simulated speech a synthesis method, that training never heard?",
-        (HEAD, RIDGE), NOT_HEARD, 3, (UTTERANCE, MSE)),
+        (HEAD, v.ONE, RIDGE), NOT_HEARD, 3, (UTTERANCE, MSE)),
     "rule": Question(
-        "What does each part and setting that is ours cost, if it is left out?",
-        (HEAD, v.PATH, v.CLASSES, v.ONE, v.NO_TASK, v.NO_SHRINKAGE, v.NO_DROPOUT), BOTH),
+        "What does each part that is ours cost if it is left out, or bring if it is put back?",
+        (HEAD, v.PATH, v.NO_SHRINKAGE, v.STATIC, v.ONE, v.NO_TASK, v.CLASSES, v.DROPOUT), BOTH),
     "settings": Question(
-        "Are other values of the settings better, where systems are heard?",
-        (HEAD, v.SLOWER, v.LESS_DECAY, v.LAYERS, v.STATIC, v.NARROW, v.BROAD), REAL),
+        "Are other values of the settings better?",
+        (HEAD, v.SLOWER, v.FEWER_STEPS, v.LESS_DECAY, v.NARROW, v.PLAIN_LAMBDAS), REAL | UNHEARD),
+    "width": Question(
+        "Does the recipe hold at the width of WAV2VEC2_BASE, on the same information?",
+        (HEAD, v.FULL_WIDTH, v.FULL_WIDTH_UNDROPPED), REAL),
     "experts": Question(
-        "Do experts help?",
-        (HEAD, v.ONE, v.WIDE, v.EIGHT), REAL, gates=True),
+        "Do experts help, and what do the gates follow?",
+        (HEAD, v.ONE, v.TWO, v.EIGHT, v.WIDE), REAL, gates=True),
     "regularisers": Question(
         "Does L_diversity prevent collapse, and L_sparsity specialise?",
         (HEAD, v.NO_DIVERSITY, v.NO_SPARSITY, v.PLAIN_LAMBDAS, v.STRONG), REAL, gates=True),
     "task": Question(
-        "Does the second task help?", (HEAD, v.NO_TASK), REAL),
+        "Which second task helps, also on a method that was not heard?",
+        (HEAD, v.NO_TASK, v.BY_CONDITION, v.BY_RATE), simulated_apart()),
     "augmentation": Question(
-        "Do clips without MOS help?", (HEAD, v.RATED),
-        {name: cells for backbone, name in ((LEARNED, "learned"), ("logmel", "logmel"))
-         for cells in simulated("groups", backbone).values()}),
+        "Do clips without MOS help?", (HEAD, v.RATED), simulated_apart()),
     "stages": Question(
         "Three stages, one, reversed, MOS alone?",
         (HEAD, v.ONE_STAGE, v.REVERSED, v.MOS_ALONE), REAL),
     "prosody": Question(
         "Do pitch, energy and duration help?",
-        (HEAD, Variant("with prosody", backbone=ProsodyBackbone)), REAL),
+        (HEAD, Variant("with prosody", features=with_prosody)), REAL),
     "curves": Question(
         "How many clips a system are enough?",
         (HEAD, RIDGE, MEAN),
         {f"{name}, {k}": (Cell(name, LEARNED, f"groups, {k} a system"),)
          for name, k in itertools.product(("codecs", "YourTTS"), (2, 5))}),
 }
-RATERS = (("Estonian", "codecs", "YourTTS"), 2)  # corpora, panels
+RATERS = (("Estonian", "codecs", "YourTTS"), 5)  # corpora, panels
 
 
 # -- Answers ---------------------------------------------------------------------------------------
@@ -120,36 +130,33 @@ def jobs_of(question):
 
 
 def answer(question):
-    """Runs what is missing -> what is stored: tables, as they are printed, and numbers."""
+    """Runs what is missing -> what is stored."""
     jobs = jobs_of(question)
     results = lab.run(jobs)
     predicted, gates = {}, {}
     for (variant, cell), group in itertools.groupby(zip(jobs, results), lambda pair: pair[0][:2]):
-        group = [result for _, result in group]  # of all seeds
+        found = [result for _, result in group]  # of all seeds
         corpus = lab.load(cell.corpus, cell.backbone)
-        mos = np.array([result["mos"] for result in group])
-        rows = ~np.isnan(mos[0])
-        systems = np.array([clip.system for clip in corpus.clips])[rows]
-        one = tables.Predicted(mos[:, rows], corpus.mos[rows], systems)
-        predicted[variant.name, cell] = one
-        if question.gates and "gates" in group[0] and cell.how == "groups":
-            several = [tables.gate_use(result["gates"][rows], one.true, systems)
-                       for result in group]
+        predicted[variant.name, cell] = tables.as_predicted(corpus, [one["mos"] for one in found])
+        if question.gates and "gates" in found[0] and found[0]["gates"].shape[1] > 1:
+            several = [tables.use_in(corpus, one["gates"]) for one in found]
             gates.setdefault(variant.name, []).extend(several)
-    compared = compare(question, predicted)
-    shown = {metric: value_table(question, metric, predicted, compared)
-             for metric in question.metrics}
-    if question.gates:
-        shown["gates"] = tables.gate_table(gates)
+    rows = [{"metric": metric, "variant": variant.name,
+             "numbers": [np.mean([predicted[variant.name, cell].numbers()[metric]
+                                  for cell in cells]) for cells in question.columns.values()]}
+            for metric in question.metrics for variant in question.variants]
     numbers = [{"variant": name, "cell": cell, "clips": len(one.true), "systems": one.systems(),
-                "seeds": one.value(UTTERANCE).tolist(), **one.numbers()}
+                "seeds": one.value(UTTERANCE).tolist(), "interval_95": one.interval(UTTERANCE),
+                **one.numbers()}
                for (name, cell), one in predicted.items()]
-    return {"tables": shown, "compared": compared, "numbers": numbers}
+    return {"columns": list(question.columns), "rows": rows,
+            "gates": {name: tables.mean_use(several) for name, several in gates.items()},
+            "compared": compare(question, predicted), "numbers": numbers}
 
 
 def compare(question, predicted):
     """{variant: {column or "all": claim, "other systems": claim}}: the variant less the first, in
-    utterance LCC; corrected by Holm over the variants."""
+    utterance LCC."""
     first, *others = question.variants
     found = {}
     for variant in others:
@@ -167,35 +174,12 @@ def compare(question, predicted):
         claims["all"] = tables.claim(tables.pooled(of_columns))
         claims["other systems"] = tables.claim(tables.pooled(of_systems))
         found[variant.name] = claims
-    corrected = tables.holm([claims["all"]["p"] for claims in found.values()])
-    for claims, p in zip(found.values(), corrected):
-        claims["all"]["holm"] = p
     return found
-
-
-def value_table(question, metric, predicted, compared):
-    """Rows of a table: a variant each, its mean over the cells of each column; in utterance LCC
-    also its difference from the first."""
-    rows = [[metric, *question.columns]]
-    for variant in question.variants:
-        values = [np.mean([predicted[variant.name, cell].numbers()[metric] for cell in cells])
-                  for cells in question.columns.values()]
-        rows.append([variant.name, *map(tables.number, values)])
-    if metric == UTTERANCE:
-        rows[0] += ["less the first", "other systems"]
-        rows[1] += ["", ""]
-        for row, claims in zip(rows[2:], compared.values()):
-            row.append(tables.with_interval(claims["all"]))
-            row.append(tables.with_interval(claims["other systems"]))
-    return rows
 
 
 def store(name):
     """Answers a question and writes it into results/."""
-    if name == "raters":
-        found = {"tables": {"MSE": raters.answer(*RATERS)}}
-    else:
-        found = answer(QUESTIONS[name])
+    found = raters.answer(*RATERS) if name == "raters" else answer(QUESTIONS[name])
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     content = {"asks": ASKS[name], "versions": versions, "settings": SETTINGS, **found}
     path = HERE / "results" / f"{name}.json"
@@ -211,38 +195,79 @@ def read(name):
     return json.loads(path.read_bytes())
 
 
+def corrected():
+    """{(question, variant): p} of all that is claimed in all stored answers, by Holm."""
+    claims = {(path.stem, variant): claims["all"]["p"]
+              for path in sorted((HERE / "results").glob("*.json"))
+              for variant, claims in read(path.stem)["compared"].items()}
+    return dict(zip(claims, tables.holm(list(claims.values()))))
+
+
+def as_rows(name, metric=""):
+    """The rows of an answer's table, or of those of one metric; in utterance LCC they have the
+    difference from the first variant."""
+    stored, p = read(name), corrected()
+    claims = stored["compared"]
+    rows = [[stored["rows"][0]["metric"], *stored["columns"]]]
+    if claims:
+        rows[0] += ["less the first", "other systems"]
+    for row in stored["rows"]:
+        variant = row["variant"]
+        label = variant if row["metric"] == rows[0][0] else f"{variant}, {row['metric']}"
+        cells = [label, *map(tables.number, row["numbers"])]
+        if label in claims:
+            cells.append(tables.with_interval(claims[label]["all"], p[name, label]))
+            cells.append(tables.with_interval(claims[label]["other systems"]))
+        if metric in ("", row["metric"]):
+            rows.append(cells + [""] * (len(rows[0]) - len(cells)))
+    return rows
+
+
 def as_text(name):
     stored = read(name)
-    shown = "\n\n".join(tables.table(rows) for rows in stored["tables"].values())
-    return f"**{stored['asks']}**\n\n{shown}"
+    shown = [f"**{stored['asks']}**", tables.table(as_rows(name))]
+    if stored["gates"]:
+        rows = [[gates, *map(tables.number, use)] for gates, use in stored["gates"].items()]
+        shown.append(tables.table([["gates", *tables.FOLLOWED], *rows]))
+    return "\n\n".join(shown)
 
 
 def written(text):
     """A README with the stored tables between its marks <!-- NAME --> and <!-- end -->; of a mark
-    NAME METRIC one table alone."""
+    NAME METRIC the rows of that metric alone."""
     def filled(mark):
         name, _, metric = mark[1].partition(" ")
-        shown = tables.table(read(name)["tables"][metric]) if metric else as_text(name)
+        shown = tables.table(as_rows(name, metric)) if metric else as_text(name)
         return f"<!-- {mark[1]} -->\n{shown}\n<!-- end -->"
     return re.sub(r"<!-- (?!end)(.*?) -->\n.*?<!-- end -->", filled, text, flags=re.DOTALL)
 
 
 def check(name):
-    """Predicts the smallest cell of a question anew, with the first variant and seed. Raises
-    InputError where utterance LCC is not what is stored."""
-    stored = [row for row in read(name)["numbers"] if row["variant"] == HEAD.name]
-    row = min(stored, key=lambda row: row["clips"])
-    cell = Cell(*row["cell"])
-    corpus = lab.load(cell.corpus, cell.backbone)
-    mos = lab.predict(Job(HEAD, cell, 0), corpus)["mos"]
-    rows = ~np.isnan(mos)
-    systems = np.array([clip.system for clip in corpus.clips])[rows]
-    found = tables.Predicted(mos[None, rows], corpus.mos[rows], systems).value(UTTERANCE)[0]
-    same = abs(found - row["seeds"][0]) < 5e-4  # the last digit that is printed
-    line = f"{name}: {', '.join(cell)}: {found:.4f}, stored {row['seeds'][0]:.4f}"
-    if not same:
-        raise InputError(f"{line}: differs; run the question again")
-    print(line)
+    """Predicts the smallest cell of a question anew, by its first and its last variant with the
+    first seed. Raises InputError where utterance LCC is not what is stored."""
+    stored = read(name)["numbers"]
+    smallest = min(stored, key=lambda row: row["clips"])["cell"]
+    corpus = lab.load(*smallest[:2])
+    variants = raters.VARIANTS if name == "raters" else QUESTIONS[name].variants
+    for variant in (variants[0], variants[-1]):
+        job = Job(variant, Cell(*smallest), 0)
+        mos = lab.predict(job, lab.features_for(job, corpus))["mos"]
+        found = tables.as_predicted(corpus, [mos]).value(UTTERANCE)[0]
+        (before,) = (row["seeds"][0] for row in stored
+                     if (row["variant"], row["cell"]) == (variant.name, smallest))
+        line = f"{name}: {variant.name}, {', '.join(smallest)}: {found:.4f}, stored {before:.4f}"
+        if abs(found - before) > 5e-4:  # the last digit that is printed
+            raise InputError(f"{line}: differs; run the question again")
+        print(line)
+
+
+def listed(name):
+    """A line: what a question asks, what it costs, and what it can show."""
+    number = len(raters.jobs_of(*RATERS) if name == "raters" else jobs_of(QUESTIONS[name]))
+    reach = [claims["all"]["high"] - claims["all"]["value"]
+             for claims in read(name)["compared"].values()]
+    sees = f"; a difference of {tables.number(np.median(reach))} shows" if reach else ""
+    return f"{name}: {ASKS[name]} ({number} predictions{sees})"
 
 
 ASKS = {name: question.asks for name, question in QUESTIONS.items()} | {
@@ -264,8 +289,7 @@ def main():
             raise InputError(f"there is no question {data.shown(min(unknown))}; --list names all")
         for name in () if options.write else options.names or ASKS:
             if options.list:
-                trained = len(jobs_of(QUESTIONS[name])) if name in QUESTIONS else "some"
-                print(f"{name}: {ASKS[name]} ({trained} predictions)")
+                print(listed(name))
             else:
                 (check if options.check else store)(name)
         for path in (HERE / "README.md", HERE.parent / "README.md") if options.write else ():

@@ -8,10 +8,11 @@ IV names rater adaptation as future work. `python -m studies.questions raters`.
 
 import numpy as np
 import torch
+from scipy.special import stdtrit
 from torch import nn
 
 import moemos
-from studies import lab
+from studies import lab, tables
 from studies.lab import Variant
 
 SHOTS = (5, 20)  # ratings of a new rater
@@ -84,7 +85,7 @@ class SingleRatings(RaterMOS):
 
 def build_raters(config, backbone, classes, kind=RaterMOS):
     return kind(backbone.layers, backbone.width, len(classes), config.experts, config.hidden,
-                config.dropout, config.shrinkage)
+                config.shrinkage)
 
 
 def build_single(config, backbone, classes):
@@ -94,6 +95,7 @@ def build_single(config, backbone, classes):
 MEANS = Variant("a panel's mean", target=panel_mean)
 SINGLE = Variant("its single ratings", target=single_ratings, build=build_single)
 MODEL = Variant("a bias and a gain a rater", target=single_ratings, build=build_raters)
+VARIANTS = (MEANS, SINGLE, MODEL)
 
 
 # -- New raters ------------------------------------------------------------------------------------
@@ -164,19 +166,40 @@ def label_noise(ratings):
     return np.sum(left ** 2) / freedom * np.mean(1 / np.maximum(rated.sum(1), 1))
 
 
-def answer(corpora, seeds):
-    """-> rows of a table: each of errors(), mean over seeds, by corpus."""
-    variants = (MEANS, SINGLE, MODEL)
+def jobs_of(corpora, panels):
     cells = [lab.Cell(name, "studies.distilled", "groups") for name in corpora]
-    jobs = [lab.Job(variant, cell, seed) for cell in cells for seed in range(seeds)
-            for variant in variants]
-    results = iter(lab.run(jobs))
-    columns = []
-    for cell in cells:
+    return [lab.Job(variant, cell, seed) for cell in cells for variant in VARIANTS
+            for seed in range(panels)]
+
+
+def answer(corpora, panels):
+    """-> what studies.questions stores: each of errors() by corpus, [its mean over the pairs of
+    panels, the reach of its interval for others]."""
+    jobs = jobs_of(corpora, panels)
+    results = lab.run(jobs)
+    predictions = {(job.variant.name, job.cell, job.seed): result["mos"]
+                   for job, result in zip(jobs, results)}
+    columns, numbers = {}, []
+    for cell in dict.fromkeys(job.cell for job in jobs):
         corpus = lab.load(cell.corpus, cell.backbone)
-        found = [errors(corpus, seed, {variant.name: next(results)["mos"] for variant in variants})
-                 for seed in range(seeds)]
-        columns.append({name: np.mean([one[name] for one in found]) for name in found[0]})
-    heading = ["MSE, share of the variance", *corpora]
-    return [heading, *([name, *(f"{column[name]:.3f}" for column in columns)]
-                       for name in columns[0])]
+        by_name = {variant.name: [predictions[variant.name, cell, seed] for seed in range(panels)]
+                   for variant in VARIANTS}
+        found = [errors(corpus, seed, {name: several[seed] for name, several in by_name.items()})
+                 for seed in range(panels)]
+        columns[cell.corpus] = {name: with_reach([one[name] for one in found])
+                                for name in found[0]}
+        for name, several in by_name.items():
+            said = tables.as_predicted(corpus, several)
+            numbers.append({"variant": name, "cell": cell, "clips": len(said.true),
+                            "seeds": said.value("utterance LCC").tolist()})
+    rows = [{"metric": "MSE, share of the variance", "variant": name,
+             "numbers": [column[name] for column in columns.values()]}
+            for name in next(iter(columns.values()))]
+    return {"columns": list(columns), "rows": rows, "gates": {}, "compared": {},
+            "numbers": numbers}
+
+
+def with_reach(values):
+    """[the mean of several, the reach of its 95 % interval by Student's t]."""
+    number = len(values)
+    return [np.mean(values), stdtrit(number - 1, 0.975) * np.std(values, ddof=1) / number ** 0.5]

@@ -7,12 +7,15 @@ error is joined with that over seeds.
 """
 
 import functools
+import itertools
 import math
 
 import numpy as np
 import torch
 from scipy.special import stdtr, stdtrit
 
+import data
+import evaluate
 import moemos
 
 WITHIN = "LCC within systems"
@@ -63,6 +66,19 @@ class Predicted:
         return np.array([np.mean([metric(one[rows], self.true[rows]) for one in self.predictions])
                          for rows in kept])
 
+    def interval(self, metric):
+        """[low, high], the 95 % interval of the mean over seeds, for other clips."""
+        left_out = self.left_out(metric, np.arange(len(self.true)))
+        return evaluate.interval(self.value(metric).mean(), left_out)
+
+
+def as_predicted(corpus, predictions):
+    """Predicted of the predictions (clips,) of several seeds, NaN where there is none; corpus: as
+    of lab.load."""
+    rows = ~np.isnan(predictions[0])
+    systems = np.array([clip.system for clip in corpus.clips])[rows]
+    return Predicted(np.array(predictions)[:, rows], corpus.mos[rows], systems)
+
 
 def difference(one, other, metric, over="clips"):
     """(value, standard error, degrees of freedom) of one Predicted less another of the same clips,
@@ -105,42 +121,68 @@ def holm(p):
     return corrected.tolist()
 
 
-def gate_use(gates, true, system):
-    """(n, E) -> (entropy of a clip's gates, entropy of the mean gate, in nats; the shares of the
-    gates' variance between systems, and along the MOS)."""
+FOLLOWED = ("H of a clip's", "H of the mean", "MOS", "systems", "sampling rates", "rater panels")
+
+
+def gate_use(gates, true, labels):
+    """(n, E) gates -> a number for each of FOLLOWED: the entropy of a clip's gates and that of the
+    mean gate, in nats, and the shares of the gates' variance along a straight line in the MOS, and
+    between the clips of each of labels. A share is less what chance gives; NaN where a label is the
+    same for all, or another for each."""
     centred = gates - gates.mean(0)
-    total = max(np.sum(centred ** 2), 1e-12)
-    between = sum(np.sum(centred[system == name].mean(0) ** 2) * np.sum(system == name)
-                  for name in np.unique(system))
-    along = true - true.mean()
-    slope = along @ centred / (along @ along)
+    along = (true - true.mean())[:, None] / np.std(true)
+    means = [along * np.mean(along * centred, 0)]
+    parts = [2]
+    for label in labels:
+        _, group, size = np.unique(label, return_inverse=True, return_counts=True)
+        sums = np.zeros((len(size), gates.shape[1]))
+        np.add.at(sums, group, centred)
+        means.append((sums / size[:, None])[group])
+        parts.append(len(size))
     entropies = moemos.gate_entropies(torch.from_numpy(gates))
-    return *map(float, entropies), between / total, np.sum(np.outer(along, slope) ** 2) / total
+    return [*map(float, entropies), *map(share, itertools.repeat(centred), means, parts)]
 
 
-def gate_table(uses):
-    """{variant: gate_use() of cells and seeds} -> rows of a table of their means; with one expert
-    there is nothing to follow."""
-    rows = [["gates", "H of a clip's", "H of the mean", "variance between systems", "along MOS"]]
-    for name, several in uses.items():
-        if np.any(several):
-            rows.append([name, *map(number, np.mean(several, axis=0))])
-    return rows
+def use_in(corpus, gates):
+    """gate_use() of the gates (clips, E) that a variant gave to a corpus, NaN where none."""
+    rows = ~np.isnan(gates[:, 0])
+    clips = [clip for clip, row in zip(corpus.clips, rows) if row]
+    labels = [[clip.system for clip in clips],
+              [data.decode(clip.path, data.read_bytes(clip.path))[0] for clip in clips],
+              [" ".join(sorted(clip.ratings)) for clip in clips]]
+    return gate_use(gates[rows], corpus.mos[rows], labels)
 
 
-def number(value, digits=3):
-    """.812, -.004; a dash for what does not exist."""
+def share(centred, means, parts):
+    """Of the variance of (n, E) centred values that of their means (n, E) in some parts, less what
+    as many parts have by chance: 1 - (1 - share) (n - 1) / (n - parts)."""
+    n = len(centred)
+    if not 1 < parts < n or not centred.any():
+        return math.nan
+    return float(1 - (1 - np.sum(means ** 2) / np.sum(centred ** 2)) * (n - 1) / (n - parts))
+
+
+def mean_use(several):
+    """The mean of each number of gate_use() over the cells and seeds in which there is one."""
+    columns = [[value for value in column if math.isfinite(value)] for column in zip(*several)]
+    return [float(np.mean(column)) if column else None for column in columns]
+
+
+def number(value):
+    """.812, -.004, 12.3; a dash for what does not exist; a value and its reach with -+."""
+    if isinstance(value, list):
+        return " -+ ".join(map(number, value))
     if value is None or not math.isfinite(value):
         return "-"
-    text = f"{value:.{digits}f}"
+    text = f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
     return text.replace("0.", ".", 1) if abs(value) < 1 else text
 
 
-def with_interval(claim):
+def with_interval(claim, p=1.0):
     """+.012 [-.003, +.027], and a star where p, corrected, is below .05."""
     value, low, high = (f"{claim[name]:+.3f}".replace("0.", ".", 1)
                         for name in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]" + "*" * (claim.get("holm", 1) < 0.05)
+    return f"{value} [{low}, {high}]" + "*" * (p < 0.05)
 
 
 def table(rows):

@@ -8,7 +8,7 @@ import pytest
 
 import evaluate
 import moemos
-from studies import figures
+from studies import figures, questions
 from test_moemos import call, no_network, small_run, table  # noqa: F401 - fixture
 
 FIGURES = {"predictions.png", "experts.png", "training.png"}
@@ -107,6 +107,24 @@ def test_a_correlation_or_an_interval_that_does_not_exist_is_not_said(lcc, inter
 
 
 @needs_matplotlib
+def test_the_stored_answer_is_drawn_with_its_intervals(drawn, monkeypatch, tmp_path):
+    assert call(monkeypatch, figures, "--answers", "--out", tmp_path) == 0
+    (axis,) = drawn[tmp_path / "answers.png"].axes
+    stored = questions.read("line")["numbers"]
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == list(questions.TESTS)
+    variants = list(dict.fromkeys(row["variant"] for row in stored))
+    assert [container.get_label() for container in axis.containers] == variants
+    for variant, (points, _, (bars,)) in zip(variants, axis.containers):
+        rows = [row for row in stored
+                if row["variant"] == variant and row["cell"][0] in questions.TESTS]
+        np.testing.assert_allclose(points.get_ydata(), [row["utterance LCC"] for row in rows])
+        low, high = np.array([segment[:, 1] for segment in bars.get_segments()]).T
+        intervals = np.array([row["interval_95"] for row in rows])
+        np.testing.assert_allclose(low, intervals[:, 0])
+        np.testing.assert_allclose(high, np.minimum(intervals[:, 1], 1))
+
+
+@needs_matplotlib
 def test_names_are_shown_as_they_are():
     assert figures.short("a$b$") == r"a\$b\$"       # no formula
     assert figures.short("_hidden") == " _hidden"   # which a legend would leave out
@@ -118,9 +136,11 @@ def test_results_on_another_corpus_have_no_log_and_are_drawn_beside_them(
         evaluated, tmp_path, monkeypatch):
     results = shutil.copytree(evaluated, tmp_path / "on_other")
     (results / "log.csv").unlink()
+    assert call(monkeypatch, figures, results, "--out", tmp_path / "there") == 0
+    assert not list(results.glob("*.png"))
     assert call(monkeypatch, figures, results) == 0
     assert {path.name for path in results.glob("*.png")} == FIGURES - {"training.png"}
-    for path in results.glob("*.png"):
+    for path in (*results.glob("*.png"), *(tmp_path / "there").glob("*.png")):
         assert path.read_bytes().startswith(b"\x89PNG")
 
 

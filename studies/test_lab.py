@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from scipy.io import wavfile
 
 import data
 import evaluate
@@ -125,12 +126,9 @@ def test_each_part_that_is_exchanged_is_exchanged():
     more = with_classes.by_class(output.logits.softmax(1)).squeeze(1)
     alone = with_classes.mean + with_classes.deviation * with_classes.mos_head(output.y).squeeze(1)
     torch.testing.assert_close(output.mos, alone + with_classes.deviation * more)
-    weighted, output = output_of(variants.with_layer_weights, features)
-    torch.testing.assert_close(output.mos, plain.mos)  # the weights start as 1
-    weighted.fusion.logits.data = torch.tensor([100.0, 0.0])
-    fused = weighted.fusion(features).view(20, 2, 6)
-    torch.testing.assert_close(fused[:, 0], 2 * model.fusion(features).view(20, 2, 6)[:, 0])
-    assert fused[:, 1].abs().max() < 1e-6
+    dropped, _ = output_of(variants.with_dropout, features)
+    hidden = dropped.train().moe.experts[0][1](torch.full((1000, 4), 9.0))
+    assert (hidden == 0).float().mean().item() == pytest.approx(0.7, abs=0.03)
     static, _ = output_of(variants.means_only, features)
     fused = static.fusion(features).view(20, 2, 6)
     assert (fused[:, :, 3:] == 0).all()
@@ -216,19 +214,31 @@ def test_pooled_claims_and_holm_by_hand():
 
 def test_what_gates_follow_by_hand():
     gates = np.array([[1.0, 0], [1, 0], [0, 1], [0, 1]])
-    of_a_clip, of_the_mean, between, along = tables.gate_use(
-        gates, np.array([1.0, 3, 1, 3]), np.array(["a", "a", "b", "b"]))
-    assert (of_a_clip, of_the_mean) == pytest.approx((0, np.log(2)))
-    assert (between, along) == pytest.approx((1, 0))
-    *_, along = tables.gate_use(gates, np.array([1.0, 1, 3, 3]), np.array(list("abab")))
-    assert along == pytest.approx(1)
+    labels = [list("aabb"), ["all"] * 4, list("wxyz")]
+    use = tables.gate_use(gates, np.array([1.0, 3, 1, 3]), labels)
+    assert use == pytest.approx([0, np.log(2), -0.5, 1, nan, nan], nan_ok=True)
+    use = tables.gate_use(gates, np.array([1.0, 1, 3, 3]), labels)
+    assert use[2] == pytest.approx(1)
+    values = np.array([[1.0], [-1], [3], [-3]])
+    means = np.array([[0.0], [0], [0], [0]]) + np.array([[1.0], [1], [-1], [-1]])
+    assert tables.share(values, means, 2) == pytest.approx(1 - (1 - 4 / 20) * 3 / 2)
+    assert tables.mean_use([[1.0, nan], [2.0, nan]]) == [1.5, None]
+
+
+def test_a_share_that_is_chance_is_0_on_average():
+    rng = np.random.default_rng(0)
+    labels = [list(range(10)) * 3] * 3
+    several = [tables.gate_use(rng.dirichlet([1] * 4, 30), rng.normal(size=30), labels)
+               for _ in range(300)]
+    assert np.abs(np.mean(several, 0)[2:]).max() < 0.02
 
 
 def test_numbers_and_tables_are_written_plainly():
-    assert [tables.number(value) for value in (0.1234, -0.5, 12.0, nan)] == [
-        ".123", "-.500", "12.000", "-"]
-    claim = {"value": -0.0123, "low": -0.02, "high": 0.001, "holm": 0.04}
-    assert tables.with_interval(claim) == "-.012 [-.020, +.001]*"
+    assert [tables.number(value) for value in (0.1234, -0.5, 12.04, nan, None, [0.5, 0.1])] == [
+        ".123", "-.500", "12.0", "-", "-", ".500 -+ .100"]
+    claim = {"value": -0.0123, "low": -0.02, "high": 0.001}
+    assert tables.with_interval(claim, 0.04) == "-.012 [-.020, +.001]*"
+    assert tables.with_interval(claim) == "-.012 [-.020, +.001]"
     assert tables.table([["a", "b"], ["ccc", "d"]]) == (
         "| a   | b |\n|-----|---|\n| ccc | d |")
 
@@ -240,31 +250,66 @@ def test_a_question_is_answered_stored_and_checked(lone, monkeypatch, tmp_path, 
     head = lab.Variant("the head", stages=short)
     question = questions.Question(
         "Is it good?", (head, RIDGE, MEAN), {"one": (Cell("a", "b", "groups"),),
-                                            "two": (Cell("a", "b", "system"),)}, gates=True)
+                                            "two": (Cell("a", "b", "system"),)},
+        metrics=("utterance LCC", "utterance MSE"), gates=True)
+    for clip in lone.clips:
+        clip.path = tmp_path / clip.wav
+        wavfile.write(clip.path, 16000, np.ones(1600))
     monkeypatch.setattr(questions, "HERE", tmp_path)
-    monkeypatch.setattr(questions, "HEAD", head)
-    monkeypatch.setattr(questions, "QUESTIONS", {"good": question})
-    monkeypatch.setattr(questions, "ASKS", {"good": question.asks})
+    monkeypatch.setattr(questions, "QUESTIONS", {"good": question, "other": question})
+    monkeypatch.setattr(questions, "ASKS", {"good": question.asks, "other": question.asks})
     questions.store("good")
-    stored = json.loads((tmp_path / "results" / "good.json").read_text())
-    rows = stored["tables"]["utterance LCC"]
-    assert [row[0] for row in rows] == ["utterance LCC", "the head", "ridge", "condition's mean"]
+    path = tmp_path / "results" / "good.json"
+    stored = json.loads(path.read_text())
+    rows = questions.as_rows("good")
+    assert [row[0] for row in rows] == [
+        "utterance LCC", "the head", "ridge", "condition's mean", "the head, utterance MSE",
+        "ridge, utterance MSE", "condition's mean, utterance MSE"]
     ridge = lab.do(Job(RIDGE, Cell("a", "b", "groups"), 0))["mos"]
     rated = lone.rated
     assert rows[2][1] == tables.number(moemos.lcc(ridge[rated], lone.mos[rated]))
+    assert rows[5][1] == tables.number(moemos.mse(ridge[rated], lone.mos[rated]))
     claims = stored["compared"]["ridge"]
     assert claims["all"]["value"] == pytest.approx(
         (claims["one"]["value"] + claims["two"]["value"]) / 2)
-    assert len(stored["tables"]["gates"]) == 2
+    (row,) = [row for row in stored["numbers"]
+              if row["variant"] == "ridge" and row["cell"][2] == "groups"]
+    low, high = row["interval_95"]
+    assert low < row["utterance LCC"] < high
+    assert list(stored["gates"]) == ["the head"]
     assert "Is it good?" in capsys.readouterr().out
     text = "a\n<!-- good utterance LCC -->\nold\n<!-- end -->\nb\n"
-    assert questions.written(text).splitlines()[2] == tables.table(rows).splitlines()[0]
+    assert questions.written(text).splitlines()[2:-2] == tables.table(rows[:4]).splitlines()
     assert questions.written(questions.written(text)) == questions.written(text)
+
+    monkeypatch.setattr(lab, "do", lambda job: pytest.fail("--check predicts anew"))
     questions.check("good")
+    assert capsys.readouterr().out.count("good: ") == 2
+    stored["numbers"][-1]["seeds"][0] += 0.01
     stored["numbers"][0]["seeds"][0] += 0.01
-    (tmp_path / "results" / "good.json").write_text(json.dumps(stored))
+    path.write_text(json.dumps(stored))
     with pytest.raises(data.InputError, match="differs; run the question again"):
         questions.check("good")
+
+
+def test_holm_is_over_all_that_is_claimed_in_all_answers(monkeypatch, tmp_path):
+    monkeypatch.setattr(questions, "HERE", tmp_path)
+    for question, claimed in (("one", {"x": 0.01, "y": 0.5}), ("two", {"x": 0.02})):
+        compared = {name: {"all": {"p": p}} for name, p in claimed.items()}
+        stored = json.dumps({"compared": compared}).encode()
+        data.write_files({tmp_path / "results" / f"{question}.json": stored})
+    assert questions.corrected() == pytest.approx(
+        {("one", "x"): 0.03, ("one", "y"): 0.5, ("two", "x"): 0.04})
+
+
+def test_full_width_holds_the_same_and_more_numbers():
+    corpus = make_corpus()
+    wide = variants.at_full_width(corpus)
+    assert wide.features.shape == (24, 12, 1536)
+    flat = corpus.features.flatten(1)
+    standard = (flat - flat.mean(0)) / flat.std(0, correction=0)
+    wide_flat = wide.features.flatten(1)
+    torch.testing.assert_close(wide_flat @ wide_flat.T, standard @ standard.T, rtol=1e-4, atol=1e-4)
 
 
 def test_every_question_has_a_first_variant_and_names_of_its_own():

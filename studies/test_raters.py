@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import data
+import moemos
 import train
 from studies import lab, raters
 from test_moemos import nan, no_network  # noqa: F401 - a fixture
@@ -42,7 +43,7 @@ def test_a_rater_model_learns_biases_and_gains():
     corpus, _, bias, gain = simulate_ratings()
     ratings = torch.from_numpy(raters.ratings_of(corpus)).float()
     clips = train.Clips(corpus.features, ratings, torch.zeros(200, dtype=torch.int64))
-    config = train.Config(shrinkage=0.0, dropout=0.0)
+    config = train.Config(shrinkage=0.0)
     torch.manual_seed(0)
     model = raters.build_raters(config, corpus.backbone, ["m"])
     stages = [train.STAGES[1]._replace(lr=3e-3)]
@@ -90,3 +91,28 @@ def test_the_noise_of_ratings_is_that_of_the_simulation():
     assert raters.label_noise(ratings) == pytest.approx(0.4 ** 2 / 10, rel=0.1)
     ratings[rng.random(ratings.shape) < 0.5] = nan
     assert raters.label_noise(ratings) == pytest.approx(0.4 ** 2 / 5, rel=0.25)
+
+
+def test_the_answer_is_the_mean_over_pairs_of_panels_with_its_reach(monkeypatch):
+    corpus, mos, *_ = simulate_ratings(clips=60)
+    monkeypatch.setattr(lab, "load", lambda name, backbone: corpus)
+    said = {}
+
+    def run(jobs):
+        for job in jobs:
+            noise = np.random.default_rng(job.seed).normal(size=60)
+            said[job.variant.name, job.seed] = mos + 0.2 * noise
+        return [{"mos": said[job.variant.name, job.seed]} for job in jobs]
+    monkeypatch.setattr(lab, "run", run)
+    found = raters.answer(("one",), 3)
+    by_panel = [raters.errors(corpus, seed, {variant.name: said[variant.name, seed]
+                                             for variant in raters.VARIANTS}) for seed in range(3)]
+    for row in found["rows"]:
+        values = [errors[row["variant"]] for errors in by_panel]
+        ((mean, reach),) = row["numbers"]
+        assert mean == pytest.approx(np.mean(values))
+        assert reach == pytest.approx(4.3027 * np.std(values, ddof=1) / 3 ** 0.5, rel=1e-4)
+    assert len(found["rows"]) == len(by_panel[0])
+    row = found["numbers"][0]
+    expected = [moemos.lcc(said[row["variant"], seed], corpus.mos) for seed in range(3)]
+    assert row["seeds"] == pytest.approx(expected)

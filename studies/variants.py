@@ -1,11 +1,14 @@
 """The parts of the method left out, put back or exchanged: what studies/questions.py compares."""
 
+import functools
+from types import SimpleNamespace
+
 import torch
 from torch import nn
 
 import moemos
 import train
-from studies.lab import Variant
+from studies.lab import Corpus, Variant
 
 
 def without_path(config, backbone, classes):
@@ -31,25 +34,13 @@ class WithClasses(moemos.MoEMOS):
 
 def with_classes(config, backbone, classes):
     return WithClasses(backbone.layers, backbone.width, len(classes), config.experts,
-                       config.hidden, config.dropout, config.shrinkage)
+                       config.hidden, config.shrinkage)
 
 
-class LayerWeights(moemos.FeatureFusion):
-    """Each layer times L its softmax weight, 1 at the start."""
-
-    def __init__(self, layers, width):
-        super().__init__(layers, width)
-        self.logits = nn.Parameter(torch.zeros(layers))
-
-    def forward(self, features):
-        layers = len(self.logits)
-        fused = super().forward(features).view(len(features), layers, -1)
-        return (layers * self.logits.softmax(0)[:, None] * fused).flatten(1)
-
-
-def with_layer_weights(config, backbone, classes):
+def with_dropout(config, backbone, classes):
     model = train.build_model(config, backbone, classes)
-    model.fusion = LayerWeights(backbone.layers, backbone.width)
+    for expert in model.moe.experts:
+        expert[1] = nn.Sequential(expert[1], nn.Dropout(0.7))
     return model
 
 
@@ -68,8 +59,37 @@ def means_only(config, backbone, classes):
     return model
 
 
+WIDTH = SimpleNamespace(layers=12, width=768)  # of WAV2VEC2_BASE
+
+
+@functools.lru_cache(maxsize=1)
+def orthogonal(inputs):
+    """A fixed random map (inputs, L 2D) of that width that keeps all lengths and angles."""
+    outputs = WIDTH.layers * 2 * WIDTH.width
+    drawn = torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(0))
+    return torch.linalg.qr(drawn)[0].T
+
+
+def at_full_width(corpus):
+    """A Corpus with its features, standardised, taken to the width of WAV2VEC2_BASE: other and more
+    numbers, which hold the same."""
+    flat = corpus.features.flatten(1)
+    deviation, mean = torch.std_mean(flat, 0, correction=0)
+    wide = (flat - mean) / deviation.clamp_min(1e-3) @ orthogonal(flat.shape[1])
+    return Corpus(corpus.clips, wide.view(-1, WIDTH.layers, 2 * WIDTH.width), WIDTH)
+
+
 def nothing(clip):
     return "a clip"
+
+
+def condition(clip):
+    return clip.system
+
+
+def sampling_rate(clip):
+    """Of a simulated clip, whose system is named by it, such as 24k_tts; "other" without MOS."""
+    return clip.system.partition("_")[0] if clip.ratings else "other"
 
 
 CLASSIFICATION, JOINT, MOS = train.STAGES
@@ -77,14 +97,13 @@ ALL = sum(stage.steps for stage in train.STAGES)
 
 PATH = Variant("no linear path", build=without_path)
 CLASSES = Variant("class probabilities for the MOS head", build=with_classes)
-LAYERS = Variant("softmax weights of layers", build=with_layer_weights)
 STATIC = Variant("means only, no deviations", build=means_only)
 ONE = Variant("one expert", {"experts": 1})
+TWO = Variant("two experts", {"experts": 2})
 EIGHT = Variant("eight experts", {"experts": 8})
 WIDE = Variant("one as wide as four", {"experts": 1, "hidden": 128})
 NARROW = Variant("hidden width 16", {"hidden": 16})
-BROAD = Variant("hidden width 64", {"hidden": 64})
-NO_DROPOUT = Variant("no dropout within experts", {"dropout": 0.0})
+DROPOUT = Variant("dropout of .7 within experts", build=with_dropout)
 NO_SHRINKAGE = Variant("no dropout of features", {"shrinkage": 0.0})
 LESS_DECAY = Variant("weight decay 0.01, AdamW's own", {"weight_decay": 0.01})
 PLAIN_LAMBDAS = Variant("no regularisers", {"lambda_1": 0.0, "lambda_2": 0.0})
@@ -92,9 +111,16 @@ NO_DIVERSITY = Variant("no L_diversity", {"lambda_1": 0.0})
 NO_SPARSITY = Variant("no L_sparsity", {"lambda_2": 0.0})
 STRONG = Variant("both ten times as strong", {"lambda_1": 0.2, "lambda_2": 0.2})
 NO_TASK = Variant("no second task", label=nothing)
+BY_CONDITION = Variant("second task: the condition", label=condition)
+BY_RATE = Variant("second task: the sampling rate", label=sampling_rate)
+FULL_WIDTH = Variant("the same at 18,432 features", features=at_full_width)
+FULL_WIDTH_UNDROPPED = Variant("there, no dropout of features", {"shrinkage": 0.0},
+                               features=at_full_width)
 RATED = Variant("rated clips only", unrated=False)
-SLOWER = Variant("lr of stage 2 at the paper's 1e-4", stages=(
+SLOWER = Variant("lr of stage 2 at stage 1's 1e-4", stages=(
     CLASSIFICATION, JOINT._replace(lr=1e-4), MOS))
+FEWER_STEPS = Variant("half the steps of stage 2", stages=(
+    CLASSIFICATION, JOINT._replace(steps=JOINT.steps // 2), MOS))
 ONE_STAGE = Variant("one stage, joint", stages=(JOINT._replace(steps=ALL),))
 REVERSED = Variant("the stages reversed", stages=(MOS, JOINT, CLASSIFICATION))
 MOS_ALONE = Variant("MOS alone", stages=(
