@@ -480,9 +480,11 @@ TRAINSET, NV = "DATA/sets/TRAINSET", "audiomos-track3-16k_nv_1_2.wav"
 
 @pytest.mark.parametrize(("layout", "name", "text", "why"), [
     (POST_EVALUATION, UTT, "uttID,rating\n", ": the first row must name uttID,lisID,rating, each"),
-    (POST_EVALUATION, UTT, f"{NV},01,4\n", ", with commas between, not 'audiomos-track3-16k"),
-    (POST_EVALUATION, UTT, "uttID,lisID,rating,rating\n", ", with commas between, not 'uttID,lisI"),
-    (POST_EVALUATION, UTT, "", ", with commas between, not ''"),
+    (POST_EVALUATION, UTT, f"{NV},01,4\n",
+     ", each once, with commas between, not 'audiomos-track3-16k_nv_1_2"),
+    (POST_EVALUATION, UTT, "uttID,lisID,rating,rating\n",
+     ", each once, with commas between, not 'uttID,lisID,ra"),
+    (POST_EVALUATION, UTT, "", ", each once, with commas between, not ''"),
     (POST_EVALUATION, UTT, f"{TRACK3}{NV},01\n", ", row 2: a row needs one value for each of uttI"),
     (POST_EVALUATION, UTT, f"{TRACK3}{NV},01,4,5\n", ", row 2: a row needs one value for each of"),
     (POST_EVALUATION, UTT, f"{TRACK3}{NV},01,4\nx.wav,01,4\n", ", row 3: {'uttID': 'x.wav', "),

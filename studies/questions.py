@@ -91,7 +91,8 @@ QUESTIONS = {
         (HEAD, v.PATH, v.NO_SHRINKAGE, v.STATIC, v.ONE, v.NO_TASK, v.CLASSES, v.DROPOUT), BOTH),
     "settings": Question(
         "Are other values of the settings better?",
-        (HEAD, v.SLOWER, v.FEWER_STEPS, v.LESS_DECAY, v.NARROW, v.PLAIN_LAMBDAS), REAL | UNHEARD),
+        (HEAD, v.SLOWER, v.FEWER_STEPS, v.LESS_DECAY, v.NARROW, v.PLAIN_LAMBDAS, v.LAYERS),
+        REAL | UNHEARD),
     "width": Question(
         "Does the recipe hold at the width of WAV2VEC2_BASE, on the same information?",
         (HEAD, v.FULL_WIDTH, v.FULL_WIDTH_UNDROPPED), REAL),
@@ -139,7 +140,7 @@ def answer(question):
         corpus = lab.load(cell.corpus, cell.backbone)
         predicted[variant.name, cell] = tables.as_predicted(corpus, [one["mos"] for one in found])
         if question.gates and "gates" in found[0] and found[0]["gates"].shape[1] > 1:
-            several = [tables.use_in(corpus, one["gates"]) for one in found]
+            several = [tables.gate_use_in(corpus, one["gates"]) for one in found]
             gates.setdefault(variant.name, []).extend(several)
     rows = [{"metric": metric, "variant": variant.name,
              "numbers": [np.mean([predicted[variant.name, cell].numbers()[metric]

@@ -143,7 +143,7 @@ def gate_use(gates, true, labels):
     return [*map(float, entropies), *map(share, itertools.repeat(centred), means, parts)]
 
 
-def use_in(corpus, gates):
+def gate_use_in(corpus, gates):
     """gate_use() of the gates (clips, E) that a variant gave to a corpus, NaN where none."""
     rows = ~np.isnan(gates[:, 0])
     clips = [clip for clip, row in zip(corpus.clips, rows) if row]

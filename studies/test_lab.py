@@ -129,6 +129,12 @@ def test_each_part_that_is_exchanged_is_exchanged():
     dropped, _ = output_of(variants.with_dropout, features)
     hidden = dropped.train().moe.experts[0][1](torch.full((1000, 4), 9.0))
     assert (hidden == 0).float().mean().item() == pytest.approx(0.7, abs=0.03)
+    weighted, output = output_of(variants.with_layer_weights, features)
+    torch.testing.assert_close(output.mos, plain.mos)  # the weights start as 1
+    weighted.fusion.logits.data = torch.tensor([100.0, 0.0])
+    fused = weighted.fusion(features).view(20, 2, 6)
+    torch.testing.assert_close(fused[:, 0], 2 * model.fusion(features).view(20, 2, 6)[:, 0])
+    assert fused[:, 1].abs().max() < 1e-6
     static, _ = output_of(variants.means_only, features)
     fused = static.fusion(features).view(20, 2, 6)
     assert (fused[:, :, 3:] == 0).all()
@@ -277,6 +283,10 @@ def test_a_question_is_answered_stored_and_checked(lone, monkeypatch, tmp_path, 
     low, high = row["interval_95"]
     assert low < row["utterance LCC"] < high
     assert list(stored["gates"]) == ["the head"]
+    reach = np.median([claims["all"]["high"] - claims["all"]["value"]
+                       for claims in stored["compared"].values()])
+    assert questions.listed("good") == (
+        f"good: Is it good? (8 predictions; a difference of {tables.number(reach)} shows)")
     assert "Is it good?" in capsys.readouterr().out
     text = "a\n<!-- good utterance LCC -->\nold\n<!-- end -->\nb\n"
     assert questions.written(text).splitlines()[2:-2] == tables.table(rows[:4]).splitlines()

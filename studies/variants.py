@@ -44,6 +44,25 @@ def with_dropout(config, backbone, classes):
     return model
 
 
+class LayerWeights(moemos.FeatureFusion):
+    """Each layer times L its softmax weight, 1 at the start."""
+
+    def __init__(self, layers, width):
+        super().__init__(layers, width)
+        self.logits = nn.Parameter(torch.zeros(layers))
+
+    def forward(self, features):
+        layers = len(self.logits)
+        fused = super().forward(features).view(len(features), layers, -1)
+        return (layers * self.logits.softmax(0)[:, None] * fused).flatten(1)
+
+
+def with_layer_weights(config, backbone, classes):
+    model = train.build_model(config, backbone, classes)
+    model.fusion = LayerWeights(backbone.layers, backbone.width)
+    return model
+
+
 class MeansOnly(moemos.FeatureFusion):
     """The deviations over time are left out: they become 0."""
 
@@ -97,6 +116,7 @@ ALL = sum(stage.steps for stage in train.STAGES)
 
 PATH = Variant("no linear path", build=without_path)
 CLASSES = Variant("class probabilities for the MOS head", build=with_classes)
+LAYERS = Variant("softmax weights of layers", build=with_layer_weights)
 STATIC = Variant("means only, no deviations", build=means_only)
 ONE = Variant("one expert", {"experts": 1})
 TWO = Variant("two experts", {"experts": 2})
