@@ -25,7 +25,7 @@ from data import InputError, shown
 ENCODINGS = {"utf-16": "UTF-16", "utf-8-sig": "UTF-8", "cp1252": "latin-1"}
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 PLACEHOLDER = re.compile(r"\{([^{}]*)\}")  # of a column, in a template of several
-NUMBER = re.compile(r"-?\d+([.,]\d+)?")
+SCORE = re.compile(r"(-?\d*[.,]?\d+)(\s*[-–:.(=]\D*)?")  # 4 or 4,5, or as in "4 - good"
 NO_SCORE = ("", "-", "na", "n/a", "nan", "none", "null")
 REJECTED = ("AssignmentStatus", "Rejected")  # as Mechanical Turk marks answers that were not paid
 
@@ -151,7 +151,7 @@ def wavs_by_name(folder):
 
 def find_clips(names, folder):
     """{name in a cell: its WAV file, or None}. Of a URL, or a path of another machine, only the end
-    must be that of a file. Raises InputError where that says too little."""
+    must be that of a file. Raises InputError for several files of a name, or names of a file."""
     wavs, files, meant = wavs_by_name(folder), {}, {}
     for name in names:
         if os.path.isfile(folder / name):
@@ -196,9 +196,9 @@ def clips_of(ratings, files, scale):
     clips = {}
     for rating in ratings:
         file = files[rating["wav"]]
-        labels = {"split": "train", "system": Path(os.path.abspath(file)).parent.name} | rating
-        labels |= {"wav": str(file), "rater": rating["place"]}  # so that each has its own, for now
-        data.add_row(clips, labels, Path(), scale, rating["place"])
+        row = {"split": "train", "system": Path(os.path.abspath(file)).parent.name} | rating
+        row |= {"wav": str(file), "rater": rating["place"]}  # as add_row takes one from each
+        data.add_row(clips, row, Path(), scale, rating["place"])
     raters = {rating["place"]: rating["rater"] for rating in ratings}
     for clip in clips.values():
         scores = defaultdict(list)
@@ -215,7 +215,8 @@ def read(path, columns, wavs="", wide=False, scale=(1.0, 5.0)):
     columns: {column of ratings.csv: column of the export, or a template of several}. wavs: the
     folder of the clips, else that of the export. Without a column of systems, the name of a clip's
     folder is its system. If a rater rates a clip again, the mean is taken, as listening tests
-    repeat clips on purpose; and so it is where raters are not named. Raises InputError.
+    repeat clips on purpose; without a column of raters, all ratings of a clip are so averaged.
+    Raises InputError.
     """
     folder = Path(wavs or Path(path).parent)
     if not os.path.isdir(folder):
@@ -224,15 +225,16 @@ def read(path, columns, wavs="", wide=False, scale=(1.0, 5.0)):
     check_columns(path, columns, header)
     kept = [(number, cells) for number, cells in rows if REJECTED not in zip(header, cells)]
     cells = list((wide_ratings if wide else long_ratings)(path, header, kept, columns))
-    numbers = [cell for cell in cells if NUMBER.fullmatch(cell["score"])]
-    if not numbers:
+    scored = [cell for cell in cells if SCORE.fullmatch(cell["score"])]
+    if not scored:
         raise InputError(f"{path}: has no score that is a number")
-    commas = " and decimal commas" if any("," in cell["score"] for cell in numbers) else ""
+    numbers = [SCORE.fullmatch(cell["score"])[1] for cell in scored]
+    for cell, number in zip(scored, numbers):
+        cell["score"] = number.replace(",", ".")
+    commas = " and decimal commas" if "," in "".join(numbers) else ""
     print(f"{path}: {form}{commas}")
-    for cell in numbers:
-        cell["score"] = cell["score"].replace(",", ".")
 
-    names = dict.fromkeys(cell["wav"] for cell in numbers)
+    names = dict.fromkeys(cell["wav"] for cell in scored)
     files = (find_in_headings if wide else find_clips)(names, folder)
     missing = [name for name in names if files[name] is None]
     if 2 * len(missing) > len(names):

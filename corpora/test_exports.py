@@ -8,6 +8,7 @@ from corpora import exports, published
 from test_moemos import call, lay_out, no_network  # noqa: F401 - no_network is for all tests
 
 pytestmark = pytest.mark.filterwarnings("error")
+LONG = ["--columns", "wav=clip", "score=mos"]
 WAVS = ("near/a_01.wav", "near/a_02.wav", "far/b_01.wav", "far/b_02.WAV")
 
 
@@ -47,7 +48,8 @@ t,bob@x.org,u2,trial_1,C1,60,8000,
 t,bob@x.org,u2,trial_1,C2,0,8000,
 t,bob@x.org,u2,trial_1,anchor35,10,8000,
 """
-PROLIFIC = """PROLIFIC_PID,STUDY_ID,SESSION_ID,stimulus,System name,rating
+PROLIFIC = """PROLIFIC_PID,STUDY_ID,SESSION_ID,stimulus,"System
+ name",rating
 5f1a,s,x1,near/a_01,vocoder,4
 5f1a,s,x1,far/b_01,neural,2
 60bb,s,x2,near/a_01,vocoder,5
@@ -78,8 +80,8 @@ KINDS = {
     "tabs": ("file\trater\tscore\na_01.wav\tann\t4\nb_01.wav\tann\t2\nb_01.wav\t\t1\n",
              ["--columns", "wav=file", "score=score", "rater=rater"],
              {"near/a_01.wav": {"ann": 4}, "far/b_01.wav": {"ann": 2, "row 4": 1}}),
-    "semicolons": ("Datei;Note, im Mittel;Zahl\nnear\\a_01.wav;4,25;8\nfar\\b_01.wav;2,5;8\n;;\n",
-                   ["--columns", "wav=Datei", "score=Note, im Mittel"],
+    "semicolons": ("Datei;Note, Mittel, 1-5, alle;\nnear\\a_01.wav;4,25;\nfar\\b_01.wav;2,5;\n;;",
+                   ["--columns", "wav=Datei", "score=Note, Mittel, 1-5, alle"],
                    {"near/a_01.wav": {"": 4.25}, "far/b_01.wav": {"": 2.5}}),
     "URLs": (f"url,score\n{BUCKET}/a_01.wav,4\n{BUCKET}/b_01.wav#t,2\n{BUCKET}/b_01.wav,4\n",
              ["--columns", "wav=url", "score=score"],
@@ -142,6 +144,23 @@ def test_what_was_understood_is_reported(tmp_path, monkeypatch, capsys):
         f"{path}: 1 ratings averaged with others of the same clip and rater"]
 
 
+@pytest.mark.parametrize(("cell", "score"), [
+    ("4", 4), ("4.25", 4.25), ("4,25", 4.25), (",5", 0.5), ("-1", -1), ("4 - good", 4),
+    ("5: like speech, live", 5), ("4 (good)", 4), ("3 = fair", 3), (" 2 ", 2)])
+def test_a_score_is_a_number_which_its_label_may_follow(tmp_path, monkeypatch, cell, score):
+    path = export(tmp_path, f'clip,mos\na_01,"{cell}"\nb_01,1\nb_01,NA\nb_01,-\na_02,\na_02\n')
+    clips = convert(monkeypatch, path, *LONG, scale=(-5, 5))
+    assert ratings_of(clips) == {"near/a_01.wav": {"": score}, "far/b_01.wav": {"": 1}}
+
+
+@pytest.mark.parametrize("cell", ["4 5", "4 good", "1:30", "4-5", "2024/05/01", "good", "4,5,6"])
+def test_what_is_not_plainly_a_score_is_refused(tmp_path, monkeypatch, capsys, cell):
+    path = export(tmp_path, f'clip,mos\na_01,"{cell}"\nb_01,1\na_01,2\n')
+    assert call(monkeypatch, published, path, *LONG, "--out", tmp_path / "t.csv") == 2
+    sentence = capsys.readouterr().err
+    assert f"export.csv, row 2: the score {cell!r} is no number" in sentence
+
+
 def test_a_form_without_names_has_a_rater_a_row_and_repeated_questions_are_averaged(
         tmp_path, monkeypatch):
     path = export(tmp_path, "a_01.wav,b_01.wav,a_01 again,a_01 again\n1,2,3,5\n4,5,,\n")
@@ -152,16 +171,16 @@ def test_a_form_without_names_has_a_rater_a_row_and_repeated_questions_are_avera
 @pytest.mark.parametrize(("heading", "wav"), [
     ("From 1 to 5, how good is 2.wav?", "2.wav"), ("Rate a-1.", "a-1.wav"), ("a", "a.wav"),
     ("How good is TAKE 2, on the whole?", "take 2.wav"), ("y/3 [naturalness]", "y/3.wav"),
-    ("a-3", None), ("a.b", None), ("data", None)])
+    ("a-3", None), ("a.b", None), ("data", None), ("a b", "a b.wav")])
 def test_a_heading_names_the_clip_whose_whole_name_is_in_it(tmp_path, heading, wav):
-    names = ["1.wav", "2.wav", "x/3.wav", "y/3.wav", "a.wav", "a-1.wav", "take 2.wav"]
+    names = ["1.wav", "2.wav", "x/3.wav", "y/3.wav", "a.wav", "a-1.wav", "take 2.wav", "a b.wav"]
     lay_out(tmp_path, {}, names)
     found = exports.find_in_headings([heading], tmp_path)
     assert found == {heading: wav and tmp_path / wav}
 
 
 def test_no_heading_names_a_clip_where_there_are_none(tmp_path):
-    assert exports.find_in_headings(["a_01.wav"], tmp_path) == {"a_01.wav": None}
+    assert exports.find_in_headings(["How good?"], tmp_path) == {"How good?": None}
 
 
 def test_clips_lie_where_wavs_says_and_a_column_may_hold_the_split(tmp_path, monkeypatch):
@@ -174,9 +193,6 @@ def test_clips_lie_where_wavs_says_and_a_column_may_hold_the_split(tmp_path, mon
         ("b_01.wav", "test"), ("a_01.wav", "train"), ("a_02.wav", "dev")]
     clips = convert(monkeypatch, path, *words, "--fold", "3/3")
     assert [clip.split for clip in clips] == ["train", "train", "test"]
-
-
-LONG = ["--columns", "wav=clip", "score=mos"]
 
 
 ONE = "clip,mos\na_01,4\n"
@@ -238,3 +254,14 @@ def test_a_path_of_another_machine_is_found_by_its_end_and_one_from_here_only_as
              "https://x.org/c/y.wav": "b/y.wav", "c/y.wav": None, "b/z": "b/z.wav"}
     assert exports.find_clips(found, tmp_path) == {
         name: wav and tmp_path / wav for name, wav in found.items()}
+    assert exports.find_clips(["../b/z.wav"], tmp_path / "a") == {
+        "../b/z.wav": tmp_path / "a" / "../b/z.wav"}
+
+
+def test_the_system_of_clips_beside_their_export_is_the_folder_of_both(tmp_path, monkeypatch):
+    """One of two clips, which is not less than half, may be missing."""
+    export(tmp_path / "vocoder", "clip,mos\na_01,4\nb_01,3\n", wavs=["a_01.wav"])
+    monkeypatch.chdir(tmp_path / "vocoder")
+    (clip,) = exports.read("export.csv", {"wav": "clip", "score": "mos"})
+    assert (clip.wav, clip.system, clip.split, clip.ratings) == (
+        "a_01.wav", "vocoder", "train", {"": 4})
