@@ -320,9 +320,10 @@ def check_out(out, path, part, clips):
     """Raises InputError where --out is a file that was read: a table at the path, or a clip."""
     tables = [table for layout, folder in recognise(path, part)
               for table, _ in tables_of(layout, folder)]
-    for source in (*(tables or [data.table_of(path)]), *(clip.path for clip in clips)):
-        if os.path.exists(out) and os.path.samefile(out, source):
-            raise InputError(f"--out {out}: is what was read; name another file, so that it stays")
+    sources = tables or [data.table_of(path)]
+    sources += [clip.path for clip in clips]
+    if os.path.exists(out) and any(os.path.samefile(out, source) for source in sources):
+        raise InputError(f"--out {out}: is what was read; name another file, so that it stays")
 
 
 def write(out, clips, scale):

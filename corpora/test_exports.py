@@ -148,7 +148,7 @@ def test_what_was_understood_is_reported(tmp_path, monkeypatch, capsys):
     ("4", 4), ("4.25", 4.25), ("4,25", 4.25), (",5", 0.5), ("-1", -1), ("4 - good", 4),
     ("5: like speech, live", 5), ("4 (good)", 4), ("3 = fair", 3), (" 2 ", 2)])
 def test_a_score_is_a_number_which_its_label_may_follow(tmp_path, monkeypatch, cell, score):
-    path = export(tmp_path, f'clip,mos\na_01,"{cell}"\nb_01,1\nb_01,NA\nb_01,-\na_02,\na_02\n')
+    path = export(tmp_path, f'clip,mos\na_01,"{cell}"\nb_01,1\nb_01,NA\nb_01,-\na_02,\nb_01\n')
     clips = convert(monkeypatch, path, *LONG, scale=(-5, 5))
     assert ratings_of(clips) == {"near/a_01.wav": {"": score}, "far/b_01.wav": {"": 1}}
 
