@@ -1,1 +1,1 @@
-"""Where a ratings.csv comes from: a simulation, or a published data set."""
+"""Where a ratings.csv comes from: a simulation, a published data set, or a test's export."""

@@ -1,19 +1,23 @@
-"""Published data sets of rated speech -> ratings.csv, the one table that data.py reads.
+"""Rated speech, a published data set or one's own -> ratings.csv, the one table that data.py reads.
 
     python -m corpora.published PATH --out ratings.csv
     python -m corpora.published PATH --out ratings.csv --fold 1/6
     python -m corpora.published PATH --out ratings.csv --augment FOLDER
+    python -m corpora.published EXPORT --columns wav=COLUMN score=COLUMN --out ratings.csv
 
 PATH is an unpacked data set or the clone of a repository, one of LAYOUTS, or a ratings.csv or its
-folder. The WAV files stay where they are; the table says what was understood of the data set, so
-look at it. --fold K/N makes the K-th of N parts, of whole groups, the test clips, whatever split
-the data set has; where it has none, it is 1/5 unless you say otherwise. --augment appends clips
-without MOS (III.D), each subfolder of FOLDER being one synthesis model.
+folder. EXPORT is what the tool of a listening test gives you; corpora/exports.py reads it. The WAV
+files stay where they are; the table says what was understood of the data set, so look at it.
+--fold K/N makes the K-th of N parts, of whole groups, the test clips, whatever split the data set
+has; where it has none, it is 1/5 unless you say otherwise. Clips without ratings stay where they
+are. --augment appends clips without MOS (III.D), each subfolder of FOLDER being one synthesis
+model.
 """
 
 import argparse
 import ast
 import glob
+import io
 import os
 import re
 import zipfile
@@ -23,6 +27,7 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 import data
+from corpora import exports
 from data import InputError
 
 
@@ -83,12 +88,13 @@ def codecs(row, table):
     if not row["file"]:
         return []
     try:
-        ratings = list(zip(ast.literal_eval(row["participant_ids"]),
-                           ast.literal_eval(row["ratings"]), strict=True))
+        cells = [ast.literal_eval(row[name]) for name in ("participant_ids", "ratings")]
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # of literal_eval
-        raise InputError("ratings and participant_ids must be lists of one length") from None
+        cells = []
+    if [type(cell) for cell in cells] != [list, list] or len(cells[0]) != len(cells[1]):
+        raise InputError("ratings and participant_ids must be lists of one length")
     return [{"wav": row["file"], "system": row["condition"], "group": row["file"].split("/")[0],
-             "rater": str(rater), "score": str(score)} for rater, score in ratings]
+             "rater": str(rater), "score": str(score)} for rater, score in zip(*cells)]
 
 
 def p835(row, table):
@@ -149,6 +155,7 @@ LAYOUTS = (  # as their distributors lay them out; the first that is there is ta
            "audio_path,score,evaluator_id", True, "audios_demo", yourtts),
 )
 SHEET_LINK = "{http://schemas.openxmlformats.org/officeDocument/2006/relationships}id"
+MAX_INFLATED = 2 ** 24  # bytes of a workbook's parts together; that of P.835 has half a million
 FOLDERS = ("", "DATA", "track3_obf/DATA", "audiomos2025-track3-eval-phase/DATA", "post_eval_distro")
 
 
@@ -173,6 +180,8 @@ def read(path, scale=None, part=""):
 
     scale: else the data set's own. Raises InputError naming file and row.
     """
+    if not os.path.exists(path):
+        raise InputError(f"{path}: there is no such file or folder")
     parts = recognise(path, part)
     if not parts and (os.path.isfile(path) or os.path.isfile(Path(path, "ratings.csv"))):
         scale = scale or (1.0, 5.0)
@@ -185,10 +194,8 @@ def read(path, scale=None, part=""):
     scale = scale or layout.scale
     clips, silent = {}, set()
     for layout, folder in parts:
-        for pattern, own_split in layout.tables.items():
-            for table in sorted(glob.glob(pattern, root_dir=folder)):
-                read_table(folder / table, layout, own_split, folder / layout.wavs, scale, clips,
-                           silent)
+        for table, own_split in tables_of(layout, folder):
+            read_table(table, layout, own_split, folder / layout.wavs, scale, clips, silent)
     if not clips:
         raise InputError(f"{path}: none of the clips in the tables of this data set is there"
                          if silent else f"{path}: there are no rows in the tables of this data set")
@@ -198,6 +205,13 @@ def read(path, scale=None, part=""):
     if "" in layout.tables.values():
         split(clips, "1/5")
     return layout.name, scale, clips
+
+
+def tables_of(layout, folder):
+    """Yields (path, split) of each table that a data set has in a folder."""
+    for pattern, own_split in layout.tables.items():
+        for table in sorted(glob.glob(pattern, root_dir=folder)):
+            yield folder / table, own_split
 
 
 def read_table(table, layout, split, wavs, scale, clips, silent):
@@ -225,11 +239,17 @@ def read_sheet(path, name, columns):
 
     Raises InputError.
     """
+    content = io.BytesIO(data.read_bytes(path))
     try:
-        with zipfile.ZipFile(path) as book:
+        with zipfile.ZipFile(content) as book:
+            inflated = sum(part.file_size for part in book.infolist())
+            if inflated > MAX_INFLATED:
+                raise InputError(f"it inflates to {inflated} bytes, above {MAX_INFLATED}")
+
             def parse(part):
                 return ElementTree.fromstring(book.read(f"xl/{part}"))
-            texts = ["".join(text.itertext()) for text in parse("sharedStrings.xml")]
+            texts = {str(number): "".join(text.itertext())
+                     for number, text in enumerate(parse("sharedStrings.xml"))}
             links = {link.get("Id"): link.get("Target")
                      for link in parse("_rels/workbook.xml.rels")}
             sheets = {sheet.get("name"): links[sheet.get(SHEET_LINK)]
@@ -244,12 +264,18 @@ def read_sheet(path, name, columns):
 
 
 def cells_of(row, texts):
-    """A row's {letter of a column: text}. texts: those that a workbook's cells refer to."""
+    """A row's {letter of a column: text}. texts: {number: text}, which cells refer to."""
     cells = {}
     for cell in row.findall("{*}c"):
         text = cell.findtext("{*}v", "")
-        column = cell.get("r").rstrip("0123456789")
-        cells[column] = texts[int(text)] if cell.get("t") == "s" else text
+        kind = cell.get("t", "n")
+        if kind == "s" and text not in texts:
+            raise InputError(f"the cell {cell.get('r')} shows a text {text!r}, which is not there")
+        if kind == "s":
+            text = texts[text]
+        elif kind not in ("n", "str"):  # a Boolean or an error, which is no number
+            text = f"{kind} {text}"
+        cells[cell.get("r").rstrip("0123456789")] = text
     return cells
 
 
@@ -275,30 +301,45 @@ def read_augmentation(folder, path, clips, scale):
 
 
 def split(clips, fold):
-    """Sets every clip's split; fold: "K/N". Raises InputError."""
+    """Sets the split of each clip that has ratings; fold: "K/N". Raises InputError."""
     match = re.fullmatch(r"(\d{1,4})/(\d{1,4})", fold)
     if not match or not 1 <= int(match[1]) <= int(match[2]) or int(match[2]) < 2:
         raise InputError(f"--fold {data.shown(fold)}: must be K/N, as 1/5 is the first of five")
     part, parts = map(int, match.groups())
-    for clip, number in zip(clips, data.folds_of(clips, parts)):
+    rated = [clip for clip in clips if clip.ratings]
+    for clip, number in zip(rated, data.folds_of(rated, parts)):
         clip.split = "test" if number == part - 1 else "train"
-    if len({clip.split for clip in clips}) < 2:
-        raise InputError(f"--fold {fold}: leaves no clip for training or for test; there are "
-                         f"{len({clip.group for clip in clips})} groups")
+    if len({clip.split for clip in rated}) < 2:
+        raise InputError(f"--fold {fold}: leaves no rated clip for training or for test; there are "
+                         f"{len({clip.group for clip in rated})} groups")
 
 
 # -- Writing ---------------------------------------------------------------------------------------
 
-def write(out, clips):
-    """Writes the table of the clips, all or nothing. Raises InputError."""
-    rows = [data.HEADER]
+def check_out(out, path, part, clips):
+    """Raises InputError where --out is a file that was read: a table at the path, or a clip."""
+    tables = [table for layout, folder in recognise(path, part)
+              for table, _ in tables_of(layout, folder)]
+    sources = tables or [data.table_of(path)]
+    sources += [clip.path for clip in clips]
+    if os.path.exists(out) and any(os.path.samefile(out, source) for source in sources):
+        raise InputError(f"--out {out}: is what was read; name another file, so that it stays")
+
+
+def write(out, clips, scale):
+    """Writes the table of the clips, all or nothing, and only if it can be read as it would stand
+    there. Raises InputError."""
+    rows, checked = [data.HEADER], {}
     for clip in clips:
         wav = name_from(out.parent, clip.path)
         group = "" if clip.group == os.path.realpath(clip.path) else clip.group
         labels = (wav, clip.split, clip.system, clip.model, group)
         ratings = clip.ratings or {"": ""}
         for rater, score in ratings.items():
-            rows.append((*labels, rater, str(score).removesuffix(".0")))
+            row = (*labels, rater, str(score).removesuffix(".0"))
+            cells = dict(zip(data.HEADER, map(str.strip, row)))
+            data.add_row(checked, cells, out.parent, scale, clip.path)
+            rows.append(row)
     data.write_files({out: rows})
 
 
@@ -315,31 +356,57 @@ def name_from(folder, wav):
 
 def main():
     parser = argparse.ArgumentParser(
-        allow_abbrev=False, description="Writes the ratings.csv of a published data set.")
-    parser.add_argument("path", metavar="PATH", help="the unpacked data set, or a ratings.csv")
-    parser.add_argument("--out", required=True, metavar="TABLE", help="the ratings.csv to write")
-    parser.add_argument("--fold", metavar="K/N", help="test clips: the K-th of N parts of whole "
-                        "groups (default: the data set's own split, or 1/5)")
+        allow_abbrev=False, description="Writes a ratings.csv, the table that train.py learns "
+        "from, and says what it found. It reads a published data set, another ratings.csv, or, "
+        "with --columns or --wide, what the tool of your listening test exports.")
+    parser.add_argument("path", metavar="PATH", help="The folder of the unpacked data set, a "
+                        "ratings.csv, or the exported table.")
+    parser.add_argument("--out", required=True, metavar="TABLE",
+                        help="The ratings.csv to write. It may not be a file that is read.")
+    parser.add_argument("--columns", nargs="+", default=[], metavar="NAME=COLUMN",
+                        help="Says which column of an export holds what: wav= is the clip and "
+                        "score= its rating; rater=, system=, group=, model= and split= may follow. "
+                        "A template such as wav=audio/{trial}/{stimulus}.wav joins columns.")
+    parser.add_argument("--wide", action="store_true",
+                        help="The export has a row for each rater and a column for each clip, as "
+                        "that of a form. The heading of a column has the clip's name in it.")
+    parser.add_argument("--wavs", default="", metavar="FOLDER",
+                        help="The folder of an export's clips (default: that of the export).")
+    parser.add_argument("--fold", metavar="K/N",
+                        help="Deals the groups of clips out to N parts; the K-th is for testing "
+                        "and the others are for training. Without it a data set keeps its own "
+                        "split, or gets 1/5 if it has none.")
     parser.add_argument("--part", default="", choices=("", "fullband"),
-                        help="of the P.835 reference conditions")
+                        help="Takes the full-band part of the P.835 reference conditions.")
     parser.add_argument("--augment", default="", metavar="FOLDER",
-                        help="also list its clips, without MOS; a subfolder a synthesis model")
+                        help="Adds clips without ratings for training. Each subfolder has the "
+                        "clips of one synthesis model, and its name.")
     parser.add_argument("--scale", type=float, nargs=2, metavar=("LOW", "HIGH"),
-                        help="lowest and highest rating (default: the data set's)")
+                        help="The lowest and the highest rating that there can be (default: those "
+                        "of the data set, or 1 5).")
     options = parser.parse_args()
     out = Path(options.out)
     with data.one_sentence("corpora.published"):
         if out.suffix != ".csv" or os.path.isdir(out):
             raise InputError(f"--out {out}: name a table, which ends in .csv")
         data.check_scale(options.scale or (1, 5))
-        name, scale, clips = read(options.path, options.scale, options.part)
+        if options.wavs and not options.columns and not options.wide:
+            raise InputError("--wavs: is for an export, with --columns or --wide")
+        if options.columns or options.wide:
+            columns = exports.named(options.columns, options.wide)
+            name, scale = "listening test", options.scale or (1.0, 5.0)
+            clips = exports.read(options.path, columns, options.wavs, options.wide, scale)
+            if "split" not in columns:
+                split(clips, "1/5")
+        else:
+            name, scale, clips = read(options.path, options.scale, options.part)
         if options.fold:
             split(clips, options.fold)
         if options.augment:
             clips += read_augmentation(options.augment, options.path, clips, scale)
+        check_out(out, options.path, options.part, clips)
         found = data.check_clips(clips)
-        write(out, clips)
-        data.read_manifest(out, scale)  # as train.py will
+        write(out, clips, scale)
         print(f"{out}: {name}; {found}")
         if tuple(scale) != (1.0, 5.0):
             print(f"the scale is {scale[0]:g} to {scale[1]:g}: train.py needs --scale "

@@ -512,7 +512,8 @@ TRAINSET, NV = "DATA/sets/TRAINSET", "audiomos-track3-16k_nv_1_2.wav"
      ", row 2: the score 8 is off the scale of 1 to 7"),
     *((CODECS, f"{CODEC}/ratings_formated_filtered.csv", f"{SIGNALS}s,c,{cells},stim_01/prop.wav",
        ", row 2: {'signal': 's', 'condition': 'c', ") for cells in (
-           '"[41.0, 32.0]",[2]', "[41.0],2", "41.0,[2]", "[41.0,[2]", "x,y", ",")),
+           '"[41.0, 32.0]",[2]', "[41.0],2", "41.0,[2]", "[41.0,[2]", "x,y", ",", "'45','12'",
+           '"{41, 32}","[2, 3]"', '"[41, 32]","{2, 3}"', '"41, 32","2, 3"', "'4',[2]")),
     (YOURTTS, MOS_PT, VOTES + 2 * f"{EXP}/11995_25.wav,2.0,7\n", ", row 3: rater '7' has rated")])
 def test_a_bad_row_is_refused_by_file_and_number_and_an_older_table_stays(
         tmp_path, monkeypatch, capsys, layout, name, text, why):
@@ -528,9 +529,10 @@ def test_a_bad_row_is_refused_by_file_and_number_and_an_older_table_stays(
 
 
 @pytest.mark.parametrize(("words", "why"), [
-    (["nowhere", "--out", "t.csv"], "nowhere: there is no data set that is known; looked for"),
+    (["nowhere", "--out", "t.csv"], "corpora.published: nowhere: there is no such file or folder"),
+    (["EMPTY", "--out", "t.csv"], "EMPTY: there is no data set that is known; looked for"),
     (["EMPTY", "--out", "t.csv"], "sets/TRAINSET, sets/train_mos_list.txt, training_files/"),
-    (["x" * 300, "--out", "t.csv"], "there is no data set that is known"),
+    (["x" * 300, "--out", "t.csv"], "xxx: there is no such file or folder"),
     (["BARE", "--out", "t.csv"], "BARE: there are no rows in the tables of this data set"),
     (["OWN"], "required: --out"), (["OWN", "--out", ""], "--out .: name a table"),
     (["OWN", "--out", "EMPTY"], "--out EMPTY: name a table, which ends in .csv"),
@@ -544,7 +546,7 @@ def test_a_bad_row_is_refused_by_file_and_number_and_an_older_table_stays(
     (["OWN", "--out", "t.csv", "--aug", "EMPTY"], "unrecognized arguments: --aug EMPTY"),
     *((["OWN", "--out", "t.csv", "--fold", fold], f"--fold {fold!r}: must be K/N, as 1/5 is the")
       for fold in ("0/5", "6/5", "1/1", "1", "1.0/5", "1/5/5", "one/five", "1/99999")),
-    (["OWN", "--out", "t.csv", "--fold", "5/9"], "--fold 5/9: leaves no clip for training or for"),
+    (["OWN", "--out", "t.csv", "--fold", "5/9"], "--fold 5/9: leaves no rated clip for training"),
     (["SILENT", "--out", "t.csv"], "SILENT: none of the clips in the tables of this data set is"),
     (["OWN", "--out", "t.csv", "--part", "x"], "invalid choice: 'x'")])
 def test_what_cannot_be_converted_gets_one_sentence_and_status_2(tmp_path, monkeypatch, capsys,
@@ -669,6 +671,23 @@ def with_zeros(path):
     path.write_bytes(content)
 
 
+def rewritten(path, part, change):
+    """Changes a part of a workbook."""
+    with zipfile.ZipFile(path) as book:
+        parts = {name: book.read(name).decode() for name in book.namelist()}
+    parts[part] = change(parts[part])
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as book:
+        for name, text in parts.items():
+            book.writestr(name, text)
+
+
+def with_mean(folder, cell):
+    """A workbook with one clip, whose mean stands in another kind of cell."""
+    wide_band(folder, p835_row("c0_f2.wav", 4.25))
+    rewritten(folder / BOOK, "xl/worksheets/sheet9.xml",
+              lambda text: text.replace('r="K2"><v>4.25</v>', f'r="K2" {cell}'))
+
+
 NO_BOOK = ".xlsx: is no workbook with a sheet 16KHzWB-results per file"
 
 
@@ -682,7 +701,12 @@ NO_BOOK = ".xlsx: is no workbook with a sheet 16KHzWB-results per file"
     (lambda folder: wide_band(folder, p835_row("c0f2.wav", 4)),
      f".xlsx, {SHEETS['16KHzWB']}, row 2: {{'A': 'url', 'B': 'c0f2.wav', "),
     (lambda folder: wide_band(folder, p835_row("c0_f2.wav", 5.5)), "row 2: the score 5.5 is off"),
-    (lambda folder: wide_band(folder), "there are no rows in the tables of this data set")])
+    (lambda folder: wide_band(folder), "there are no rows in the tables of this data set"),
+    (lambda folder: with_mean(folder, 't="b"><v>1</v>'), "row 2: the score 'b 1' is no number"),
+    (lambda folder: with_mean(folder, 't="e"><v>#N/A</v>'), "the score 'e #N/A' is no number"),
+    (lambda folder: with_mean(folder, 't="inlineStr"><is><t>4</t></is>'), "'inlineStr ' is no nu"),
+    (lambda folder: with_mean(folder, 't="s"><v>-1</v>'), "K2 shows a text '-1', which is not"),
+    (lambda folder: with_mean(folder, 't="s"><v>99</v>'), "K2 shows a text '99', which is not")])
 def test_a_workbook_that_cannot_be_used_gets_one_sentence_and_status_2(tmp_path, monkeypatch,
                                                                        capsys, damage, why):
     folder = lay_out_p835(tmp_path)
@@ -691,6 +715,20 @@ def test_a_workbook_that_cannot_be_used_gets_one_sentence_and_status_2(tmp_path,
     sentence = capsys.readouterr().err
     assert sentence.startswith(f"corpora.published: {folder}") and why in sentence
     assert sentence.count("\n") == 1 and not (folder / "t.csv").exists()
+
+
+@pytest.mark.parametrize("part", ["worksheets/sheet9.xml", "sharedStrings.xml", "other.bin"])
+def test_a_workbook_that_inflates_beyond_bounds_is_refused_before_it_is_inflated(
+        tmp_path, monkeypatch, capsys, part):
+    folder = lay_out_p835(tmp_path)
+    with zipfile.ZipFile(folder / BOOK, "a", zipfile.ZIP_DEFLATED) as book:
+        book.writestr("xl/other.bin", "")
+    rewritten(folder / BOOK, f"xl/{part}", lambda text: text + " " * published.MAX_INFLATED)
+    assert (folder / BOOK).stat().st_size < 100_000
+    monkeypatch.setattr(zipfile.ZipFile, "open", None)
+    assert call(monkeypatch, published, folder, "--out", folder / "t.csv") == 2
+    assert re.search(r"\.xlsx: .* \(it inflates to 1678\d{4} bytes, above 16777216\)$",
+                     capsys.readouterr().err.strip())
 
 
 # -- The real listening tests ----------------------------------------------------------------------
@@ -784,6 +822,23 @@ def test_folds_together_test_every_clip_once_and_tear_no_group_apart(tmp_path, m
     assert sorted(tested) == [f"{i}.wav" for i in range(10)]
 
 
+def test_folds_leave_clips_without_ratings_where_they_were(tmp_path, monkeypatch):
+    rows = [f"{i}.wav,{split},s,{rating}" for i, (split, rating) in enumerate(
+        [("test", ","), ("train", "r,4"), ("train", ","), ("test", "r,2"), ("dev", ","),
+         ("train", "r,1"), ("test", ","), ("train", ",")])]
+    text = "\n".join(["wav,split,system,rater,score", *rows, ""])
+    folder = lay_out(tmp_path, {"ratings.csv": text}, [f"{i}.wav" for i in range(8)])
+    tested = []
+    for fold in (1, 2, 3):
+        words = (folder, "--out", folder / "t.csv", "--fold", f"{fold}/3")
+        assert call(monkeypatch, published, *words) == 0
+        clips = data.read_manifest(folder / "t.csv")
+        assert [clip.split for clip in clips if not clip.ratings] == [
+            "test", "train", "dev", "test", "train"]
+        tested += [clip.wav for clip in clips if clip.ratings and clip.split == "test"]
+    assert sorted(tested) == ["1.wav", "3.wav", "5.wav"]
+
+
 def test_a_data_set_is_split_where_it_has_no_split_and_keeps_its_own(tmp_path, monkeypatch):
     files, wavs, _ = BVCC
     own = lay_out(tmp_path / "bvcc", files, wavs)
@@ -811,17 +866,17 @@ def test_another_scale_is_read_where_it_is_given(tmp_path, monkeypatch):
 def test_augmentation_is_appended_to_ones_own_table_and_trained_on(tmp_path, monkeypatch):
     own = own_corpus(tmp_path / "own")
     more = lay_out(tmp_path / "more", {}, ["tts1/a.wav", "tts1/deep/b.WAV", "tts2/c.wav"])
-    words = (own, "--out", own / "ratings.csv", "--augment", more)
-    assert call(monkeypatch, published, *words) == 0
-    assert (own / "ratings.csv").read_text().splitlines() == [
+    both = own / "both.csv"
+    assert call(monkeypatch, published, own, "--out", both, "--augment", more) == 0
+    assert both.read_text().splitlines() == [
         "wav,split,system,model,group,rater,score", "a.wav,train,s,s,,r,4",
         "b.wav,train,s,s,,r,2.5", "c.wav,train,t,t,,r,1", "d.wav,test,t,t,,,",
         "../more/tts1/a.wav,train,tts1,tts1,,,", "../more/tts1/deep/b.WAV,train,tts1,tts1,,,",
         "../more/tts2/c.wav,train,tts2,tts2,,,"]
-    before = (own / "ratings.csv").read_bytes()
+    words = (both, "--out", own / "again.csv", "--augment", more)
     assert call(monkeypatch, published, *words) == 2  # they are there already
-    assert (own / "ratings.csv").read_bytes() == before
-    train.train(quick(own, tmp_path, steps=1))
+    assert not (own / "again.csv").exists()
+    train.train(quick(both, tmp_path, steps=1))
     assert torch.load(tmp_path / "run" / "model.pt")["classes"] == ["s", "t", "tts1", "tts2"]
 
 
@@ -853,8 +908,48 @@ def test_names_that_a_table_cannot_hold_are_refused(tmp_path, monkeypatch, capsy
         (tmp_path / name).symlink_to(target)
     else:
         lay_out(tmp_path, {}, [name])
-    assert call(monkeypatch, published, own, "--out", own / "ratings.csv", "--augment", more) == 2
+    assert call(monkeypatch, published, own, "--out", own / "t.csv", "--augment", more) == 2
     assert why in capsys.readouterr().err and contents(own) == before
+
+
+@pytest.mark.parametrize(("name", "why"), [
+    ("mo\rre", "nor a cell hold NUL or CR"), (" more", "'more/tts1/a.wav' is not there")])
+def test_a_table_that_could_not_be_read_again_leaves_the_good_one_as_it_was(
+        tmp_path, monkeypatch, capsys, name, why):
+    own, good = own_corpus(tmp_path / "own"), tmp_path / "own" / "good.csv"
+    more = lay_out(own / name, {}, ["tts1/a.wav"])
+    assert call(monkeypatch, published, own, "--out", good) == 0
+    before = good.read_bytes()
+    assert call(monkeypatch, published, own, "--out", good, "--augment", more) == 2
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert why in sentence and good.read_bytes() == before
+
+
+@pytest.mark.parametrize(("layout", "path", "out"), [
+    (ESTONIAN, "", f"{SYNT}/all.csv"), (ESTONIAN, SYNT, f"{SYNT}/all.csv"),
+    (YOURTTS, "", MOS_PT), (POST_EVALUATION, "", "post_eval_distro/train/utt_24k.csv"),
+    (POST_EVALUATION, "post_eval_distro", "post_eval_distro/test/utt_mix_test.csv")])
+def test_a_table_of_the_data_set_is_not_written_over_even_through_a_link(
+        tmp_path, monkeypatch, capsys, layout, path, out):
+    folder = lay_out(tmp_path, *layout[:2])
+    (folder / "link.csv").symlink_to(folder / out)
+    before = (folder / out).read_bytes()
+    for name in (out, "link.csv"):
+        assert call(monkeypatch, published, folder / path, "--out", folder / name) == 2
+        sentence = f"--out {folder / name}: is what was read; name another file, so that it stays"
+        assert sentence in capsys.readouterr().err and (folder / out).read_bytes() == before
+
+
+def test_neither_ones_own_table_nor_a_clip_is_written_over(tmp_path, monkeypatch, capsys):
+    own = own_corpus(tmp_path / "own")
+    (own / "a.wav").rename(own / "a.csv")
+    text = (own / "ratings.csv").read_text().replace("a.wav", "a.csv")
+    (own / "ratings.csv").write_text(text)
+    before = contents(own)
+    for path in (own, own / "ratings.csv"):
+        for out in (own / "ratings.csv", own / "a.csv"):
+            assert call(monkeypatch, published, path, "--out", out) == 2
+            assert "is what was read" in capsys.readouterr().err and contents(own) == before
 
 
 def test_a_link_to_a_clip_is_the_same_clip(tmp_path, monkeypatch):
@@ -862,11 +957,11 @@ def test_a_link_to_a_clip_is_the_same_clip(tmp_path, monkeypatch):
     more = lay_out(tmp_path / "more", {}, ["tts1/a.wav"])
     (more / "tts1" / "b.wav").symlink_to("a.wav")
     (more / "tts1" / "circle").symlink_to(more / "tts1")
-    assert call(monkeypatch, published, own, "--out", own / "ratings.csv", "--augment", more) == 0
-    assert [row["wav"] for row in table(own / "ratings.csv")][4:] == ["../more/tts1/a.wav"]
+    assert call(monkeypatch, published, own, "--out", own / "t.csv", "--augment", more) == 0
+    assert [row["wav"] for row in table(own / "t.csv")][4:] == ["../more/tts1/a.wav"]
     (own / "again.wav").symlink_to("a.wav")
     with (own / "ratings.csv").open("a") as file:
-        file.write("again.wav,train,s,s,,other,2\n")
+        file.write("again.wav,train,s,other,2\n")
     assert call(monkeypatch, published, own, "--out", own / "t.csv") == 0
     ratings = {row["rater"]: row["score"] for row in table(own / "t.csv") if row["wav"] == "a.wav"}
     assert ratings == {"r": "4", "other": "2"}
