@@ -12,16 +12,16 @@ import io
 import math
 import os
 import socket
+import struct
 import sys
 import time
 import uuid
-import warnings
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.io import wavfile
 
 import moemos
 
@@ -29,7 +29,9 @@ PAPER_BACKBONE = "WAV2VEC2_BASE"  # wav2vec2 is the paper's (III.B), the size ou
 STALL_SECONDS = 30.0  # a download that is silent for so long is given up; torch.hub would wait
 MAX_BYTES = 2 ** 28   # of a file; a device or a pipe may never end
 SILENCE = 45.0        # dB below a clip's loudest 10 ms: what is so quiet at its ends is cut; ours
-FULL_SCALE = {"uint8": 128, "int16": 2 ** 15, "int32": 2 ** 31, "float32": 1, "float64": 1}
+# (format, bytes) of a WAV file's samples, 1 being PCM and 3 float -> numpy's type, zero, full scale
+TYPES = {(1, 1): ("u1", 128.0, 2 ** 7), (1, 2): ("i2", 0.0, 2 ** 15), (1, 3): ("i4", 0.0, 2 ** 31),
+         (1, 4): ("i4", 0.0, 2 ** 31), (3, 4): ("f4", 0.0, 1), (3, 8): ("f8", 0.0, 1)}
 
 
 class InputError(ValueError):
@@ -96,52 +98,52 @@ def read_bytes(path):
 def decode(path, content):
     """The bytes of a WAV file -> (rate, (T,) floats at that rate), channels averaged, silence at
     both ends cut. Raises InputError naming the file."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", wavfile.WavFileWarning)  # of chunks that hold no audio
-        warnings.filterwarnings("error", ".*EOF.*", wavfile.WavFileWarning)
-        try:
-            rate, samples = wavfile.read(io.BytesIO(with_lengths(content)))
-        except MemoryError:
-            raise
-        except Exception as error:  # noqa: BLE001 - scipy raises nearly anything
-            raise InputError(f"{path}: not a whole WAV file of PCM or float ({error})") from None
-    kind = samples.dtype.name
-    if kind not in FULL_SCALE or not 1 <= rate <= 768000 or samples.size == 0:
-        raise InputError(f"{path}: {kind} samples of shape {samples.shape} at {rate} Hz; needed is "
-                         "8 to 32-bit PCM or float, at least one, and a rate up to 768 kHz")
-    zero = 128.0 if kind == "uint8" else 0.0
-    scaled = (samples - zero) / FULL_SCALE[kind]         # (T,) or (T, channels)
-    mono = scaled.reshape(len(scaled), -1).mean(axis=1)  # (T,)
+    order = ">" if content[:4] == b"RIFX" else "<"
+    header, samples = find_samples(path, content, order)
+    kind, channels, rate, block, bits, subkind = struct.unpack_from(f"{order}HHI4xHH8xI", header)
+    kind = subkind if kind == 0xFFFE else kind  # in the extensible form of the header
+    # Bytes of a sample: the bits count, as in libsndfile, but 24 of them may lie in blocks of four.
+    width = 4 if 16 < bits < 32 and block == 4 * channels else (bits + 7) // 8
+    count = len(samples) // max(channels * width, 1) * channels
+    if (kind, width) not in TYPES or count == 0 or not 1 <= rate <= 768000:
+        raise InputError(f"{path}: {count} samples of {bits} bits in format {kind} at {rate} Hz; "
+                         "save it as PCM of 8 to 32 bits or as float, at a rate up to 768 kHz")
+    samples = np.frombuffer(samples, np.uint8, count * width)
+    if width == 3:  # which numpy has not: the lowest byte of four is 0
+        samples = np.insert(samples.reshape(-1, 3), 0 if order == "<" else 3, 0, axis=1).ravel()
+    name, zero, full_scale = TYPES[kind, width]
+    scaled = (samples.view(order + name) - zero) / full_scale
+    mono = scaled.reshape(-1, channels).mean(axis=1)  # (T,)
     if not (np.abs(mono) < 1e6).all():  # full scale is 1; what is far above is no sound
         raise InputError(f"{path}: holds NaN, infinite or huge samples")
     sound = cut_silence(mono, rate)
     if len(sound) / rate < moemos.MIN_SECONDS:
-        raise InputError(f"{path}: {1000 * len(sound) / rate:.1f} ms between silences; the "
-                         "backbone needs 25 ms")
+        raise InputError(f"{path}: {1000 * len(sound) / rate:.1f} ms long, silence at its ends "
+                         "not counted; the backbone needs 25 ms")
     return rate, sound
 
 
-def with_lengths(content):
-    """The bytes of a WAV file -> the same, where it comes from a pipe with its lengths put right.
-    Who writes to a pipe cannot go back, and leaves 0 or a huge number as length of RIFF and data.
-    """
-    start = 12
-    while content[start:start + 4] not in (b"data", b""):
-        size = int.from_bytes(content[start + 4:start + 8], "little")
-        start += 8 + size + size % 2
-    start += 8  # of the samples
-    if content[:4] != b"RIFF" or start >= len(content):
-        return content
-    riff, size = (int.from_bytes(content[i:i + 4], "little") for i in (4, start - 4))
+def find_samples(path, content, order):
+    """The bytes of a WAV file -> (its chunk "fmt ", zeros behind, the bytes of its samples). Of all
+    lengths only that of the samples counts. Who writes to a pipe cannot go back, and leaves 0 or a
+    huge number there: then the samples end with the file. Raises InputError."""
+    header, start, name, size = b"", 12, b"", 0
+    while name != b"data" and start + 8 <= len(content):
+        name, size = struct.unpack_from(f"{order}4sI", content, start)
+        start += 8
+        if name == b"fmt ":
+            header = content[start:start + size]
+        if name != b"data":
+            start += size + size % 2
+    riff, = struct.unpack_from(f"{order}I", content.ljust(8), 4)
+    if content[:4] == b"RF64":  # its lengths have 64 bits and stand in front
+        size = int.from_bytes(content[28:36], "little")
+    there = len(content) - start
     if size > MAX_BYTES or size == 0 and not start < riff <= MAX_BYTES:  # else it has no samples
-        block = int.from_bytes(content[32:34], "little") or 1  # bytes of a sample of all channels
-        size = (len(content) - start) // block * block
-        content = content[:start + size]
-    elif 0 < riff <= MAX_BYTES:
-        return content
-    riff = max(start + size, len(content)) - 8
-    return b"".join([b"RIFF", riff.to_bytes(4, "little"), content[8:start - 4],
-                     size.to_bytes(4, "little"), content[start:]])
+        size = there
+    if content[8:12] != b"WAVE" or name != b"data" or size > there:
+        raise InputError(f"{path}: not a whole WAV file; save it again, as PCM or float")
+    return header.ljust(28, b"\0"), content[start:start + size]
 
 
 def cut_silence(mono, rate):
@@ -156,12 +158,11 @@ def read_wav(path, sample_rate, content=None):
     """A WAV file, PCM or float of any rate -> (T,) float32 at sample_rate, mono, as loud as it is.
     The paper does not say how 24 and 48 kHz are fed; to resample them is ours.
 
-    content: the file's bytes, where they have been read. Raises InputError naming the file.
-    """
+    content: the file's bytes, where they have been read. Raises InputError naming the file."""
     from scipy.signal import resample_poly  # here, so that --help need not wait for it
     rate, mono = decode(path, read_bytes(path) if content is None else content)
-    common = math.gcd(rate, sample_rate)
-    resampled = resample_poly(mono, sample_rate // common, rate // common)
+    ratio = Fraction(sample_rate, rate).limit_denominator(100_000)  # as its filter grows with it
+    resampled = resample_poly(mono, ratio.numerator, ratio.denominator)
     return torch.from_numpy(resampled.astype(np.float32))
 
 
@@ -171,7 +172,7 @@ def check_clip(path, max_seconds, content=None):
     seconds = len(mono) / rate
     if seconds > max_seconds:
         raise InputError(f"{path}: {seconds:.2f} s long, above --max-seconds {max_seconds:g}; "
-                         "cut it, or train with a higher limit")
+                         "cut it, or raise --max-seconds")
     if not mono.astype(np.float32).any():
         silence = f"WARNING: {path} is all digital silence; its score says nothing"
         print(printable(silence), file=sys.stderr)
@@ -236,7 +237,7 @@ def read_rows(path, columns, optional=(), header=True):
     try:
         text = io.StringIO(read_bytes(path).decode("utf-8-sig"), newline="")
         rows = csv.DictReader(text, None if header else columns, strict=True)
-        names = rows.fieldnames or []
+        rows.fieldnames = names = [name.strip() for name in rows.fieldnames or []]
         needed = [name for name in columns if name not in optional]
         if not {*names} >= {*needed} or len(set(names)) < len(names):
             raise InputError(f"{path}: the first row must name {','.join(needed)}, each once, with "
@@ -248,7 +249,7 @@ def read_rows(path, columns, optional=(), header=True):
             place = f"{path}, row {rows.line_num}"
             if None in row or None in row.values():
                 raise InputError(f"{place}: a row needs one value for each of {','.join(names)}")
-            yield place, row
+            yield place, {name: cell.strip() for name, cell in row.items()}
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: is no CSV table in UTF-8 ({error}); save it as one") from None
 
@@ -338,7 +339,9 @@ def check_clips(clips, max_seconds=math.inf):
         if these:
             parts.append(f"{split} {len(these)} clips, {len(raters)} ratings, {len(systems)} "
                          f"systems, {len({*raters} - {''})} raters, {seconds:.0f} s")
-    return "; ".join(parts)
+    scores = [score for clip in clips for score in clip.ratings.values()]
+    lowest_and_highest = [f"ratings from {min(scores):g} to {max(scores):g}"] if scores else []
+    return "; ".join(parts + lowest_and_highest)
 
 
 def read_corpus(path, scale=(1.0, 5.0), max_seconds=60.0):
@@ -371,14 +374,17 @@ def open_backbone(name="", device=""):
         return moemos.load_backbone(name or PAPER_BACKBONE, device)
     except ValueError as error:
         raise InputError(str(error)) from None
+    except SystemExit:
+        raise InputError(f"the module {name} ends the program; it must not") from None
     except Exception as error:
-        if moemos.torchaudio_bundle(name or PAPER_BACKBONE) is None:
+        bundle = moemos.torchaudio_bundle(name or PAPER_BACKBONE)
+        if bundle is None or "memory" in str(error):
             raise  # a fault in a module of one's own is to be seen whole
-        missing = isinstance(error, OSError)  # else its text may be advice that is not ours
-        why = f"missing ({first_line(error)})" if missing else "no file of weights"
-        problem = (f"the weights of {name or PAPER_BACKBONE} in {torch.hub.get_dir()}/checkpoints "
-                   f"are {why}; put them there")
-        if name or not missing:
+        file = Path(torch.hub.get_dir(), "checkpoints", Path(bundle._path).name)
+        if file.exists():
+            raise InputError(f"{file}: is no file of weights; delete it and start again") from None
+        problem = f"{file}: these weights are missing ({first_line(error)}); put them there"
+        if name:
             raise InputError(problem) from None
         line = "!" * 100
         print(f"{line}\nWARNING: {problem}.\nUsing logmel, a stand-in that hears spectra only: "
@@ -412,18 +418,21 @@ def extract_features(clips, backbone, cache="cache"):
 
 
 def cache_key(backbone):
-    """What features depend on besides the file: the backbone's weights and rate, and the source
+    """What features depend on besides the file: the backbone's identity and rate, and the source
     code on the way, so that after a change of it, even of a comment, they are extracted anew."""
-    code = [decode, with_lengths, cut_silence, read_wav, moemos.Backbone, type(backbone),
+    code = [decode, find_samples, cut_silence, read_wav, moemos.Backbone, type(backbone),
             inspect.getmodule(type(backbone.network)), moemos.pool_statistics, clip_statistics]
-    numbers = f"{backbone.sample_rate} {FULL_SCALE} {SILENCE}"
+    numbers = f"{backbone.sample_rate} {TYPES} {SILENCE}"
     sources = [inspect.getsource(part) for part in code]
     return "\n".join([backbone.identity, numbers, *sources]).encode()
 
 
 def clip_statistics(waveform, backbone, path):
-    """(T,) -> (L, 2D) on the CPU. Raises InputError where they are not finite."""
-    statistics = moemos.pool_statistics(backbone.extract(waveform)).cpu()
+    """(T,) -> (L, 2D) on the CPU. Raises InputError where there are none or they are not finite."""
+    try:
+        statistics = moemos.pool_statistics(backbone.extract(waveform)).cpu()
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
     if not statistics.isfinite().all():
         raise InputError(f"{path}: too loud for {backbone.name}, its features are not finite; "
                          "scale it to full scale 1")

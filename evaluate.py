@@ -67,8 +67,8 @@ def load_run(run, device="", backbone=""):
     except InputError as error:
         raise InputError(f"{run} needs its backbone: {error}") from None
     if backbone.identity != identity:
-        raise InputError(f"{run} was trained on a {name} with other weights than the one here; "
-                         "train it again")
+        raise InputError(f"{run} was trained on a {name} with other weights or code than the one "
+                         "here; train it again")
     config = train.Config(**saved["config"], out=str(run))
     try:
         model = train.build_model(config, backbone, saved["classes"])

@@ -12,6 +12,7 @@ Letters of dimensions, the same in all modules:
 import contextlib
 import hashlib
 import importlib
+import inspect
 import sys
 from typing import NamedTuple
 
@@ -30,13 +31,15 @@ class LogMel(nn.Module):
 
     Its two "layers" are the log-mel spectrum at 16 kHz, with the usual 80 bands and a window of 25
     ms every 10 ms, and how fast that changes. Every clip is brought to the same level first, as a
-    wav2vec2 does not hear the level either.
-    """
+    wav2vec2 does not hear the level either."""
 
     def __init__(self):
         super().__init__()
         self.mel = torchaudio.transforms.MelSpectrogram(
             16000, n_fft=512, win_length=400, hop_length=160, n_mels=80)
+        # Computed, and so no weights: their last bits are not the same on every machine.
+        for part, name in ((self.mel.spectrogram, "window"), (self.mel.mel_scale, "fb")):
+            part.register_buffer(name, getattr(part, name), persistent=False)
 
     def extract_features(self, waveforms):
         """(1, T) -> (two tensors (1, F, D), None), as torchaudio's networks do; 100 frames/s."""
@@ -49,39 +52,46 @@ class LogMel(nn.Module):
 class Backbone:
     """A frozen network. It is no nn.Module: no .train() or .parameters() of a parent can reach it.
 
-    name; sample_rate (Hz); layers (L); width (D); identity: hex digest of its weights. Raises
-    ValueError for a network whose features are not L finite tensors (1, F, D).
-    """
+    name; sample_rate (Hz); layers (L); width (D); identity: hex digest of its weights, of the code
+    of a module of one's own, and of what it makes of noise, so that other code behind it shows: a
+    weighted sum of the statistics, to two digits. Another machine gives the same, unless its errors
+    of rounding carry the sum over an edge. Raises ValueError for features that are not finite."""
 
-    def __init__(self, name, network, sample_rate, device="cpu"):
+    def __init__(self, name, network, sample_rate, device="cpu", code=""):
         self.name = name
         self.sample_rate = sample_rate
         self.device = torch.device(device)
         self.network = network.eval().requires_grad_(False).to(device)
-        digest = hashlib.sha256()
-        for key, tensor in network.state_dict().items():
-            digest.update(key.encode() + tensor.cpu().numpy().tobytes())
-        self.identity = digest.hexdigest()
         noise = torch.randn(sample_rate, generator=torch.Generator().manual_seed(0))  # 1 s to try
         frames = self.extract(0.1 * noise)
         if not frames.isfinite().all():
             raise ValueError(f"the features of backbone {name} are not finite")
         self.layers, _, self.width = frames.shape
+        heard = pool_statistics(frames).flatten().cpu().double()
+        ramp = torch.linspace(1, 2, len(heard), dtype=torch.float64)  # so that their order counts
+        digest = hashlib.sha256(f"{code} {tuple(frames.shape)} {heard @ ramp:.1e}".encode())
+        for key, tensor in network.state_dict().items():
+            content = tensor.cpu().flatten().view(torch.uint8)  # bytes: numpy has no bfloat16
+            digest.update(key.encode() + content.numpy().tobytes())
+        self.identity = digest.hexdigest()
 
     @torch.no_grad()
     def extract(self, waveform):
         """(T,) float32 at sample_rate -> (L, F, D). Raises ValueError for another shape or below
-        25 ms.
+        25 ms, and for a network that gives anything but L tensors (1, F, D).
 
         One clip, unpadded: group norm over time, and normalisation of the waveform, would make the
-        features of a padded or batched clip depend on its neighbours.
-        """
+        features of a padded or batched clip depend on its neighbours."""
         if waveform.dim() != 1 or len(waveform) < MIN_SECONDS * self.sample_rate:
             raise ValueError(f"a waveform is (T,) of 25 ms or more, not {tuple(waveform.shape)}")
-        layers = list(self.network.extract_features(waveform[None].to(self.device))[0])
+        with contextlib.redirect_stdout(sys.stderr):  # what a network prints is no score
+            layers = list(self.network.extract_features(waveform[None].to(self.device))[0])
         shapes = {tuple(layer.shape) for layer in layers}
-        if len(shapes) != 1 or len(*shapes) != 3:
-            raise ValueError(f"the layers of backbone {self.name} must be (1, F, D), not {shapes}")
+        usable = [layer.layout == torch.strided and not layer.is_complex() and layer.dim() == 3
+                  and len(layer) == 1 and layer.numel() > 0 for layer in layers]
+        if len(shapes) != 1 or not all(usable):
+            raise ValueError(f"the layers of backbone {self.name} must be (1, F, D), real, dense, "
+                             f"not empty and all alike, in a list before None, not {shapes}")
         return torch.cat(layers).float()  # L x (1, F, D) -> (L, F, D)
 
 
@@ -90,25 +100,36 @@ def load_backbone(name, device="cpu"):
     or your own: the name of a Python module whose load() gives (network, sample_rate), with the
     network's extract_features as LogMel has it.
     Raises ValueError for what is none of these, and what get_model raises without weights."""
-    bundle = torchaudio_bundle(name)
-    if name == "logmel":
-        network, sample_rate = LogMel(), 16000
-    elif bundle is not None:
-        sample_rate = int(bundle.sample_rate)
-        with contextlib.redirect_stdout(sys.stderr):  # torch.hub says that it downloads
+    bundle, code = torchaudio_bundle(name), ""
+    with contextlib.redirect_stdout(sys.stderr):  # torch.hub says that it downloads
+        if name == "logmel":
+            network, sample_rate = LogMel(), 16000
+        elif bundle is not None:
+            sample_rate = int(bundle.sample_rate)
             network = bundle.get_model(dl_kwargs={"weights_only": True})  # else it may run code
-    else:
-        try:
-            load = importlib.import_module(name).load
-        except (ImportError, AttributeError, TypeError) as error:
-            raise ValueError(f"there is no backbone {name!r:.80} ({error!s:.80}); choose logmel, a "
-                             "Wav2Vec2Bundle of torchaudio or a module that has load()") from None
-        with contextlib.redirect_stdout(sys.stderr):
-            found = load()
-        if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], nn.Module)):
-            raise ValueError(f"load() of {name} must give a torch module and its rate in Hz")
-        network, sample_rate = found
-    return Backbone(name, network, sample_rate, device)
+        else:
+            network, sample_rate, code = load_module(name)
+    return Backbone(name, network, sample_rate, device, code)
+
+
+def load_module(name):
+    """A module of one's own -> (network, sample_rate, source of it and of the network's module)."""
+    try:
+        module = importlib.import_module(name)
+        load = module.load
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ValueError(f"there is no backbone {name!r:.80} ({error!s:.80}); choose logmel, a "
+                         "Wav2Vec2Bundle of torchaudio or a module that has load(), beside "
+                         "train.py or on PYTHONPATH") from None
+    found = load()
+    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], nn.Module)
+            and isinstance(found[1], (int, np.integer)) and found[1] > 0):
+        raise ValueError(f"load() of {name} must give a torch module and its rate in whole Hz")
+    try:
+        code = inspect.getsource(module) + inspect.getsource(inspect.getmodule(type(found[0])))
+    except (OSError, TypeError):
+        raise ValueError(f"the source of {name} is missing; put its .py file there") from None
+    return *found, code
 
 
 def torchaudio_bundle(name):
@@ -206,7 +227,7 @@ class MoEMOS(nn.Module):
         """Before training; features (clips, L, 2D), mos (clips,), NaN without, of what trains."""
         known = mos[~mos.isnan()]
         self.mean.copy_(known.mean())
-        self.deviation.copy_(known.std(correction=0).clamp_min(1e-3))
+        self.deviation.fill_(known.std(correction=0).item() or 1)  # 0 where all are alike
         odds = self.odds / len(known)
         self.drop.p = odds / (1 + odds)
         self.fusion.set_statistics(features)

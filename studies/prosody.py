@@ -21,7 +21,7 @@ class ProsodyBackbone(moemos.Backbone):
 
     def __init__(self, backbone):
         super().__init__(backbone.name, backbone.network, backbone.sample_rate, backbone.device)
-        self.identity = f"prosody-{self.identity}"
+        self.identity = f"prosody-{backbone.identity}"
 
     @torch.no_grad()
     def extract(self, waveform):
