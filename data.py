@@ -29,6 +29,7 @@ PAPER_BACKBONE = "WAV2VEC2_BASE"  # wav2vec2 is the paper's (III.B), the size ou
 STALL_SECONDS = 30.0  # a download that is silent for so long is given up; torch.hub would wait
 MAX_BYTES = 2 ** 28   # of a file; a device or a pipe may never end
 SILENCE = 45.0        # dB below a clip's loudest 10 ms: what is so quiet at its ends is cut; ours
+OTHER_AUDIO = (".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".aif", ".aiff", ".au")
 FULL_SCALE = {"uint8": 128, "int16": 2 ** 15, "int32": 2 ** 31, "float32": 1, "float64": 1}
 
 
@@ -110,7 +111,7 @@ def decode(path, content):
         raise InputError(f"{path}: {kind} samples of shape {samples.shape} at {rate} Hz; needed is "
                          "8 to 32-bit PCM or float, at least one, and a rate up to 768 kHz")
     zero = 128.0 if kind == "uint8" else 0.0
-    scaled = (samples - zero) / FULL_SCALE[kind]         # (T,) or (T, channels)
+    scaled = (samples.astype(float) - zero) / FULL_SCALE[kind]  # (T,) or (T, channels)
     mono = scaled.reshape(len(scaled), -1).mean(axis=1)  # (T,)
     if not (np.abs(mono) < 1e6).all():  # full scale is 1; what is far above is no sound
         raise InputError(f"{path}: holds NaN, infinite or huge samples")
@@ -178,31 +179,24 @@ def check_clip(path, max_seconds, content=None):
     return seconds
 
 
-def find_wavs(paths):
-    """Files as given, folders as all WAV files below them, sorted -> Paths. Links are followed,
-    hidden folders and files are not entered. Raises InputError."""
-    found = []
-    for path in paths:
-        wavs = sorted(wavs_below(path))
-        if os.path.isdir(path) and not wavs:
-            raise InputError(f"{path}: there is no WAV file in this folder")
-        found += wavs or [Path(path)]
-    return found
-
-
-def wavs_below(folder):
-    """Yields the WAV files below a folder, each folder being entered once: links may go round."""
-    entered = set()
-    for here, folders, files in os.walk(folder, followlinks=True):
+def find_wavs(folder):
+    """All WAV files below a folder, sorted -> Paths; [] where there are none, or it is a file.
+    Links are followed, but each folder is entered once, as they may go round; hidden folders and
+    files are left out. Says how many files of other audio formats are passed over."""
+    entered, files = set(), []
+    for here, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(here)
         if real in entered:
             folders.clear()
             continue
         entered.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            if name.lower().endswith(".wav") and not name.startswith("."):
-                yield Path(here, name)
+        files += [Path(here, name) for name in names if not name.startswith(".")]
+    others = sum(file.suffix.lower() in OTHER_AUDIO for file in files)
+    if others:
+        print(printable(f"{folder}: {others} audio files that are no WAV are passed over"),
+              file=sys.stderr)
+    return sorted(file for file in files if file.suffix.lower() == ".wav")
 
 
 # -- Ratings ---------------------------------------------------------------------------------------
@@ -243,7 +237,8 @@ def read_rows(path, columns, optional=(), header=True):
                              f"commas between, not {shown(','.join(names))}")
         ignored = [name for name in names if name not in columns]
         if ignored:
-            print(f"{path}: columns that are ignored: {shown(','.join(ignored))}", file=sys.stderr)
+            said = f"{path}: columns that are ignored: {shown(','.join(ignored))}"
+            print(printable(said), file=sys.stderr)
         for row in rows:
             place = f"{path}, row {rows.line_num}"
             if None in row or None in row.values():
@@ -280,8 +275,9 @@ def add_row(clips, row, folder, scale, place):
         raise InputError(f"{place}: wav and system must not be empty, nor a cell hold NUL or CR")
     if row["split"] not in ("train", "dev", "test"):
         raise InputError(f"{place}: a split is train, dev or test, not {shown(row['split'])}")
-    path = os.path.realpath(folder / row["wav"])  # ./a.wav, or a link to it, is a.wav
-    new = Clip(row["wav"], folder / row["wav"], row["split"], row["system"],
+    wav = folder / os.fsdecode(row["wav"].encode(errors="surrogateescape"))  # in any locale
+    path = os.path.realpath(wav)  # ./a.wav, or a link to it, is a.wav
+    new = Clip(row["wav"], wav, row["split"], row["system"],
                row.get("model") or row["system"], row.get("group") or path)
     if path not in clips and not os.path.isfile(path):
         raise InputError(f"{place}: {shown(row['wav'])} is not there, or no file, in {folder}")
@@ -344,7 +340,7 @@ def check_clips(clips, max_seconds=math.inf):
 def read_corpus(path, scale=(1.0, 5.0), max_seconds=60.0):
     """read_manifest and check_clips; prints what was found."""
     clips = read_manifest(path, scale)
-    print(f"{path}: {check_clips(clips, max_seconds)}")
+    print(printable(f"{path}: {check_clips(clips, max_seconds)}"))
     return clips
 
 
@@ -474,7 +470,7 @@ def write_files(files, outdated=()):
             partial[path].parent.mkdir(parents=True, exist_ok=True)
             partial[path].write_bytes(content if isinstance(content, bytes) else as_csv(content))
         for path in outdated:
-            os.unlink(path)
+            Path(path).unlink(missing_ok=True)  # another process may have removed it
         for path in files:
             os.replace(partial[path], path)
     except OSError as error:
@@ -492,7 +488,11 @@ def as_csv(rows):
 
 
 def check_writable(folder):
-    """Raises InputError for a folder in which no file can be made."""
+    """Raises InputError for a folder in which no file can be made. Leaves nothing behind."""
     path = Path(folder, f".{uuid.uuid4().hex}")
+    new = [parent for parent in path.parents if not os.path.exists(parent)]
     write_files({path: b""})
     path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # another process may have written into them
+        for parent in new:
+            parent.rmdir()
