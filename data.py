@@ -413,7 +413,11 @@ def cache_key(backbone):
     code = [decode, with_lengths, cut_silence, read_wav, moemos.Backbone, type(backbone),
             inspect.getmodule(type(backbone.network)), moemos.pool_statistics, clip_statistics]
     numbers = f"{backbone.sample_rate} {FULL_SCALE} {SILENCE}"
-    sources = [inspect.getsource(part) for part in code]
+    try:
+        sources = [inspect.getsource(part) for part in code]
+    except (OSError, TypeError) as error:
+        raise InputError(f"features depend on the source code, and some is not there: {error}; put "
+                         "the .py files back") from None
     return "\n".join([backbone.identity, numbers, *sources]).encode()
 
 

@@ -149,7 +149,7 @@ def score(run, paths, device="", backbone="", max_seconds=0.0):
     for i, path in enumerate(files):
         try:
             if os.path.isdir(path):
-                raise InputError(f"{path}: holds no WAV file; a run comes before --wav")
+                raise InputError(f"{path}: there is no WAV file in this folder")
             _, features = read_clip(path, trained)
             mos = predict(trained.model, features).mos.item()
             if not math.isfinite(mos):
@@ -449,6 +449,9 @@ def main():
     with data.one_sentence("evaluate.py"):
         if options.wav and (options.data or options.scale):
             raise InputError("--wav and --data are two different things to do; give one")
+        for path in options.wav or ():
+            if os.path.exists(Path(path, "model.pt")):
+                raise InputError(f"{path} is a run, and comes before --wav")
         if options.wav:
             scores = score(options.run, options.wav, options.device, options.backbone,
                            options.max_seconds)

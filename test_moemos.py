@@ -19,6 +19,7 @@ import math
 import multiprocessing
 import os
 import pkgutil
+import py_compile
 import re
 import shutil
 import signal
@@ -1086,6 +1087,19 @@ def test_an_entry_that_may_not_be_read_is_made_again_and_a_full_cache_need_not_b
     assert torch.equal(data.extract_features(clips, backbone, cache), first)
 
 
+def test_source_code_that_is_not_there_gets_a_sentence(tmp_path, monkeypatch):
+    """It is not where only compiled code was copied, nor of what was typed at a prompt."""
+    (tmp_path / "source.py").write_text("import moemos\nclass Network(moemos.LogMel):\n    pass\n")
+    py_compile.compile(str(tmp_path / "source.py"), str(tmp_path / "compiled_alone.pyc"))
+    monkeypatch.syspath_prepend(tmp_path)
+    compiled = importlib.import_module("compiled_alone").Network
+    typed = type("Network", (moemos.LogMel,), {"__module__": "builtins"})
+    for network in (compiled, typed):
+        backbone = moemos.Backbone("mine", network(), 16000)
+        with pytest.raises(data.InputError, match="the source code, and some is not there: .*; pu"):
+            data.extract_features(two_clips(tmp_path), backbone, tmp_path / "cache")
+
+
 def test_features_that_are_not_finite_are_refused_naming_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(CountingBackbone, "extract", lambda *_: torch.full((2, 2, 3), np.inf))
     with pytest.raises(data.InputError, match="a.wav: too loud for counting, its features are not"):
@@ -1928,14 +1942,14 @@ def test_a_folder_without_a_wav_file_is_skipped_and_the_others_are_scored(
         small, run, tmp_path, monkeypatch, capsys):
     lay_out(tmp_path, {"empty/notes.txt": "", "music/a.flac": "", "music/b/c.mp3": ""}, [])
     monkeypatch.chdir(tmp_path)
-    wrong = ("empty", "music", "run", "gone.wav")
+    wrong = ("empty", "music", "gone.wav")
     assert call(monkeypatch, evaluate, run, "--wav", small / "40.wav", *wrong) == 1
     out, err = capsys.readouterr()
     assert [line.split(",")[0] for line in out.splitlines()] == ["wav", str(small / "40.wav")]
-    nothing = "holds no WAV file; a run comes before --wav"
     assert err.splitlines() == [
-        "music: 2 audio files that are no WAV are passed over", f"skipped: empty: {nothing}",
-        f"skipped: music: {nothing}", f"skipped: run: {nothing}",
+        "music: 2 audio files that are no WAV are passed over",
+        "skipped: empty: there is no WAV file in this folder",
+        "skipped: music: there is no WAV file in this folder",
         "skipped: gone.wav: cannot be read (No such file or directory)"]
     assert call(monkeypatch, evaluate, run, "--wav", "empty") == 1
 
@@ -2057,6 +2071,7 @@ def test_the_two_commands_simulate_train_and_evaluate(small, tmp_path, monkeypat
     (evaluate, ["RUN", "--device", "cuda:99"], "--device cuda:99 cannot be used here"),
     (evaluate, ["RUN", "--scale", "5", "1"], "--scale 5 1: the lower first"),
     (evaluate, ["RUN", "--wav", "SMALL", "--scale", "1", "5"], "two different things to do"),
+    (evaluate, ["--wav", "SMALL/40.wav", "RUN"], "run is a run, and comes before --wav"),
     (evaluate, ["RUN", "--data", "SMALL", "--wav", "SMALL"], "two different things to do")])
 def test_bad_options_get_one_sentence_and_status_2(
         small, run, tmp_path, monkeypatch, capsys, module, words, why):

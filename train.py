@@ -259,26 +259,19 @@ def results_in(run):
             for path in run.glob(f"{folder}{name}")]
 
 
-def parse(parser, **defaults):
-    """Adds every setting to a parser, parses the command line -> (Config, its other options)."""
+def main():
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description="Trains the speech quality predictor of arXiv 2507.06116.")
     for setting in fields(Config):
         form = {"type": setting.type}
         if setting.name == "scale":
             form = {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
-        default = defaults.get(setting.name, setting.default)
-        parser.add_argument(flag(setting), **form, default=default,
-                            help=f"{setting.metadata['help']} (default: {default!r})")
-    options = vars(parser.parse_args())
-    settings = {setting.name: options.pop(setting.name) for setting in fields(Config)}
+        parser.add_argument(flag(setting), **form, default=setting.default,
+                            help=f"{setting.metadata['help']} (default: {setting.default!r})")
+    settings = vars(parser.parse_args())
     settings["scale"] = tuple(settings["scale"])
-    return Config(**settings), options
-
-
-def main():
-    config, _ = parse(argparse.ArgumentParser(
-        allow_abbrev=False, description="Trains the speech quality predictor of arXiv 2507.06116."))
     with data.one_sentence("train.py"):
-        train(config)
+        train(Config(**settings))
 
 
 if __name__ == "__main__":
