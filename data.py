@@ -32,6 +32,7 @@ SILENCE = 45.0        # dB below a clip's loudest 10 ms: what is so quiet at its
 # (format, bytes) of a WAV file's samples, 1 being PCM and 3 float -> numpy's type, zero, full scale
 TYPES = {(1, 1): ("u1", 128.0, 2 ** 7), (1, 2): ("i2", 0.0, 2 ** 15), (1, 3): ("i4", 0.0, 2 ** 31),
          (1, 4): ("i4", 0.0, 2 ** 31), (3, 4): ("f4", 0.0, 1), (3, 8): ("f8", 0.0, 1)}
+OTHER_AUDIO = (".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".aif", ".aiff", ".au")
 
 
 class InputError(ValueError):
@@ -112,7 +113,7 @@ def decode(path, content):
     if width == 3:  # which numpy has not: the lowest byte of four is 0
         samples = np.insert(samples.reshape(-1, 3), 0 if order == "<" else 3, 0, axis=1).ravel()
     name, zero, full_scale = TYPES[kind, width]
-    scaled = (samples.view(order + name) - zero) / full_scale
+    scaled = (samples.view(order + name).astype(float) - zero) / full_scale
     mono = scaled.reshape(-1, channels).mean(axis=1)  # (T,)
     if not (np.abs(mono) < 1e6).all():  # full scale is 1; what is far above is no sound
         raise InputError(f"{path}: holds NaN, infinite or huge samples")
@@ -179,31 +180,24 @@ def check_clip(path, max_seconds, content=None):
     return seconds
 
 
-def find_wavs(paths):
-    """Files as given, folders as all WAV files below them, sorted -> Paths. Links are followed,
-    hidden folders and files are not entered. Raises InputError."""
-    found = []
-    for path in paths:
-        wavs = sorted(wavs_below(path))
-        if os.path.isdir(path) and not wavs:
-            raise InputError(f"{path}: there is no WAV file in this folder")
-        found += wavs or [Path(path)]
-    return found
-
-
-def wavs_below(folder):
-    """Yields the WAV files below a folder, each folder being entered once: links may go round."""
-    entered = set()
-    for here, folders, files in os.walk(folder, followlinks=True):
+def find_wavs(folder):
+    """All WAV files below a folder, sorted -> Paths; [] where there are none, or it is a file.
+    Links are followed, but each folder is entered once, as they may go round; hidden folders and
+    files are left out. Says how many files of other audio formats are passed over."""
+    entered, files = set(), []
+    for here, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(here)
         if real in entered:
             folders.clear()
             continue
         entered.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            if name.lower().endswith(".wav") and not name.startswith("."):
-                yield Path(here, name)
+        files += [Path(here, name) for name in names if not name.startswith(".")]
+    others = sum(file.suffix.lower() in OTHER_AUDIO for file in files)
+    if others:
+        print(printable(f"{folder}: {others} audio files that are no WAV are passed over"),
+              file=sys.stderr)
+    return sorted(file for file in files if file.suffix.lower() == ".wav")
 
 
 # -- Ratings ---------------------------------------------------------------------------------------
@@ -244,7 +238,8 @@ def read_rows(path, columns, optional=(), header=True):
                              f"commas between, not {shown(','.join(names))}")
         ignored = [name for name in names if name not in columns]
         if ignored:
-            print(f"{path}: columns that are ignored: {shown(','.join(ignored))}", file=sys.stderr)
+            said = f"{path}: columns that are ignored: {shown(','.join(ignored))}"
+            print(printable(said), file=sys.stderr)
         for row in rows:
             place = f"{path}, row {rows.line_num}"
             if None in row or None in row.values():
@@ -281,8 +276,9 @@ def add_row(clips, row, folder, scale, place):
         raise InputError(f"{place}: wav and system must not be empty, nor a cell hold NUL or CR")
     if row["split"] not in ("train", "dev", "test"):
         raise InputError(f"{place}: a split is train, dev or test, not {shown(row['split'])}")
-    path = os.path.realpath(folder / row["wav"])  # ./a.wav, or a link to it, is a.wav
-    new = Clip(row["wav"], folder / row["wav"], row["split"], row["system"],
+    wav = folder / os.fsdecode(row["wav"].encode(errors="surrogateescape"))  # in any locale
+    path = os.path.realpath(wav)  # ./a.wav, or a link to it, is a.wav
+    new = Clip(row["wav"], wav, row["split"], row["system"],
                row.get("model") or row["system"], row.get("group") or path)
     if path not in clips and not os.path.isfile(path):
         raise InputError(f"{place}: {shown(row['wav'])} is not there, or no file, in {folder}")
@@ -347,7 +343,7 @@ def check_clips(clips, max_seconds=math.inf):
 def read_corpus(path, scale=(1.0, 5.0), max_seconds=60.0):
     """read_manifest and check_clips; prints what was found."""
     clips = read_manifest(path, scale)
-    print(f"{path}: {check_clips(clips, max_seconds)}")
+    print(printable(f"{path}: {check_clips(clips, max_seconds)}"))
     return clips
 
 
@@ -423,7 +419,11 @@ def cache_key(backbone):
     code = [decode, find_samples, cut_silence, read_wav, moemos.Backbone, type(backbone),
             inspect.getmodule(type(backbone.network)), moemos.pool_statistics, clip_statistics]
     numbers = f"{backbone.sample_rate} {TYPES} {SILENCE}"
-    sources = [inspect.getsource(part) for part in code]
+    try:
+        sources = [inspect.getsource(part) for part in code]
+    except (OSError, TypeError) as error:
+        raise InputError(f"features depend on the source code, and some is not there: {error}; put "
+                         "the .py files back") from None
     return "\n".join([backbone.identity, numbers, *sources]).encode()
 
 
@@ -483,7 +483,7 @@ def write_files(files, outdated=()):
             partial[path].parent.mkdir(parents=True, exist_ok=True)
             partial[path].write_bytes(content if isinstance(content, bytes) else as_csv(content))
         for path in outdated:
-            os.unlink(path)
+            Path(path).unlink(missing_ok=True)  # another process may have removed it
         for path in files:
             os.replace(partial[path], path)
     except OSError as error:
@@ -501,7 +501,11 @@ def as_csv(rows):
 
 
 def check_writable(folder):
-    """Raises InputError for a folder in which no file can be made."""
+    """Raises InputError for a folder in which no file can be made. Leaves nothing behind."""
     path = Path(folder, f".{uuid.uuid4().hex}")
+    new = [parent for parent in path.parents if not os.path.exists(parent)]
     write_files({path: b""})
     path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # another process may have written into them
+        for parent in new:
+            parent.rmdir()

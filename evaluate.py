@@ -19,12 +19,13 @@ import os
 import sys
 import time
 import zlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.io import wavfile
 
 import data
 import moemos
@@ -52,9 +53,9 @@ class Trained(NamedTuple):
     config: train.Config
 
 
-def load_run(run, device="", backbone=""):
+def load_run(run, device="", backbone="", max_seconds=0.0):
     """A folder that train.py wrote -> Trained. backbone: where it is code of one's own, its name
-    must be given again, so that no file says what code is run.
+    must be given again, so that no file says what code is run. max_seconds: 0 keeps the run's.
     Raises InputError for a run that is not whole, or was trained on other weights."""
     saved = read_checkpoint(run)
     name, identity = saved["backbone"]["name"], saved["backbone"]["identity"]
@@ -70,6 +71,7 @@ def load_run(run, device="", backbone=""):
         raise InputError(f"{run} was trained on a {name} with other weights or code than the one "
                          "here; train it again")
     config = train.Config(**saved["config"], out=str(run))
+    config = replace(config, max_seconds=max_seconds or config.max_seconds)
     try:
         model = train.build_model(config, backbone, saved["classes"])
         model.load_state_dict(saved["weights"])
@@ -115,25 +117,39 @@ def predict_clips(trained, clips):
     return output
 
 
-def read_clip(path, trained):
-    """A WAV file, read once -> (T,), (1, L, 2D). Raises InputError."""
-    content = data.read_bytes(path)
+def read_clip(path, trained, content=None):
+    """A WAV file, read once, or its bytes -> (T,), (1, L, 2D). Raises InputError."""
+    content = data.read_bytes(path) if content is None else content
     data.check_clip(path, trained.config.max_seconds, content)
     waveform = data.read_wav(path, trained.backbone.sample_rate, content)
     return waveform, data.clip_statistics(waveform, trained.backbone, path)[None]
 
 
-def score(run, paths, device="", backbone=""):
-    """Yields (path, MOS) of every WAV file among paths, files or folders.
+def score_waveform(trained, waveform, rate):
+    """(T,) samples, a tensor or an array of floats of full scale 1, at any rate in Hz -> MOS, that
+    of a WAV file which holds them, as they go the way of one. Raises InputError."""
+    if waveform.ndim != 1:
+        raise InputError(f"a waveform is (T,), one channel, not {tuple(waveform.shape)}")
+    file = io.BytesIO()
+    wavfile.write(file, rate, np.asarray(waveform))
+    _, features = read_clip("the waveform", trained, file.getvalue())
+    return predict(trained.model, features).mos.item()
 
-    `dict(score("runs/default", ["a.wav"]))["a.wav"]` is the same alone, in any company and on every
-    call. A file that cannot be used is reported on standard error and has NaN. Raises InputError
-    for a run that cannot be used, as of load_run, or a folder without a WAV file."""
-    trained = load_run(run, device, backbone)
-    files = data.find_wavs(paths)
+
+def score(run, paths, device="", backbone="", max_seconds=0.0):
+    """Yields (path, MOS) of every WAV file among paths: a file, a folder, or several of them.
+
+    `dict(score("runs/default", "a.wav"))["a.wav"]` is the same alone, in any company and on every
+    call. What cannot be used is reported on standard error and has NaN. Raises InputError for a
+    run that cannot be used, as of load_run."""
+    trained = load_run(run, device, backbone, max_seconds)
+    paths = [paths] if isinstance(paths, (str, os.PathLike)) else paths
+    files = [file for path in paths for file in data.find_wavs(path) or [path]]
     start = time.monotonic()
     for i, path in enumerate(files):
         try:
+            if os.path.isdir(path):
+                raise InputError(f"{path}: there is no WAV file in this folder")
             _, features = read_clip(path, trained)
             mos = predict(trained.model, features).mos.item()
             if not math.isfinite(mos):
@@ -149,6 +165,7 @@ def print_scores(scores):
     """wav,mos lines of what score() yields -> whether a file was skipped."""
     sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # names may be any bytes
     table = csv.writer(sys.stdout, lineterminator="\n")
+    shown = data.printable if sys.stdout.isatty() else str  # a terminal obeys what it is told
     skipped = False
     for i, (path, mos) in enumerate(scores):
         if i == 0:  # so none above the sentence on a run that cannot be used
@@ -156,7 +173,7 @@ def print_scores(scores):
         if math.isnan(mos):
             skipped = True
         else:
-            table.writerow([path, f"{mos:.4f}"])
+            table.writerow([shown(path), f"{mos:.4f}"])
     return skipped
 
 
@@ -185,11 +202,11 @@ def interval(value, left_out):
         value -+ t(.975, n - 1) sqrt((n - 1) / n sum_i (left_out_i - their mean)^2)
 
     Of an MSE this is Student's interval of a mean. A bootstrap's is too narrow for few clips. NaN
-    where none of the n moves the number, as for ranks of few systems: that is no certainty."""
+    where none of the n moves it by more than rounding, as ranks of few systems: no certainty."""
     from scipy.special import stdtrit  # here, so that --help need not wait for it
     n = len(left_out)
     error = math.sqrt((n - 1) * np.var(left_out))
-    reach = stdtrit(n - 1, 0.975) * error if n > 1 and error > 0 else math.nan
+    reach = stdtrit(n - 1, 0.975) * error if error > 1e-9 * np.abs(left_out).max() else math.nan
     return [float(value - reach), float(value + reach)]
 
 
@@ -222,7 +239,8 @@ def ridge_by_alpha(x, y, new):
 
     The weights w of the least |x w - y|^2 + penalty |w|^2, of standardised x and of y less its
     mean, by the singular values s of x = U diag(s) V':   w = V diag(s / (s^2 + penalty)) U' y"""
-    center, scale = x.mean(0), np.maximum(x.std(0), 1e-3)
+    center, scale = x.mean(0), x.std(0)
+    scale[scale <= 1e-6 * np.abs(center)] = math.inf  # what varies by rounding says nothing
     u, s, v = np.linalg.svd((x - center) / scale, full_matrices=False)
     penalties = ALPHAS[:, None] * x.shape[1]                    # (alphas, 1)
     along = s / (s ** 2 + penalties) * (u.T @ (y - y.mean()))   # (alphas, r): V' w
@@ -254,40 +272,44 @@ def mean_gates(gates, models):
 
 # -- The report ------------------------------------------------------------------------------------
 
-def evaluate(run, device="", corpus="", backbone=""):
+def evaluate(run, device="", corpus="", backbone="", scale=(), max_seconds=0.0):
     """Evaluates a run on the test clips of its corpus, or of another -> the dict of metrics.json.
 
     Prints the report, writes its files. Test clips without ratings are predicted into answer.txt;
     where there are no others, None is returned. Another corpus gets no reference rows, as they
-    would learn from its training clips, and the head did not. Raises InputError."""
-    trained = load_run(run, device, backbone)
+    would learn from its training clips, and the head did not. scale, max_seconds: of the corpus;
+    () and 0 stand for the run's. Raises InputError."""
+    trained = load_run(run, device, backbone, max_seconds)
     config = trained.config
-    corpus = str(corpus or config.data)
+    corpus, scale = str(corpus or config.data), tuple(scale) or config.scale
+    train.check(replace(config, scale=scale))
     out = folder_for(run, corpus, config.data)
-    clips = data.read_corpus(corpus, config.scale, config.max_seconds)
+    clips = data.read_corpus(corpus, scale, config.max_seconds)
     data.check_writable(out)
     test = [clip for clip in clips if clip.split == "test" and clip.ratings]
     unrated = [clip for clip in clips if clip.split == "test" and not clip.ratings]
     if not test and not unrated:
         raise InputError(f"{corpus} has no test clips; corpora.published --fold makes some")
-    answer = out / "answer.txt"
+    answer, files, result = out / "answer.txt", {}, None
     if unrated:
-        write_answer(trained, unrated, answer)
-    if not test:
-        return None
-
-    output = predict_clips(trained, test)
-    learned_from = clips if out == Path(run) else []
-    result = summary(test, output, reference_predictions(trained, learned_from, test))
-    result["accuracy"] = accuracy(output.logits, [clip.model for clip in test], trained.classes)
-    result |= {"backbone": {"name": trained.backbone.name, "identity": trained.backbone.identity},
-               "data": corpus, "settings": asdict(config)}
-    rows = [(clip.wav, clip.system, clip.model, clip.mos, mos)
-            for clip, mos in zip(test, output.mos.tolist())]
-    rows = [("wav", "system", "model", "mos", "predicted"), *rows]
-    data.write_files({out / "predictions.csv": rows, out / "metrics.json": as_json(result)},
-                     outdated=() if unrated or not answer.exists() else [answer])
-    show(run, result)
+        files[answer] = answer_rows(trained, unrated)
+    if test:
+        output = predict_clips(trained, test)
+        said = reference_predictions(trained, clips if out == Path(run) else [], test)
+        result = summary(trained, test, output, said, scale)
+        result |= {"data": corpus, "scale": scale, "settings": asdict(config)}
+        rows = [(clip.wav, clip.system, clip.model, clip.mos, mos)
+                for clip, mos in zip(test, output.mos.tolist())]
+        files[out / "predictions.csv"] = [("wav", "system", "model", "mos", "predicted"), *rows]
+        files[out / "metrics.json"] = as_json(result)
+    now = read_checkpoint(run)["weights"]["mos_head.weight"]
+    if not torch.equal(now, trained.model.mos_head.weight.cpu()):
+        raise InputError(f"{run} was trained anew meanwhile; evaluate it again")
+    data.write_files(files, outdated=() if unrated else [answer])
+    if unrated:
+        print(data.printable(f"{len(unrated)} test clips without ratings: predicted in {answer}"))
+    if result:
+        show(run, result)
     return result
 
 
@@ -298,15 +320,13 @@ def folder_for(run, corpus, run_corpus):
     return Path(run) if table == own else Path(run, name)
 
 
-def write_answer(trained, clips, path):
+def answer_rows(trained, clips):
     """Predicts clips without ratings, in the challenge's form: id,score. A clip's id is its file's
     name without .wav, or, where two would be the same, what the table has."""
     ids = [Path(clip.wav).stem for clip in clips]
     if len(set(ids)) < len(ids):
         ids = [clip.wav for clip in clips]
-    rows = zip(ids, predict_clips(trained, clips).mos.tolist())
-    data.write_files({path: rows})
-    print(f"{len(clips)} test clips without ratings: predicted in {path}, not scored")
+    return list(zip(ids, predict_clips(trained, clips).mos.tolist()))
 
 
 def accuracy(logits, labels, classes):
@@ -316,29 +336,35 @@ def accuracy(logits, labels, classes):
     return float(np.mean(hits)) if hits else None
 
 
-def summary(test, output, said):
-    """What metrics.json says of the predictions. said: as of reference_predictions."""
+def summary(trained, test, output, said, scale):
+    """What metrics.json says of the predictions. said: as of reference_predictions. scale: of the
+    ratings; where it is not that of the run, an MSE has no meaning and is NaN."""
     predicted, true = output.mos.tolist(), [clip.mos for clip in test]
-    system = [clip.system for clip in test]
+    system, model = [clip.system for clip in test], [clip.model for clip in test]
     own = moemos.metrics(predicted, true, system)
+    if scale != trained.config.scale:
+        own |= {name: math.nan for name in own if name.endswith("MSE")}
+    of_mse = ((scale[1] - scale[0]) / 4) ** 2  # so that an MSE is printed as on a scale of 1 to 5
+    unit = {name: of_mse if name.endswith("MSE") else 1.0 for name in own}
     left_out = leave_one_out(predicted, true, system)
     bounds = {}
     for name, value in own.items():
         least, most = (0, math.inf) if name.endswith("MSE") else (-1, 1)  # as far as it can go
         bounds[name] = np.clip(interval(value, left_out[name]), least, most).tolist()
     reference = {label: moemos.metrics(values, true, system) for label, values in said.items()}
-    less = {label: less_reference(own, left_out, said[label], true, system)
+    less = {label: less_reference(own, left_out, said[label], true, system, unit)
             for label in MEANING if said}
     undefined = {level: moemos.undefined(*pair)
                  for level, pair in moemos.levels(predicted, true, system).items()}
-    return {"metrics": own, "interval_95": bounds, "reference": reference,
+    return {"metrics": own, "unit": unit, "interval_95": bounds, "reference": reference,
             "less": less,  # this run less a reference
-            "undefined": undefined,
-            "experts": mean_gates(output.gates, [clip.model for clip in test]),
-            "clips": len(test), "systems": len(set(system))}
+            "undefined": undefined, "experts": mean_gates(output.gates, model),
+            "clips": len(test), "systems": len(set(system)),
+            "accuracy": accuracy(output.logits, model, trained.classes),
+            "backbone": {"name": trained.backbone.name, "identity": trained.backbone.identity}}
 
 
-def less_reference(own, left_out, values, true, system):
+def less_reference(own, left_out, values, true, system, unit):
     """This run less the predictions of a reference, paired, in each of the eight numbers:
     {"utterance MSE": [difference, low, high, verdict], ...}."""
     without = leave_one_out(values, true, system)
@@ -346,7 +372,7 @@ def less_reference(own, left_out, values, true, system):
     for name, other in moemos.metrics(values, true, system).items():
         difference = own[name] - other
         low, high = interval(difference, left_out[name] - without[name])
-        found[name] = [difference, low, high, verdict(name, difference, low, high)]
+        found[name] = [difference, low, high, verdict(name, difference / unit[name], low, high)]
     return found
 
 
@@ -360,30 +386,33 @@ HEADING = (" " * 32 + "---------- utterance ---------- ----------- system ------
            + " " * 32 + "     MSE     LCC    SRCC    KTAU" * 2)
 
 
-def line(label, numbers):
-    """A row below HEADING."""
-    return f"{label:32}" + "".join(f" {number:7.3f}" for number in numbers)
-
-
 def show(run, result):
     """Prints what evaluate() found."""
     print("\nuse of the experts (mean gate, %): who serves whom")
     for model, gates in result["experts"].items():
-        print(f"  {model:24}" + "".join(f"{100 * gate:6.1f}" for gate in gates))
+        print(f"  {data.printable(model):24}" + "".join(f"{100 * gate:6.1f}" for gate in gates))
     if result["accuracy"] is not None:
         print(f"classification accuracy {result['accuracy']:.3f}")
     backbone = result["backbone"]["name"]
     stand_in = ", a STAND-IN, not the paper's wav2vec2" if backbone == "logmel" else ""
-    print(f"\n{run} on {result['data']}: {result['clips']} test clips, {result['systems']} "
-          f"systems; {backbone}{stand_in}\n{HEADING}")
-    for label, numbers in result["reference"].items():
-        print(line(label, numbers.values()))
-    bounds = zip(*result["interval_95"].values())
-    show_with_interval("this run", result["metrics"].values(), *bounds)
+    what = (f"{run} on {result['data']}: {result['clips']} test clips, {result['systems']} "
+            f"systems; {backbone}{stand_in}")
+    print(f"\n{data.printable(what)}\n{HEADING}")
+    rows = [(label, numbers.values()) for label, numbers in result["reference"].items()]
+    own, (low, high) = result["metrics"].values(), zip(*result["interval_95"].values())
+    rows += [("this run", own), ("  95 % interval from", low), ("  to", high)]
     if RIDGE in result["less"]:
-        *numbers, words = zip(*result["less"][RIDGE].values())
-        show_with_interval("this run less ridge", *numbers)
+        less, low, high, words = zip(*result["less"][RIDGE].values())
+        rows += [("this run less ridge", less), ("  95 % interval from", low), ("  to", high)]
+    units = list(result["unit"].values())
+    for label, numbers in rows:
+        print(f"{label:32}" + "".join(f" {n / unit:7.3f}" for n, unit in zip(numbers, units)))
+    if RIDGE in result["less"]:
         print(f"{'  shown to be':32}" + "".join(f" {word:>7}" for word in words))
+    if result["scale"] != result["settings"]["scale"]:
+        print("MSE is undefined (nan): the ratings are on another scale than the run's")
+    elif units[0] != 1:
+        print(f"MSE is as on a scale of 1 to 5; metrics.json has {units[0]:g} times as much")
     for level, why in result["undefined"].items():
         if why:
             print(f"LCC, SRCC and KTAU are undefined (nan) at {level} level: {why}")
@@ -392,12 +421,6 @@ def show(run, result):
             print(f"no interval at {level} level: {there} are too few to show anything, "
                   f"{FEWEST[level]} may")
     show_in_words(result)
-
-
-def show_with_interval(label, numbers, low, high):
-    print(line(label, numbers))
-    print(line("  95 % interval from", low))
-    print(line("  to", high))
 
 
 def show_in_words(result):
@@ -414,20 +437,28 @@ def main():
         allow_abbrev=False, description="Evaluates a run of train.py, or scores WAV files with it.")
     parser.add_argument("run", nargs="?", default="runs/default", help="(default: runs/default)")
     parser.add_argument("--data", default="", help="another corpus than the run's")
+    parser.add_argument("--scale", type=float, nargs=2, default=(), metavar=("LOW", "HIGH"),
+                        help="lowest and highest rating there, if other than the run's")
     parser.add_argument("--wav", nargs="+", metavar="PATH",
                         help="score these files, and all in these folders: wav,mos lines in CSV")
+    parser.add_argument("--max-seconds", type=float, default=0.0, help="(default: the run's)")
     parser.add_argument("--device", default="", help="as of train.py")
     parser.add_argument("--backbone", default="", help="of the run, where it is your own module")
     options = parser.parse_args()
     skipped = False
     with data.one_sentence("evaluate.py"):
-        if options.wav and options.data:
+        if options.wav and (options.data or options.scale):
             raise InputError("--wav and --data are two different things to do; give one")
+        for path in options.wav or ():
+            if os.path.exists(Path(path, "model.pt")):
+                raise InputError(f"{path} is a run, and comes before --wav")
         if options.wav:
-            scores = score(options.run, options.wav, options.device, options.backbone)
+            scores = score(options.run, options.wav, options.device, options.backbone,
+                           options.max_seconds)
             skipped = print_scores(scores)
         else:
-            evaluate(options.run, options.device, options.data, options.backbone)
+            evaluate(options.run, options.device, options.data, options.backbone, options.scale,
+                     options.max_seconds)
     sys.exit(skipped)
 
 

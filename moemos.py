@@ -218,7 +218,7 @@ class MoEMOS(nn.Module):
         self.register_buffer("deviation", torch.ones(()))
         self.fusion = FeatureFusion(layers, width)
         self.odds = shrinkage * inputs  # p / (1 - p), once divided by the rated clips
-        self.drop = nn.Dropout()        # its p is set in set_statistics
+        self.register_buffer("p", torch.zeros(()))
         self.moe = MixtureOfExperts(inputs, experts, hidden)
         self.class_head = nn.Linear(hidden, classes)
         self.mos_head = nn.Linear(hidden, 1)
@@ -229,11 +229,12 @@ class MoEMOS(nn.Module):
         self.mean.copy_(known.mean())
         self.deviation.fill_(known.std(correction=0).item() or 1)  # 0 where all are alike
         odds = self.odds / len(known)
-        self.drop.p = odds / (1 + odds)
+        self.p.fill_(odds / (1 + odds))
         self.fusion.set_statistics(features)
 
     def forward(self, features):                                            # (B, L, 2D)
-        fused = self.drop(self.fusion(features))                            # (B, L 2D)
+        fused = self.fusion(features)                                       # (B, L 2D)
+        fused = nn.functional.dropout(fused, self.p.item(), self.training)  # (B, L 2D)
         y, gates, experts = self.moe(fused)                                 # (B, H) and as above
         logits = self.class_head(y)                                         # (B, C)
         mos = self.mean + self.deviation * self.mos_head(y).squeeze(1)      # (B,)

@@ -25,10 +25,12 @@ import shutil
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import tempfile
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -251,17 +253,16 @@ def test_both_heads_read_the_gated_sum_alone_and_mos_counts_from_the_training_me
 
 def test_dropout_is_on_the_fused_features():
     model, _ = some_output()
-    model.drop.p = 0.6
-    seen = {}
-    for module in (model.drop, model.moe.gate, *(expert[0] for expert in model.moe.experts)):
-        module.register_forward_hook(
-            lambda module, inputs, output: seen.update({module: (inputs[0], output)}))
-    model.train()(torch.randn(200, 3, 10))
-    before, after = seen.pop(model.drop)
+    model.p.fill_(0.6)
+    seen, features = [], torch.randn(200, 3, 10)
+    for module in (model.moe.gate, *(expert[0] for expert in model.moe.experts)):
+        module.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    model.train()(features)
+    before, after = model.fusion(features), seen[0]
     assert (after != 0).float().mean().item() == pytest.approx(0.4, abs=0.06)
     torch.testing.assert_close(after[after != 0], before[after != 0] / 0.4)
-    for given, _ in seen.values():  # the gate and each expert see the same
-        assert torch.equal(given, after)
+    assert len(seen) == 5
+    assert all(torch.equal(given, after) for given in seen)  # The gate and each expert see it.
 
 
 @pytest.mark.parametrize(("layers", "width", "rated", "shrinkage", "p"), [
@@ -271,7 +272,7 @@ def test_the_share_of_features_that_are_dropped_follows_the_features_a_rated_cli
     model = moemos.MoEMOS(layers, width, 2, 1, 3, shrinkage=shrinkage)
     mos = torch.cat([torch.linspace(1, 5, rated), torch.full((7,), nan)])
     model.set_statistics(torch.zeros(2, layers, 2 * width), mos)
-    assert model.drop.p == pytest.approx(p)
+    assert model.p.item() == pytest.approx(p)
 
 
 def test_fusion_lays_layers_side_by_side_each_number_standardised_by_the_training_clips():
@@ -443,6 +444,7 @@ def test_equal_means_tie_in_whatever_order_their_clips_come():
 def test_stages_are_the_papers():
     first, second, third = train.STAGES
     assert [stage.name for stage in train.STAGES] == ["classification", "joint", "mos"]
+    assert [stage.steps for stage in train.STAGES] == [100, 500, 50]  # These are ours.
     assert (first.lr, first.alpha_start, first.alpha_end) == (1e-4, 0, 0)
     assert (second.alpha_start, second.alpha_end) == (0.3, 0.7)
     assert (third.lr, third.alpha_start, third.alpha_end) == (1e-5, 0.9, 0.9)
@@ -951,16 +953,23 @@ def test_silence_is_warned_of_and_a_long_clip_refused(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_folders_links_and_names_with_brackets_are_searched_and_broken_links_said(tmp_path):
+def test_folders_links_and_names_with_brackets_are_searched_and_broken_links_said(
+        tmp_path, capsys):
     lay_out(tmp_path, {"clips[1]/notes.txt": ""}, ["elsewhere/a.wav", "clips[1]/tts/b.WAV"])
     (tmp_path / "clips[1]" / "linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "clips[1]" / "broken.wav").symlink_to(tmp_path / "nowhere")
-    found = data.find_wavs([tmp_path / "clips[1]", "given"])
+    found = data.find_wavs(tmp_path / "clips[1]")
     names = ("clips[1]/broken.wav", "clips[1]/linked/a.wav", "clips[1]/tts/b.WAV")
-    assert found == [*(tmp_path / name for name in names), Path("given")]
+    assert found == [tmp_path / name for name in names]
+    assert data.find_wavs(found[1]) == data.find_wavs(tmp_path / "nowhere") == []
     lay_out(tmp_path, {}, ["round/x/c.wav", "round/.hidden/d.wav", "round/x/._c.wav"])
     (tmp_path / "round" / "x" / "back").symlink_to(tmp_path / "round")
-    assert data.find_wavs([tmp_path / "round"]) == [tmp_path / "round" / "x" / "c.wav"]
+    assert data.find_wavs(tmp_path / "round") == [tmp_path / "round" / "x" / "c.wav"]
+    assert capsys.readouterr().err == ""
+    lay_out(tmp_path, {"round/d.flac": "", "round/x/e.MP3": "", "round/x/.f.mp3": ""}, [])
+    assert data.find_wavs(str(tmp_path / "round")) == [tmp_path / "round" / "x" / "c.wav"]
+    said = f"{tmp_path / 'round'}: 2 audio files that are no WAV are passed over\n"
+    assert capsys.readouterr().err == said
     with pytest.raises(data.InputError, match="broken.wav: cannot be read"):
         data.read_wav(found[0], 16000)
 
@@ -1327,6 +1336,19 @@ def test_an_entry_that_may_not_be_read_is_made_again_and_a_full_cache_need_not_b
     assert torch.equal(data.extract_features(clips, backbone, cache), first)
 
 
+def test_source_code_that_is_not_there_gets_a_sentence(tmp_path, monkeypatch):
+    """It is not where only compiled code was copied, nor of what was typed at a prompt."""
+    (tmp_path / "source.py").write_text("import moemos\nclass Network(moemos.LogMel):\n    pass\n")
+    py_compile.compile(str(tmp_path / "source.py"), str(tmp_path / "compiled_alone.pyc"))
+    monkeypatch.syspath_prepend(tmp_path)
+    compiled = importlib.import_module("compiled_alone").Network
+    typed = type("Network", (moemos.LogMel,), {"__module__": "builtins"})
+    for network in (compiled, typed):
+        backbone = moemos.Backbone("mine", network(), 16000)
+        with pytest.raises(data.InputError, match="the source code, and some is not there: .*; pu"):
+            data.extract_features(two_clips(tmp_path), backbone, tmp_path / "cache")
+
+
 def test_features_that_are_not_finite_are_refused_naming_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(CountingBackbone, "extract", lambda *_: torch.full((2, 2, 3), np.inf))
     with pytest.raises(data.InputError, match="a.wav: too loud for counting, its features are not"):
@@ -1393,7 +1415,9 @@ def test_a_run_holds_plain_values_and_a_full_log(run):
     assert list(checkpoint) == ["weights", "config", "stages", "classes", "backbone"]
     assert checkpoint["classes"] == ["m0", "m1", "x"]
     parts = {name.split(".")[0] for name in checkpoint["weights"]}
-    assert parts == {"mean", "deviation", "fusion", "moe", "mos_head", "class_head"}
+    assert parts == {"mean", "deviation", "p", "fusion", "moe", "mos_head", "class_head"}
+    odds = 0.1 * 320 / 24  # 24 training clips are rated.
+    assert evaluate.load_run(run, "cpu").model.p.item() == pytest.approx(odds / (1 + odds))
     stages = ["classification", "joint", "mos"]
     assert [(stage["name"], stage["steps"]) for stage in checkpoint["stages"]] == [
         (name, 2) for name in stages]
@@ -1550,6 +1574,29 @@ def test_training_again_removes_the_old_results_and_nothing_else(small, tmp_path
     assert (tmp_path / "mine" / "metrics.json").exists()  # No run was there, so it is not ours.
 
 
+def test_a_training_goes_through_where_another_has_removed_the_old_results(
+        small, tmp_path, run, monkeypatch):
+    monkeypatch.setattr(train, "results_in", lambda run: [run / "metrics.json"])
+    before = (run / "model.pt").read_bytes()
+    train.train(quick(small, tmp_path, seed=1))
+    assert (run / "model.pt").read_bytes() != before
+
+
+def test_a_training_or_evaluation_that_fails_leaves_no_empty_folder(small, tmp_path, run):
+    (tmp_path / "mine").mkdir()
+    for out in ("a/b/c", "mine/d", "mine"):
+        with pytest.raises(data.InputError, match="nowhere: cannot be read"):
+            train.train(quick("nowhere", tmp_path, out=str(tmp_path / out)))
+    edit(run, lambda saved: saved["weights"]["mos_head.weight"].fill_(3e38))
+    shutil.copytree(small, tmp_path / "other")
+    with pytest.raises(data.InputError, match="scores that are not finite"):
+        evaluate.evaluate(run, "cpu", tmp_path / "other")
+    assert {path for path in tmp_path.iterdir() if path.is_dir()} == {
+        tmp_path / "mine", tmp_path / "other", run}
+    assert [path.name for path in run.iterdir() if path.is_dir()] == []
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
 def test_a_disk_that_is_full_leaves_the_old_run_as_it_was(small, tmp_path, evaluated, monkeypatch):
     before = contents(evaluated)
     fill_disk(monkeypatch, "model.pt")
@@ -1567,7 +1614,7 @@ def test_a_training_that_is_killed_leaves_no_results_beside_another_model(
         shutil.copytree(kept, evaluated)
         steps = iter(range(stop))
         with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
-            for place, name in ((Path, "write_bytes"), (os, "unlink"), (os, "replace")):
+            for place, name in ((Path, "write_bytes"), (Path, "unlink"), (os, "replace")):
                 patch.setattr(place, name, stop_without(steps, getattr(place, name)))
             train.train(quick(small, tmp_path, seed=1))
         there = contents(evaluated)
@@ -1648,8 +1695,8 @@ def test_metrics_are_those_of_what_the_model_says_of_the_test_clips(small, run, 
     result = evaluate.evaluate(run, "cpu")
     saved = (run / "metrics.json").read_bytes()
     assert list(json.loads(saved)) == [
-        "metrics", "interval_95", "reference", "less", "undefined", "experts", "clips", "systems",
-        "accuracy", "backbone", "data", "settings"]
+        "metrics", "unit", "interval_95", "reference", "less", "undefined", "experts", "clips",
+        "systems", "accuracy", "backbone", "data", "scale", "settings"]
     assert (result["clips"], result["systems"], result["data"]) == (16, 4, str(small))
     test = [clip for clip in data.read_manifest(small) if clip.split == "test"]
     features = data.extract_features(test, moemos.load_backbone("logmel"), tmp_path / "cache")
@@ -1731,6 +1778,104 @@ def test_another_corpus_has_no_row_that_learns_and_a_folder_of_its_own(small, ru
     assert (run / "metrics.json").exists()
 
 
+def test_a_corpus_on_another_scale_gets_correlations_and_no_mse(
+        small, run, tmp_path, monkeypatch, capsys):
+    rows = [(small / row["wav"], *list(row.values())[1:5],
+             row["score"] and 25 * (float(row["score"]) - 1))  # 1 to 5 becomes 0 to 100.
+            for row in table(small / "ratings.csv")]
+    data.write_files({tmp_path / "mushra" / "ratings.csv": [COLUMNS, *rows]})
+    assert call(monkeypatch, evaluate, run, "--data", tmp_path / "mushra") == 2
+    assert "off the scale of 1 to 5; --scale LOW HIGH sets another" in capsys.readouterr().err
+    words = ("--data", tmp_path / "mushra", "--scale", 0, 100)
+    assert call(monkeypatch, evaluate, run, *words) == 0
+    printed = capsys.readouterr().out
+    assert "MSE is undefined (nan): the ratings are on another scale than the run's\n" in printed
+    (path,) = run.glob("on_mushra_*/metrics.json")
+    found, own = json.loads(path.read_text()), evaluate.evaluate(run, "cpu")
+    assert (found["scale"], found["settings"]["scale"]) == ([0, 100], [1, 5])
+    for level in ("utterance", "system"):
+        assert found["metrics"][f"{level} MSE"] is None
+        assert found["interval_95"][f"{level} MSE"] == [None, None]
+        for name in ("LCC", "SRCC", "KTAU"):
+            name = f"{level} {name}"
+            assert found["metrics"][name] == pytest.approx(own["metrics"][name])
+    same = evaluate.evaluate(run, "cpu", scale=(1.0, 5.0))
+    assert evaluate.as_json(same) == evaluate.as_json(own)
+    with pytest.raises(data.InputError, match="--scale 5 1: the lower first"):
+        evaluate.evaluate(run, "cpu", scale=(5, 1))
+    # Of the run's corpus there is a row of ridge: no word is said of the MSE between two scales.
+    less = evaluate.evaluate(run, "cpu", scale=(0, 5))["less"][evaluate.RIDGE]
+    assert [word for *_, word in less.values()][::4] == ["-", "-"]
+
+
+@pytest.mark.parametrize(("lowest", "width"), [(0, 1e-6), (7, 1), (-3, 100), (0, 1e6)])
+def test_the_report_is_the_same_on_any_scale(run, capsys, lowest, width):
+    """An MSE is printed, and rounded for a verdict, as on a scale of 1 to 5."""
+    rng, tables = np.random.default_rng(0), []
+    true, errors = rng.uniform(1, 5, 60), rng.normal(size=60)
+    trained = evaluate.load_run(run, "cpu")
+    for low, unit in ((1, 1), (lowest, width / 4)):
+        scale = (low, low + 4 * unit)
+        config = dataclasses.replace(trained.config, scale=scale)
+        test = [data.Clip("", None, "test", f"s{i % 6}", "m", "", {"": low + unit * (mos - 1)})
+                for i, mos in enumerate(true)]
+        said, ridge = (low + unit * (true - 1 + part * errors) for part in (0.1, 0.3))
+        output = moemos.Output(*torch.zeros(5, 60, 1, dtype=torch.float64))
+        output = output._replace(mos=torch.tensor(said))
+        said = {label: ridge for label in evaluate.MEANING}
+        result = evaluate.summary(trained._replace(config=config), test, output, said, scale)
+        assert result["metrics"]["utterance MSE"] == pytest.approx(
+            unit ** 2 * np.mean((0.1 * errors) ** 2), rel=1e-3)
+        evaluate.show(run, result | {"data": "x", "scale": scale, "settings": {"scale": scale}})
+        tables.append(capsys.readouterr().out)
+    lines = [text.splitlines() for text in tables]
+    told = f"MSE is as on a scale of 1 to 5; metrics.json has {(width / 4) ** 2:g} times as much"
+    lines[1].remove(told)
+    assert lines[0] == lines[1]
+    assert "  shown to be                     better  better" in tables[0]
+
+
+def test_a_run_that_is_trained_anew_while_it_is_evaluated_gets_no_results_of_the_old_model(
+        small, tmp_path, run, monkeypatch):
+    predict_clips = evaluate.predict_clips
+    unrated = [(small / f"{i}.wav", "test", "s", "m", "", "") for i in range(3)]
+    data.write_files({tmp_path / "unrated.csv": [COLUMNS, *unrated]})
+    for seed, corpus in ((1, small), (2, tmp_path / "unrated.csv")):
+        def train_meanwhile(*words, seed=seed):
+            train.train(quick(small, tmp_path, seed=seed, experts=4 + seed))
+            return predict_clips(*words)
+        with monkeypatch.context() as patch:
+            patch.setattr(evaluate, "predict_clips", train_meanwhile)
+            with pytest.raises(data.InputError, match="run was trained anew meanwhile; evaluate"):
+                evaluate.evaluate(run, "cpu", corpus)
+        assert train.results_in(run) == []
+
+
+def test_escape_sequences_in_names_do_not_reach_the_terminal(
+        small, run, tmp_path, monkeypatch, capsys):
+    strange = tmp_path / "x\x1b[31m"
+    shutil.copytree(run, strange / "run")
+    clip = shutil.copy(small / "40.wav", strange / "a.wav")
+    rows = [(*COLUMNS, "age"), (clip, "test", "s\x1b[2J", "m\x1b]0;t\x07", "r", 3, 30),
+            (small / "41.wav", "test", "s", "m", "", "", 30)]
+    data.write_files({strange / "ratings.csv": rows})
+    (strange / "b.flac").touch()
+    for words in (["--data", strange], ["--wav", strange]):
+        screen = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+        screen.isatty = lambda: True
+        monkeypatch.setattr(sys, "stdout", screen)
+        assert call(monkeypatch, evaluate, strange / "run", *words) == 0
+        train.write_run(quick(small, tmp_path, out=str(strange / "new")), evaluate.load_run(
+            run, "cpu").model, [], [], moemos.load_backbone("logmel"), [{"step": 1}])
+        screen.flush()
+        printed = screen.buffer.getvalue()
+        assert b"\\x1b[31m" in printed
+        assert b"\x1b" not in printed and b"\x07" not in printed
+    said = capsys.readouterr().err
+    assert "columns that are ignored" in said and "passed over" in said
+    assert "\x1b" not in said
+
+
 def test_clips_without_ratings_are_predicted_in_the_challenges_form_and_not_scored(
         small, run, tmp_path, capsys):
     rows = [(small / f"{i}.wav", "test", "s", "m", "r" * bool(mos), mos)
@@ -1804,6 +1949,8 @@ def test_of_many_clips_parts_are_left_out_and_of_too_few_nothing_is_said(monkeyp
         whole = evaluate.leave_one_out(true + errors, true, np.arange(60) % systems)
         assert np.isfinite(whole["system LCC"]).all() == said
         assert np.isfinite(whole["system MSE"]).all() == said
+    many = np.arange(1200.0) % 7
+    assert len(evaluate.leave_one_out(many, -many, many)["utterance MSE"]) == 500
     monkeypatch.setattr(evaluate, "PARTS", 20)
     parts = evaluate.leave_one_out(true + errors, true, system)["utterance MSE"]
     thirds = (errors ** 2).reshape(20, 3).mean(1)
@@ -1813,6 +1960,43 @@ def test_of_many_clips_parts_are_left_out_and_of_too_few_nothing_is_said(monkeyp
         some = evaluate.leave_one_out(true[:clips] + errors[:clips], true[:clips], system[:clips])
         low, high = evaluate.interval(1.0, some["utterance LCC"])
         assert math.isfinite(low) == math.isfinite(high) == said
+
+
+def test_what_moves_by_rounding_alone_has_no_interval():
+    """Of five systems one predictor has the order, the other the reverse. Whichever system is left
+    out, their correlations are 1 and -1, but for the last bits."""
+    rng, moved = np.random.default_rng(0), 0
+    for _ in range(20):
+        true = rng.uniform(1, 5, 5)
+        perfect, reverse = (evaluate.leave_one_out(said, true, np.arange(5))
+                            for said in (true, 6 - true))
+        for name in ("system LCC", "system SRCC", "system KTAU"):
+            less = perfect[name] - reverse[name]
+            moved += np.ptp(less) > 0
+            for numbers in (perfect[name], reverse[name], less):
+                low, high = evaluate.interval(numbers[0], numbers)
+                assert math.isnan(low) and math.isnan(high)
+                assert evaluate.verdict(name, numbers[0], low, high) == "-"
+    assert moved  # Else the test would show nothing.
+    low, high = evaluate.interval(0.5, 0.5 + 1e-6 * np.arange(5))  # No rounding is as large.
+    assert high - low == pytest.approx(2 * 2.776445 * 1e-6 * math.sqrt(8))
+
+
+def test_an_interval_ends_where_its_number_does():
+    """A correlation is from -1 to 1, and an MSE not below 0."""
+    errors = 0.01 * np.array([5, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -200])
+    for sign in (1, -1):
+        true, system = np.arange(13.0), np.arange(13) % 6
+        test = [rated(f"s{name}", r=mos) for name, mos in zip(system, true)]
+        output = moemos.Output(*torch.zeros(5, 13, 1))._replace(
+            mos=torch.tensor(sign * (true + errors)))
+        trained = SimpleNamespace(config=train.Config(), classes=[], backbone=CountingBackbone())
+        bounds = evaluate.summary(trained, test, output, {}, (1.0, 5.0))["interval_95"]
+        low, high = bounds["utterance LCC"]
+        assert (high if sign > 0 else -low) == 1
+        assert -1 < (low if sign > 0 else -high) < 1
+        if sign > 0:  # Its squared errors are small but for one.
+            assert bounds["utterance MSE"][0] == 0
 
 
 @pytest.mark.parametrize("systems", [5, 10, 20, 40])
@@ -1892,6 +2076,14 @@ def test_ridge_is_the_least_of_its_loss_and_the_fold_errors_choose_its_strength(
         assert 0 < errors.argmin() < len(strengths) - 1
         predicted = evaluate.ridge(x, y, new, np.arange(clips) % 5)
         np.testing.assert_allclose(predicted, expected[errors.argmin()], atol=1e-6)
+        # It fits features of any unit, and those that never vary, but for rounding, have no weight.
+        tiny = evaluate.ridge_by_alpha(1e-9 * x, y, 1e-9 * new)
+        np.testing.assert_allclose(tiny, expected, atol=1e-6)
+        still, new_still = np.full((clips, 1), 0.1), np.array([[-9.0], [0], [0.1], [1], [9]])
+        still[0] += 1e-9
+        said = [evaluate.ridge_by_alpha(np.hstack([x, still]), y, np.hstack([new, other]))
+                for other in (np.full((5, 1), 0.1), new_still)]
+        np.testing.assert_allclose(*said, atol=1e-6)
     few = evaluate.ridge(np.ones((2, 3)), np.array([1.0, 2.0]), np.ones((1, 3)), np.arange(2))
     assert few == pytest.approx(1.5)
 
@@ -1914,6 +2106,16 @@ def test_the_row_of_ridge_learns_from_the_training_clips_in_folds_by_group(small
     expected = scipy.stats.ttest_rel(*errors).confidence_interval(0.95)
     _, low, high, _ = result["less"][evaluate.RIDGE]["utterance MSE"]
     assert (low, high) == pytest.approx(tuple(expected))
+
+
+def test_ridge_chooses_its_strength_in_five_folds_of_whole_groups(run, monkeypatch):
+    folds = []
+    monkeypatch.setattr(evaluate, "ridge", lambda x, y, new, fold: folds.append(list(fold)))
+    monkeypatch.setattr(data, "extract_features", lambda clips, *_: torch.zeros(len(clips), 1, 1))
+    clips = [data.Clip("a.wav", None, "train", "s", "m", group, {"r": 3.0})
+             for group in "aabbccddeeffg"]
+    evaluate.reference_predictions(evaluate.load_run(run, "cpu"), clips, clips[:1])
+    assert folds == [[0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 0, 0, 1]]
 
 
 def test_default_settings_beat_the_condition_mean_row_and_match_a_straight_line():
@@ -1964,7 +2166,9 @@ def test_a_clip_has_one_score_alone_in_company_and_on_every_call(small, run, mon
     assert list(company) == sorted(str(small / f"{i}.wav") for i in range(48))
     assert {path: company[path] for path in expected} == expected
     one, other = str(small / "40.wav"), str(small / "41.wav")
-    assert list(evaluate.score(run, [one])) == [(one, company[one])]
+    monkeypatch.chdir(small)
+    for paths in (["40.wav"], "40.wav", Path("40.wav")):  # A text is one path, not its letters.
+        assert list(evaluate.score(run, paths)) == [("40.wav", company[one])]
     capsys.readouterr()
     assert call(monkeypatch, evaluate, run, "--wav", one, other) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -1990,6 +2194,69 @@ def test_a_bad_file_is_skipped_the_others_are_scored_and_the_status_is_1(
         assert line.startswith(start.format(path))
     assert err.count("\n") == 5
     assert math.isnan(dict(evaluate.score(run, [files[0]]))[str(files[0])])
+
+
+def test_a_folder_without_a_wav_file_is_skipped_and_the_others_are_scored(
+        small, run, tmp_path, monkeypatch, capsys):
+    lay_out(tmp_path, {"empty/notes.txt": "", "music/a.flac": "", "music/b/c.mp3": ""}, [])
+    monkeypatch.chdir(tmp_path)
+    wrong = ("empty", "music", "gone.wav")
+    assert call(monkeypatch, evaluate, run, "--wav", small / "40.wav", *wrong) == 1
+    out, err = capsys.readouterr()
+    assert [line.split(",")[0] for line in out.splitlines()] == ["wav", str(small / "40.wav")]
+    assert err.splitlines() == [
+        "music: 2 audio files that are no WAV are passed over",
+        "skipped: empty: there is no WAV file in this folder",
+        "skipped: music: there is no WAV file in this folder",
+        "skipped: gone.wav: cannot be read (No such file or directory)"]
+    assert call(monkeypatch, evaluate, run, "--wav", "empty") == 1
+
+
+def test_a_long_clip_is_scored_with_a_higher_limit(small, run, tmp_path, monkeypatch, capsys):
+    edit(run, lambda saved: saved["config"].update(max_seconds=0.5))
+    wavfile.write(tmp_path / "long.wav", 16000, tone(16000, 0.6))
+    data.write_files({tmp_path / "ratings.csv": [
+        COLUMNS, (tmp_path / "long.wav", "test", "s", "m", "r", 3)]})
+    for words, status in ((["--wav", tmp_path / "long.wav"], 1), (["--data", tmp_path], 2)):
+        assert call(monkeypatch, evaluate, run, *words) == status
+        assert "0.60 s long, above --max-seconds 0.5" in capsys.readouterr().err
+        assert call(monkeypatch, evaluate, run, *words, "--max-seconds", 0.7) == 0
+        capsys.readouterr()
+    with pytest.raises(data.InputError, match="--max-seconds -1"):
+        evaluate.evaluate(run, max_seconds=-1)
+
+
+@pytest.mark.parametrize(("rate", "channels", "kind"), [
+    (16000, 1, "float32"), (24000, 1, "int16"), (24000, 2, "int16"), (44100, 1, "float64"),
+    (8000, 1, "uint8")])
+def test_a_waveform_has_the_score_of_the_file_that_holds_its_samples(
+        run, tmp_path, rate, channels, kind):
+    silence, rng = np.zeros((rate // 3, channels)), np.random.default_rng(0)
+    samples = np.concatenate([silence, 0.2 * rng.normal(size=(rate, channels)), silence])
+    zero, full = {"uint8": (128.0, 128), "int16": (0.0, 2 ** 15)}.get(kind, (0.0, 1))
+    samples = (zero + full * samples.clip(-0.99, 0.99)).astype(kind)
+    wavfile.write(tmp_path / "a.wav", rate, samples)
+    ((_, expected),) = evaluate.score(run, tmp_path / "a.wav")
+    rate, samples = wavfile.read(tmp_path / "a.wav")
+    waveform = (samples - zero) / full
+    waveform = torch.from_numpy(waveform.mean(1) if channels == 2 else waveform)
+    trained = evaluate.load_run(run, "cpu")
+    assert evaluate.score_waveform(trained, waveform, rate) == expected
+    assert evaluate.score_waveform(trained, waveform.numpy(), rate) == expected
+    if kind != "float64":  # Of these samples float32 has all bits.
+        assert evaluate.score_waveform(trained, waveform.float(), rate) == expected
+    if channels == 1:  # The samples may also be as they are in the file.
+        assert evaluate.score_waveform(trained, samples, rate) == expected
+
+
+@pytest.mark.parametrize(("waveform", "rate", "why"), [
+    (torch.zeros(1, 16000), 16000, r"a waveform is \(T,\), one channel, not \(1, 16000\)"),
+    (torch.ones(100), 16000, "the waveform: "), (torch.zeros(0), 16000, "the waveform: "),
+    (torch.full((16000,), nan), 16000, "the waveform: holds NaN"),
+    (torch.ones(16000), 0, "the waveform: "), (torch.ones(16000 * 61), 16000, "61.00 s long")])
+def test_a_waveform_that_cannot_be_scored_gets_a_sentence(run, waveform, rate, why):
+    with pytest.raises(data.InputError, match=why):
+        evaluate.score_waveform(evaluate.load_run(run, "cpu"), waveform, rate)
 
 
 def test_a_clip_can_come_through_a_pipe(small, run, tmp_path):
@@ -2060,7 +2327,9 @@ def test_the_two_commands_simulate_train_and_evaluate(small, tmp_path, monkeypat
     (train, ["--nonsense"], "unrecognized"), (evaluate, ["a", "b"], "unrecognized"),
     (evaluate, ["nowhere"], "nowhere/model.pt cannot be read (No such file"),
     (evaluate, ["RUN", "--device", "cuda:99"], "--device cuda:99 cannot be used here"),
-    (evaluate, ["RUN", "--wav", "EMPTY"], "empty: there is no WAV file in this folder"),
+    (evaluate, ["RUN", "--scale", "5", "1"], "--scale 5 1: the lower first"),
+    (evaluate, ["RUN", "--wav", "SMALL", "--scale", "1", "5"], "two different things to do"),
+    (evaluate, ["--wav", "SMALL/40.wav", "RUN"], "run is a run, and comes before --wav"),
     (evaluate, ["RUN", "--data", "SMALL", "--wav", "SMALL"], "two different things to do")])
 def test_bad_options_get_one_sentence_and_status_2(
         small, run, tmp_path, monkeypatch, capsys, module, words, why):
@@ -2158,6 +2427,52 @@ def test_names_that_the_terminal_does_not_have_are_printed_all_the_same(
         assert call(monkeypatch, evaluate, run, *words) == 0
         terminal.flush()
         assert said in terminal.buffer.getvalue()
+
+
+BARE = """
+import pwd, sys
+def nobody(number):
+    raise KeyError(f"getpwuid(): uid not found: {number}")
+pwd.getpwuid = nobody
+import train, evaluate
+assert sys.getfilesystemencoding() != "utf-8" or sys.platform == "darwin"
+common = ["--device", "cpu", "--backbone", "logmel"]
+table, run = sys.argv[1:]
+for module, words in ((train, ["--data", table, "--out", run, "--steps", "1", *common]),
+                      (evaluate, [run, *common]), (evaluate, [run, *common, "--wav", table])):
+    sys.argv = ["x", *words]
+    try:
+        module.main()
+    except SystemExit as end:
+        assert not end.code
+"""
+
+
+def test_a_container_without_a_locale_or_a_name_for_its_user_will_do(small, tmp_path):
+    """Names of files and systems are of any language, but the locale is ASCII; and the user's id
+    has no entry in the password file, as with `docker run --user 12345`."""
+    rows = []
+    for i in range(12):
+        (tmp_path / "漢" / "ü").mkdir(parents=True, exist_ok=True)
+        shutil.copy(small / f"{i}.wav", tmp_path / "漢" / "ü" / f"é{i}.wav")
+        rows.append((f"ü/é{i}.wav", "train" if i < 8 else "test", f"sÿ{i % 2}", f"模{i % 2}",
+                     "" if i == 11 else "r", "" if i == 11 else 1 + i % 4))
+    data.write_files({tmp_path / "漢" / "ratings.csv": [COLUMNS, *rows]})
+    names = ("LOGNAME", "USER", "LNAME", "USERNAME", "TORCHINDUCTOR_CACHE_DIR")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0",
+                    "PYTHONPATH": str(HERE)}
+    done = subprocess.run([sys.executable, "-c", BARE, "漢".encode(), "ré".encode()], cwd=tmp_path,
+                          env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    report, scores = done.stdout.split(b"wav,mos\n")
+    assert rb"\u6a210" in report
+    assert len(scores.splitlines()) == 12
+    assert scores.startswith("漢/ü/é0.wav,".encode())
+    predictions = table(tmp_path / "ré" / "predictions.csv")
+    assert [row["wav"] for row in predictions] == [row[0] for row in rows[8:11]]
+    assert [row["model"] for row in predictions] == ["模0", "模1", "模0"]
+    assert (tmp_path / "ré" / "answer.txt").read_text("utf-8").startswith("é11,")
 
 
 # -- Processes that are killed, or share a cache ---------------------------------------------------

@@ -13,6 +13,7 @@ the two losses is: here it is the ramp of stage 2, and the steps from stage to s
 import argparse
 import io
 import math
+import os
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -131,6 +132,7 @@ def run_stage(model, stage, config, training, dev=None):
     Each step draws its batch anew from all clips, so that a small corpus gets as many steps as a
     large one. Raises FloatingPointError, saying where, for a loss or gradient that is not finite.
     """
+    os.environ.setdefault("USERNAME", "nobody")  # AdamW imports a compiler that asks for a name
     optimiser = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay, fused=True)
     logged, gates = [], []
     for step in range(stage.steps):
@@ -246,10 +248,9 @@ def write_run(config, model, stages, classes, backbone, rows):
                 "classes": classes,
                 "backbone": {"name": backbone.name, "identity": backbone.identity}}, checkpoint)
     log = [rows[0].keys(), *(row.values() for row in rows)]
-    there = (out / "model.pt").exists()
     data.write_files({out / "log.csv": log, out / "model.pt": data.sealed(checkpoint.getvalue())},
-                     outdated=results_in(out) if there else ())
-    print(f"wrote {out}/model.pt, log.csv")
+                     outdated=results_in(out) if (out / "model.pt").exists() else ())
+    print(data.printable(f"wrote {out}/model.pt, log.csv"))
 
 
 def results_in(run):
@@ -258,26 +259,19 @@ def results_in(run):
             for path in run.glob(f"{folder}{name}")]
 
 
-def parse(parser, **defaults):
-    """Adds every setting to a parser, parses the command line -> (Config, its other options)."""
+def main():
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description="Trains the speech quality predictor of arXiv 2507.06116.")
     for setting in fields(Config):
         form = {"type": setting.type}
         if setting.name == "scale":
             form = {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
-        default = defaults.get(setting.name, setting.default)
-        parser.add_argument(flag(setting), **form, default=default,
-                            help=f"{setting.metadata['help']} (default: {default!r})")
-    options = vars(parser.parse_args())
-    settings = {setting.name: options.pop(setting.name) for setting in fields(Config)}
+        parser.add_argument(flag(setting), **form, default=setting.default,
+                            help=f"{setting.metadata['help']} (default: {setting.default!r})")
+    settings = vars(parser.parse_args())
     settings["scale"] = tuple(settings["scale"])
-    return Config(**settings), options
-
-
-def main():
-    config, _ = parse(argparse.ArgumentParser(
-        allow_abbrev=False, description="Trains the speech quality predictor of arXiv 2507.06116."))
     with data.one_sentence("train.py"):
-        train(config)
+        train(Config(**settings))
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def wavs_by_name(folder):
     """{name: WAV files below the folder}. A file's names are its path and each end of the path:
     x/a.wav is "x/a" and "a"."""
     wavs = defaultdict(list)
-    for wav in sorted(data.wavs_below(folder)):
+    for wav in data.find_wavs(folder):
         parts = plain(wav.relative_to(folder).as_posix()).removesuffix(".wav").split("/")
         for start in range(len(parts)):
             wavs["/".join(parts[start:])].append(wav)

@@ -288,7 +288,10 @@ def read_augmentation(folder, path, clips, scale):
         raise InputError(f"--augment {folder}: is no folder")
     known = {os.path.realpath(clip.path) for clip in clips}
     added = {}
-    for wav in data.find_wavs([folder]):
+    wavs = data.find_wavs(folder)
+    if not wavs:
+        raise InputError(f"{folder}: there is no WAV file in this folder")
+    for wav in wavs:
         name = wav.relative_to(folder)
         if os.path.realpath(wav) in known:
             raise InputError(f"{wav}: is a clip of {path} too; take it out of {folder}")

@@ -224,7 +224,7 @@ def test_exercise_11_dropping_features_is_a_ridge_penalty():
         mos[400:] = nan
         model.set_statistics(torch.zeros(800, layers, 2 * width), mos)
         odds = config.shrinkage * layers * 2 * width / 400
-        assert model.drop.p / (1 - model.drop.p) == pytest.approx(odds)
+        assert model.p.item() / (1 - model.p.item()) == pytest.approx(odds)
 
 
 def test_exercise_12_a_difference_of_pairs_is_shown_where_intervals_overlap():
