@@ -1,6 +1,7 @@
 """Tests of the engine: splits, variants, what is kept; of the tables; and of the questions."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -169,6 +170,7 @@ def test_code_counts_and_comments_do_not(tmp_path, monkeypatch):
     for i, text in enumerate(texts):
         (tmp_path / f"code_{i}.py").write_text(text)
         codes.append(lab.code_of(__import__(f"code_{i}")))
+        del sys.modules[f"code_{i}"]
     assert "Return(value=Constant(value=1))" in codes[1]
     assert codes[2] != codes[0]
 
