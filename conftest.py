@@ -12,8 +12,8 @@ os.environ.setdefault("USERNAME", str(os.getuid()))
 def pytest_collection_modifyitems(items):
     """Makes every warning within a test an error; outside of tests pytest and its plugins may warn.
 
-    If the environment has ORDER, a number, the tests run in the random order of that number."""
+    If the environment has TEST_ORDER, they run in a random order: that of the number it holds."""
     for item in items:
         item.add_marker(pytest.mark.filterwarnings("error"))
-    if "ORDER" in os.environ:
-        random.Random(int(os.environ["ORDER"])).shuffle(items)
+    if "TEST_ORDER" in os.environ:
+        random.Random(os.environ["TEST_ORDER"]).shuffle(items)

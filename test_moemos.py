@@ -2078,7 +2078,7 @@ def test_a_warning_is_an_error_in_a_test_and_none_in_a_plugin_nor_where_no_cache
 
 def test_the_environment_can_ask_for_a_random_order_and_a_number_is_an_order(monkeypatch):
     def run_in_order(number):
-        monkeypatch.setenv("ORDER", number)
+        monkeypatch.setenv("TEST_ORDER", number)
         items = [SimpleNamespace(number=i, add_marker=lambda mark: None) for i in range(20)]
         conftest.pytest_collection_modifyitems(items)
         return [item.number for item in items]
