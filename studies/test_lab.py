@@ -170,9 +170,10 @@ def test_code_counts_and_comments_do_not(tmp_path, monkeypatch):
     for i, text in enumerate(texts):
         (tmp_path / f"code_{i}.py").write_text(text)
         codes.append(lab.code_of(__import__(f"code_{i}")))
-        del sys.modules[f"code_{i}"]
     assert "Return(value=Constant(value=1))" in codes[1]
     assert codes[2] != codes[0]
+    for i in range(3):
+        del sys.modules[f"code_{i}"]
 
 
 def test_a_missing_listening_test_is_said(monkeypatch, tmp_path):
