@@ -32,7 +32,6 @@ from test_moemos import (
     table,
 )
 
-pytestmark = pytest.mark.filterwarnings("error")
 LISTENING_TESTS = HERE.parent / "shared" / "data" / "listening_tests"
 REAL = pytest.mark.skipif(not LISTENING_TESTS.is_dir(),
                           reason="listening_tests does not lie beside the checkout")

@@ -1,6 +1,7 @@
 """Tests of the engine: splits, variants, what is kept; of the tables; and of the questions."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -171,6 +172,8 @@ def test_code_counts_and_comments_do_not(tmp_path, monkeypatch):
         codes.append(lab.code_of(__import__(f"code_{i}")))
     assert "Return(value=Constant(value=1))" in codes[1]
     assert codes[2] != codes[0]
+    for i in range(3):
+        del sys.modules[f"code_{i}"]
 
 
 def test_a_missing_listening_test_is_said(monkeypatch, tmp_path):
