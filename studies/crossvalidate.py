@@ -25,28 +25,24 @@ from studies.lab import HEAD, MEAN, RIDGE, Cell, Job
 from studies.variants import ONE
 
 VARIANTS = (HEAD, ONE, RIDGE, MEAN)  # the others are compared with the first
-HALF = "the head, half the clips"    # of each system it learns from about half
-GROUPS = "groups"                    # the split of studies.lab
-FEWEST = 5                           # rated clips that there must be to learn from
+HALF = "the head, half the clips"    # it learns from about half of each system's
+FEWEST = 5                           # rated clips outside each part, which are learned from
 HALVINGS = 20                        # of the raters, at random
 
 
-# -- What is there ---------------------------------------------------------------------------------
-
 def check(path, clips):
     """Raises InputError for rated clips that cannot be cross-validated."""
-    groups = {clip.group for clip in clips}
     needed = evaluate.FEWEST["utterance"]
-    if len(clips) < needed or len(groups) < 2:
-        raise InputError(f"{path}: has {len(clips)} rated clips in {len(groups)} groups; to "
-                         f"cross-validate takes {needed}, in two")
-    left = len(clips) - np.bincount(data.folds_of(clips, lab.FOLDS)).max()
-    if left < FEWEST:
-        raise InputError(f"{path}: a part of its groups holds all rated clips but {left}; to learn "
-                         f"from the others takes {FEWEST}")
+    groups = len({clip.group for clip in clips})
     mos = [clip.mos for clip in clips]
-    if moemos.undefined(mos, mos):
-        raise InputError(f"{path}: all its clips have the same MOS; there is nothing to predict")
+    if len(clips) < needed or groups < 2 or moemos.undefined(mos, mos):
+        raise InputError(f"{path}: has {len(clips)} rated clips in {groups} groups, with "
+                         f"{len(set(mos))} different MOS; to cross-validate takes {needed} clips, "
+                         "two groups and two MOS")
+    largest = np.bincount(data.folds_of(clips, lab.FOLDS)).max()
+    if len(clips) - largest < FEWEST:
+        raise InputError(f"{path}: one part of its groups holds {largest} of {len(clips)} rated "
+                         f"clips; to learn from the others takes {FEWEST}")
 
 
 def inventory(path, clips):
@@ -54,18 +50,18 @@ def inventory(path, clips):
     rated = [clip for clip in clips if clip.ratings]
     given = [rater for clip in rated for rater in clip.ratings]
     mos = [clip.mos for clip in rated]
-    found = (f"{path}: {len(rated)} rated clips, {len(given)} ratings by {len({*given} - {''})} "
-             f"raters, {len({clip.system for clip in rated})} systems, "
-             f"{len({clip.group for clip in rated})} groups, MOS {min(mos):.2f} to {max(mos):.2f}")
-    unrated = f"; {len(clips) - len(rated)} clips without ratings teach the second task"
-    return (f"{data.printable(found)}{unrated * (len(rated) < len(clips))}\nEvery rated clip, "
-            "whatever its split, is predicted once, from clips of other groups.")
+    found = (f"{path}: {len(rated)} rated clips, {len(clips) - len(rated)} without ratings; "
+             f"{len(given)} ratings or means by {len({*given} - {''})} named raters; "
+             f"{len({clip.system for clip in rated})} systems, "
+             f"{len({clip.group for clip in rated})} groups; MOS {min(mos):.2f} to {max(mos):.2f}")
+    return (f"{data.printable(found)}\nEvery rated clip, whatever its split, is predicted once, "
+            "from clips of other groups.")
 
 
 def reliability(ratings):
     """(clips, R) of all raters, NaN where there is none -> the LCC between the MOS of two panels
-    like the whole one: 2 r / (1 + r), by Spearman and Brown, with r the mean LCC of two halves of
-    the raters. NaN where too few clips are rated by both halves, or the halves contradict."""
+    like the whole one: 2 r / (1 + r), by Spearman and Brown, where r is the mean LCC between two
+    halves of the raters. NaN where both halves have rated too few clips, or r is not above 0."""
     found = []
     for seed in range(HALVINGS):
         one, other = (raters.means(half) for half in raters.halves(ratings, seed))
@@ -79,10 +75,11 @@ def reliability(ratings):
 # -- Cross-validation ------------------------------------------------------------------------------
 
 def half_of_a_system(corpus):
-    """Half of the rated clips of a system that a part learns from, the median of both."""
+    """Half of the rated clips of a system that are learned from, the median of systems and folds.
+    """
     systems = np.array([clip.system for clip in corpus.clips])
     counts = [np.unique(systems[learned & corpus.rated], return_counts=True)[1]
-              for learned, _ in lab.split(corpus, GROUPS)]
+              for learned, _ in lab.split(corpus, "groups")]
     return int(np.median(np.concatenate(counts))) // 2
 
 
@@ -90,10 +87,10 @@ def cross_validate(table, backbone, seeds):
     """-> {label: tables.Predicted} of VARIANTS and, where a system has clips enough, of the first
     with HALF of them. table: the absolute path of a ratings.csv."""
     corpus = lab.load(table, backbone)
-    asked = [(variant.name, variant, GROUPS) for variant in VARIANTS]
+    asked = [(variant.name, variant, "groups") for variant in VARIANTS]
     half = half_of_a_system(corpus)
     if half:
-        asked.append((HALF, VARIANTS[0], f"{GROUPS}, {half} a system"))
+        asked.append((HALF, VARIANTS[0], f"groups, {half} a system"))
     jobs = {label: [Job(variant, Cell(table, backbone, how), seed)
                     for seed in range(seeds if variant.drawn else 1)]
             for label, variant, how in asked}
@@ -102,17 +99,13 @@ def cross_validate(table, backbone, seeds):
             for label, own in jobs.items()}
 
 
-def metrics_of(predicted):
-    """Those that are shown: none at system level where there are few systems."""
-    enough = predicted.systems() >= evaluate.FEWEST["system"]
-    return ("utterance LCC", "utterance MSE") + ("system LCC",) * enough
-
-
 def compare(predicted):
-    """{label: {metric: tables.claim}}: each of the others less the head, for other clips or, at
-    system level, other systems."""
+    """{label: {metric: tables.claim}}: each of the others minus the head, for other clips or, at
+    system level, where there are some systems, for other systems."""
     head = predicted[HEAD.name]
-    over = {metric: "systems" if "system" in metric else "clips" for metric in metrics_of(head)}
+    over = {"utterance LCC": "clips", "utterance MSE": "clips", "system LCC": "systems"}
+    if head.systems() < evaluate.FEWEST["system"]:
+        del over["system LCC"]
     return {label: {metric: tables.claim(tables.difference(one, head, metric, parts))
                     for metric, parts in over.items()}
             for label, one in predicted.items() if one is not head}
@@ -129,59 +122,56 @@ def with_bounds(one, metric):
 
 def show(predicted, claims):
     """Prints what each predictor reaches, and its difference from the head."""
-    metrics = metrics_of(predicted[HEAD.name])
+    metrics = list(claims[MEAN.name])
     rows = [[label, *(with_bounds(one, metric) for metric in metrics)]
             for label, one in predicted.items()]
     print(f"\n{tables.table([['95 % intervals', *metrics], *rows])}")
     rows = [[label, *map(tables.with_interval, own.values())] for label, own in claims.items()]
-    print(f"\n{tables.table([['less the head', *metrics], *rows])}\n")
+    print(f"\n{tables.table([['minus the head', *metrics], *rows])}\n")
 
 
 def verdict(claim):
-    """In words what the head is, by a claim on another predictor's utterance LCC less its own."""
+    """In words what the head is, by a claim on another's utterance LCC minus its own."""
     low, high = -claim["high"], -claim["low"]
     return evaluate.WORDS[evaluate.verdict("utterance LCC", -claim["value"], low, high)]
 
 
-def in_words(clips, ratings, predicted, claims, scale):
-    """Sentences on what that says; clips: the rated ones; ratings: as of reliability()."""
+def in_words(clips, predicted, claims, ceiling, scale):
+    """Yields sentences on what that says; clips: the rated ones; ceiling: of reliability()."""
     head = predicted[HEAD.name]
-    lcc, low = head.numbers()["utterance LCC"], head.interval("utterance LCC")[0]
-    against = {label: own["utterance LCC"] for label, own in claims.items()}
-    yield (f"By the utterance LCC of {len(clips)} clips the head is {verdict(against[RIDGE.name])} "
-           f"{evaluate.MEANING[evaluate.RIDGE]}; it is {verdict(against[MEAN.name])} "
-           f"{evaluate.MEANING[evaluate.CONDITION]}.")
-    if not low > 0:
-        yield "It is not even shown that its scores have to do with the ratings."
-    ceiling = reliability(ratings)
+    lcc, mse, tau = (head.numbers()[f"utterance {name}"] for name in ("LCC", "MSE", "KTAU"))
+    other = {label: own["utterance LCC"] for label, own in claims.items()}
+    yield (f"Is it good? By the utterance LCC of {len(clips)} clips the head is "
+           f"{verdict(other[RIDGE.name])} {evaluate.MEANING[evaluate.RIDGE]}, and it is "
+           f"{verdict(other[MEAN.name])} {evaluate.MEANING[evaluate.CONDITION]}.")
+    if not head.interval("utterance LCC")[0] > 0:
+        yield "It is not even shown that its scores follow the ratings at all."
     if math.isnan(ceiling):
-        yield ("What the ratings allow cannot be told: there are too few raters a clip, or two "
-               "halves of them do not agree.")
+        yield ("How good can it be? That is not known: it takes clips with several raters, halves "
+               "of whom agree.")
     else:
-        yield (f"What the ratings allow: another panel of as many raters would agree with this one "
-               f"by an LCC of {tables.number(ceiling)} (split halves, Spearman-Brown), and a "
-               f"predictor without any error by {tables.number(math.sqrt(ceiling))}, its square "
-               f"root; the head has {tables.number(lcc)}.")
-    error = math.sqrt(head.numbers()["utterance MSE"])
-    right = 50 * (1 + head.numbers()["utterance KTAU"])
-    yield (f"What a score means: on the scale of {scale[0]:g} to {scale[1]:g} it is off by "
-           f"{error:.2f} (root mean square); the mean MOS of all clips, said of each, would be by "
-           f"{np.std(head.true):.2f}. Of two clips, the better rated one gets the higher score in "
-           f"{right:.0f} % of all pairs.")
-    reach = against[RIDGE.name]["high"] - against[RIDGE.name]["value"]
-    yield (f"Are they enough clips? A difference from ridge is shown from {tables.number(reach)} "
-           "on; to see half of that takes four times as many.")
-    if HALF in against:
-        grows = "more clips should help" if against[HALF]["high"] < 0 else (
-            "it is not shown that more clips would help")
-        yield (f"With half of them the LCC is "
-               f"{tables.number(predicted[HALF].numbers()['utterance LCC'])}: {grows}.")
-    yield ("All this is for other clips of the same systems: of a system without ratings a score "
-           "is worth less.")
+        yield (f"How good can it be? Another panel of as many raters would agree with this one by "
+               f"an LCC of {tables.number(ceiling)} (from split halves, by Spearman-Brown), and a "
+               f"predictor without error by {tables.number(math.sqrt(ceiling))}, the square root. "
+               f"The head has {tables.number(lcc)}.")
+    yield (f"What does a score mean? On the scale from {scale[0]:g} to {scale[1]:g} it is off by "
+           f"{tables.number(math.sqrt(mse))} (root mean square). To give every clip the mean MOS "
+           f"would be off by {tables.number(np.std(head.true))}. Of two clips, the one with the "
+           f"higher MOS gets the higher score in about {50 * (1 + tau):.0f} % of cases.")
+    reach = other[RIDGE.name]["high"] - other[RIDGE.name]["value"]
+    yield (f"Are there enough clips to compare? A difference from ridge is shown if it is above "
+           f"{tables.number(reach)}. To show half of that takes about four times as many clips.")
+    if HALF in other:
+        helps = "more clips should help" if other[HALF]["high"] < 0 else (
+            "it is not shown that more clips help")
+        half = predicted[HALF].numbers()["utterance LCC"]
+        yield (f"Are there enough to learn from? With half of each system's clips the LCC is "
+               f"{tables.number(half)}, with all {tables.number(lcc)}: {helps}.")
+    yield ("All this is for other clips by the same systems. Expect less for a system that nobody "
+           "has rated.")
     if len({clip.group for clip in clips}) == len(clips):
-        yield ("Each clip is a group of its own: where two clips share a talker or a sentence, the "
-               "predictors may have known it, which flatters them and cannot be seen here. A "
-               "column `group` would tell.")
+        yield ("Each clip is a group of its own. If clips share a talker or a sentence, that may "
+               "flatter all predictors, and it cannot be seen here: add a column `group`.")
 
 
 def main():
@@ -211,8 +201,8 @@ def main():
         predicted = cross_validate(table, backbone.name, options.seeds)
         claims = compare(predicted)
         show(predicted, claims)
-        ratings = raters.ratings_of(lab.load(table, backbone.name))
-        for sentence in in_words(rated, ratings, predicted, claims, options.scale):
+        ceiling = reliability(raters.ratings_of(lab.load(table, backbone.name)))
+        for sentence in in_words(rated, predicted, claims, ceiling, options.scale):
             print(textwrap.fill(sentence, 92, initial_indent="- ", subsequent_indent="  "))
 
 
