@@ -158,6 +158,8 @@ def in_words(clips, predicted, claims, ceiling, scale):
            f"{tables.number(math.sqrt(mse))} (root mean square). To give every clip the mean MOS "
            f"would be off by {tables.number(np.std(head.true))}. Of two clips, the one with the "
            f"higher MOS gets the higher score in about {50 * (1 + tau):.0f} % of cases.")
+    if math.sqrt(mse) > np.std(head.true):
+        yield "So a score alone says less than the mean MOS does; at most its rank says something."
     reach = other[RIDGE.name]["high"] - other[RIDGE.name]["value"]
     yield (f"Are there enough clips to compare? A difference from ridge is shown if it is above "
            f"{tables.number(reach)}. To show half of that takes about four times as many clips.")

@@ -109,21 +109,29 @@ def test_its_numbers_are_those_of_a_plain_loop_over_the_groups(quick, monkeypatc
         for metric, cell in zip(reached["columns"], reached[name]):
             mean = np.mean([one[metric] for one in each])
             assert float(cell.split()[0]) == pytest.approx(mean, abs=6e-4)
-    ridge, mean = seeds[0]["ridge"], seeds[0]["condition's mean"]
+    ridge = seeds[0]["ridge"]
     error = np.square(ridge - true)
     reach = 2.0322 * error.std(ddof=1) / np.sqrt(35)  # Student's t of 34
     bounds = [float(text) for text in re.findall(r"[\d.]+", reached["ridge"][1])]
     assert bounds == pytest.approx([error.mean(), error.mean() - reach, error.mean() + reach],
                                    abs=6e-4)
-    without = [moemos.lcc(*(moemos.system_means(values[system != name], system[system != name])
-                            for values in (ridge, true))) for name in np.unique(system)]
-    low, high = evaluate.interval(moemos.lcc(*(moemos.system_means(values, system)
-                                               for values in (ridge, true))), np.array(without))
+
+    def system_lcc(predicted, rows):
+        return moemos.lcc(*(moemos.system_means(values[rows], system[rows])
+                            for values in (predicted, true)))
+    without = np.array([system_lcc(ridge, system != name) for name in np.unique(system)])
+    low, high = evaluate.interval(system_lcc(ridge, system != ""), without)
     bounds = [float(text) for text in re.findall(r"-?[\d.]+", reached["ridge"][2])]
     assert bounds[1:] == pytest.approx([max(low, -1), min(high, 1)], abs=6e-4)
-    head = np.mean([moemos.lcc(one["the head"], true) for one in seeds])
-    value = float(compared["condition's mean"][0].split()[0])
-    assert value == pytest.approx(moemos.lcc(mean, true) - head, abs=6e-4)
+
+    head = [system_lcc(one["the head"], system != "") for one in seeds]
+    change = without - [np.mean([system_lcc(one["the head"], system != name) for one in seeds])
+                        for name in np.unique(system)]
+    value = system_lcc(ridge, system != "") - np.mean(head)
+    error = np.sqrt(4 * change.var() + np.var(head, ddof=1) / 2)
+    reach = 2.7764 * error  # Student's t of 4
+    bounds = [float(text) for text in re.findall(r"[-+][\d.]+", compared["ridge"][2])]
+    assert bounds == pytest.approx([value, value - reach, value + reach], abs=6e-4)
 
 
 def test_it_continues_and_keeps_what_it_predicted_apart_from_other_tables(
@@ -226,7 +234,10 @@ def test_the_words_say_what_the_intervals_show():
     assert "not shown that more clips help" in said
     assert "That is not known: it takes clips with several raters" in said
     assert "Each clip is a group of its own." in said
-    assert "not even shown" in say(worse | {"the head": 0})
+    assert "a score alone says less" not in said
+    said = say(worse | {"the head": 0})
+    assert "not even shown" in said
+    assert "a score alone says less than the mean MOS" in said
 
 
 def test_a_score_is_explained_by_its_error_and_by_pairs():
