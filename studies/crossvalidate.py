@@ -46,16 +46,15 @@ def check(path, clips):
 
 
 def inventory(path, clips):
-    """What was found in a table, and what is done with it."""
+    """Yields lines on what was found in a table, and what is done with it."""
     rated = [clip for clip in clips if clip.ratings]
     given = [rater for clip in rated for rater in clip.ratings]
     mos = [clip.mos for clip in rated]
-    found = (f"{path}: {len(rated)} rated clips, {len(clips) - len(rated)} without ratings; "
-             f"{len(given)} ratings or means by {len({*given} - {''})} named raters; "
-             f"{len({clip.system for clip in rated})} systems, "
-             f"{len({clip.group for clip in rated})} groups; MOS {min(mos):.2f} to {max(mos):.2f}")
-    return (f"{data.printable(found)}\nEvery rated clip, whatever its split, is predicted once, "
-            "from clips of other groups.")
+    yield f"{path}: {len(rated)} rated clips, {len(clips) - len(rated)} without ratings"
+    yield (f"{len(given)} ratings or means by {len({*given} - {''})} named raters, "
+           f"{len({clip.system for clip in rated})} systems, "
+           f"{len({clip.group for clip in rated})} groups, MOS {min(mos):.2f} to {max(mos):.2f}")
+    yield "Every rated clip, whatever its split, is predicted once, from clips of other groups."
 
 
 def reliability(ratings):
@@ -169,8 +168,9 @@ def in_words(clips, predicted, claims, ceiling, scale):
         half = predicted[HALF].numbers()["utterance LCC"]
         yield (f"Are there enough to learn from? With half of each system's clips the LCC is "
                f"{tables.number(half)}, with all {tables.number(lcc)}: {helps}.")
-    yield ("All this is for other clips by the same systems. Expect less for a system that nobody "
-           "has rated.")
+    if head.systems() < len(clips):
+        yield ("All this is for other clips by the same systems. Expect less for a system that "
+               "nobody has rated.")
     if len({clip.group for clip in clips}) == len(clips):
         yield ("Each clip is a group of its own. If clips share a talker or a sentence, that may "
                "flatter all predictors, and it cannot be seen here: add a column `group`.")
@@ -197,7 +197,7 @@ def main():
         rated = [clip for clip in clips if clip.ratings]
         check(options.ratings, rated)
         backbone = data.open_backbone(options.backbone, options.device)
-        print(inventory(options.ratings, clips))
+        print(*map(data.printable, inventory(options.ratings, clips)), sep="\n")
         data.extract_features(clips, backbone)  # on the device; lab.load finds them in the cache
         table = os.path.abspath(data.table_of(options.ratings))
         predicted = cross_validate(table, backbone.name, options.seeds)

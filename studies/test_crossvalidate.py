@@ -94,8 +94,8 @@ def test_its_numbers_are_those_of_a_plain_loop_over_the_groups(quick, monkeypatc
     table = write_table(quick)
     assert call(monkeypatch, crossvalidate, table, "--backbone", "logmel") == 0
     out = capsys.readouterr().out
-    assert out.startswith(f"{table}: 35 rated clips, 1 without ratings; 105 ratings or means by 3 "
-                          "named raters; 5 systems, 7 groups; MOS ")
+    assert out.startswith(f"{table}: 35 rated clips, 1 without ratings\n105 ratings or means by 3 "
+                          "named raters, 5 systems, 7 groups, MOS ")
     clips = data.read_manifest(table)
     features = data.extract_features(clips, moemos.load_backbone("logmel"))
     seeds = [by_hand(clips, features, seed) for seed in (0, 1)]
@@ -225,6 +225,7 @@ def test_the_words_say_what_the_intervals_show():
     assert "it is better than being told" in said
     assert "more clips should help" in said
     assert "not even shown" not in said
+    assert "a system that nobody has rated" in said
     assert "an LCC of .900" in said
     assert "a predictor without error by .949" in said
     assert "a group of its own" not in said
