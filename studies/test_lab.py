@@ -196,6 +196,18 @@ def test_a_prediction_depends_on_all_code_on_its_way(lone, monkeypatch, module, 
     assert lab.digest(job, lone) != before
 
 
+@pytest.mark.parametrize(("owner", "name", "other"), [
+    (data.Clip, "mos", property(lambda clip: max(clip.ratings.values(), default=nan))),
+    (lab.Corpus, "rated", property(lambda corpus: corpus.mos > 3))])
+def test_a_prediction_depends_on_which_clips_have_which_mos(
+        lone, monkeypatch, owner, name, other):
+    lone.clips[0].ratings["another rater"] = 1.0
+    job = Job(HEAD, Cell("a", "b", "groups"), 0)
+    before = lab.digest(job, lone)
+    monkeypatch.setattr(owner, name, other)
+    assert lab.digest(job, lone) != before
+
+
 def test_a_prediction_does_not_depend_on_what_is_made_of_it(lone, monkeypatch):
     jobs = [Job(variant, Cell("a", "b", "groups"), 0) for variant in (HEAD, RIDGE, ZERO_SHOT)]
     before = [lab.digest(job, lone) for job in jobs]
@@ -257,6 +269,14 @@ def test_a_difference_in_mse_has_students_interval_and_that_of_seeds():
     seeds = tables.Predicted(np.array([one, one + 1]), true, system)
     _, error, _ = tables.difference(seeds, pair[1], "utterance MSE")
     assert error > abs(np.diff(seeds.value("utterance MSE"))[0]) / 2 - 1e-9
+
+
+def test_of_many_clips_parts_are_left_out_and_of_few_each():
+    for clips, parts in ((evaluate.PARTS, 1), (3 * evaluate.PARTS, 3)):
+        one = tables.Predicted(np.zeros((1, clips)), np.zeros(clips), ["s"] * clips)
+        _, counts = np.unique(one.parts("clips"), return_counts=True)
+        assert counts.tolist() == [parts] * evaluate.PARTS
+    assert one.parts("systems").tolist() == ["s"] * clips
 
 
 def test_pooled_claims_and_holm_by_hand():
@@ -404,6 +424,21 @@ def test_a_damaged_answer_gets_one_sentence_wherever_it_is_damaged(monkeypatch, 
     assert refused > 2 * len(texts)
     path.unlink()
     with pytest.raises(data.InputError, match="line.json: is not there; run python -m studies"):
+        questions.read("line")
+
+
+def test_an_answer_to_another_question_or_with_other_columns_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(questions, "HERE", tmp_path)
+    path = tmp_path / "results" / "line.json"
+    for key, value in (("variant", "who left"), ("cell", ["who", "left", "too"])):
+        stored = a_stored_answer()
+        stored["numbers"] = [row | {key: value} for row in stored["numbers"]]
+        data.write_files({path: json.dumps(stored).encode()})
+        with pytest.raises(data.InputError, match="line: the stored answer is to another question"):
+            questions.check("line")
+    stored["rows"][0]["numbers"].pop()
+    data.write_files({path: json.dumps(stored).encode()})
+    with pytest.raises(data.InputError, match="rows of another length than its heading"):
         questions.read("line")
 
 
