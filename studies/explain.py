@@ -24,7 +24,7 @@ def explain(run, path, device="", backbone=""):
     waveform, features = evaluate.read_clip(path, trained)
     features = features.to(trained.backbone.device)  # (1, L, 2D)
     output = trained.model(features)
-    print(f"{path} by {run}, backbone {trained.backbone.name}")
+    print(data.printable(f"{path} by {run}, backbone {trained.backbone.name}"))
     show_tensors(trained, waveform, features, output)
     show_loss(run, path, trained, output)
 
@@ -48,7 +48,7 @@ def show_tensors(trained, waveform, features, output):
         values = " ".join(f"{value:8.4f}" for value in first)
         more = " ..." if tensor.numel() > 4 else ""
         print(f"{what:26}{letters:11}{tuple(tensor.shape)!s:16}{values}{more}")
-    print(f"most probable class: {trained.classes[output.logits.argmax()]}")
+    print(data.printable(f"most probable class: {trained.classes[output.logits.argmax()]}"))
 
 
 def show_loss(run, path, trained, output):
@@ -70,8 +70,8 @@ def show_loss(run, path, trained, output):
     terms = moemos.losses(output, torch.tensor([clip.mos], device=device),
                           torch.tensor([known], device=device), alpha, 1 - alpha,
                           config.lambda_1, config.lambda_2, trained.model.deviation)
-    print(f"rated MOS {clip.mos:.2f}, class {clip.model}; a batch of it alone has at the end of "
-          f"stage {stage['name']}:")
+    print(data.printable(f"rated MOS {clip.mos:.2f}, class {clip.model}; a batch of it alone has "
+                         f"at the end of stage {stage['name']}:"))
     print(", ".join(f"{name} {term.item():.4f}" for name, term in terms.items()))
 
 

@@ -8,12 +8,14 @@
 Draws the tables, and computes nothing but the systems' means: predictions.png has predicted against
 rated MOS, experts.png who serves whom, training.png the log of the stages, and answers.png the
 method beside plainer predictors on real listening tests. With --out FOLDER they go there.
+Of more than MOST synthesis models those with the most clips are told apart.
 """
 
 import argparse
-import csv
+import contextlib
 import io
-import json
+import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ import numpy as np
 import data
 import moemos
 from data import InputError
+from studies import questions, tables
 from studies.lab import TESTS
 
 try:
@@ -33,6 +36,16 @@ except ImportError:  # it is no requirement
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = "osD^vPX*"
 LINES = ("-", "--", ":", "-.")
+MOST = 32  # synthesis models that are told apart; more can be neither drawn fast nor read
+
+# What is read: the form of metrics.json, as tables.fits has it, and the columns of the tables.
+LCC, INTERVAL = (float, None), ([float, float], [None, None])
+RESULT = {"settings": {"scale": [float, float]}, "experts": {str: [float]},
+          "metrics": {"utterance LCC": LCC, "system LCC": LCC},
+          "interval_95": {"utterance LCC": INTERVAL, "system LCC": INTERVAL}}
+PREDICTIONS = ("wav", "system", "model", "mos", "predicted")
+LOG = ("stage", "step", "mos", "classification", "diversity", "sparsity", "gate_1")
+TEXTS = ("wav", "system", "model", "stage")  # all other columns hold numbers
 
 
 def figure(columns, rows, width, height):
@@ -43,8 +56,9 @@ def figure(columns, rows, width, height):
 
 
 def short(name):
-    """A name as matplotlib shows it: not long, no formula, and not hidden for a leading _."""
-    shown = name[:20].replace("$", r"\$")
+    """A name as matplotlib shows it: not long, no formula, nothing that cannot be printed, and not
+    hidden for a leading _."""
+    shown = data.printable(name)[:20].replace("$", r"\$")
     return " " + shown if shown.startswith("_") else shown
 
 
@@ -54,47 +68,86 @@ def save(drawing, path):
     drawing.savefig(drawn, dpi=100)
     Image.open(drawn).convert("RGB").quantize(64).save(content, "PNG", optimize=True)
     data.write_files({path: content.getvalue()})
-    print(f"wrote {path}")
+    print(data.printable(f"wrote {path}"))
 
 
-def read_csv(path):
-    return list(csv.DictReader(io.StringIO(data.read_bytes(path).decode())))
+def read_table(path, columns):
+    """The rows of a CSV table, dicts, in which all but TEXTS are numbers. Raises InputError naming
+    file and row."""
+    rows = []
+    with contextlib.redirect_stderr(io.StringIO()):  # which names the columns that are not needed
+        for place, row in data.read_rows(path, columns):
+            try:
+                rows.append({name: text if name in TEXTS else as_number(name, text)
+                             for name, text in row.items()})
+            except ValueError as error:
+                raise InputError(f"{place}: is damaged ({error}); train and evaluate the run "
+                                 "again") from None
+    if not rows:
+        raise InputError(f"{path}: has no rows; train and evaluate the run again")
+    return rows
+
+
+def as_number(name, text):
+    """A cell of a column, finite, or NaN where an LCC is undefined. Raises ValueError."""
+    value = float(text)
+    undefined = name == "dev_lcc" and math.isnan(value)
+    if not undefined and not abs(value) < 1e12:
+        raise ValueError(f"{name} {value}")
+    return value
+
+
+def read_result(folder):
+    """What metrics.json and predictions.csv in a folder hold. Raises InputError."""
+    result = tables.read_json(folder / "metrics.json", RESULT, "evaluate the run")
+    rows = read_table(folder / "predictions.csv", PREDICTIONS)
+    experts = result["experts"]
+    if experts.keys() != {row["model"] for row in rows}:
+        raise InputError(f"{folder}: metrics.json has other synthesis models than predictions.csv; "
+                         "evaluate the run again")
+    if len({len(gates) for gates in experts.values()}) > 1:
+        raise InputError(f"{folder}/metrics.json: has models with more experts than others; "
+                         "evaluate the run again")
+    return result, rows
 
 
 def plot_run(folder, out=""):
     """Writes figures of the tables in a folder, a run's own or one below it, which has no log of
     training, beside them or into another folder. Raises InputError."""
     folder = Path(folder)
-    if not (folder / "metrics.json").is_file():
-        raise InputError(f"{folder} holds no results; evaluate.py writes them")
-    try:
-        result = json.loads(data.read_bytes(folder / "metrics.json"))
-        drawings = {
-            "predictions.png": plot_predictions(result, read_csv(folder / "predictions.csv")),
-            "experts.png": plot_experts(result["experts"])}
-        if (folder / "log.csv").is_file():
-            drawings["training.png"] = plot_training(read_csv(folder / "log.csv"))
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise InputError(f"{folder}: a file is missing, damaged or of another version "
-                         f"({data.first_line(error)}); train and evaluate the run again") from None
+    result, rows = read_result(folder)
+    counts = Counter(row["model"] for row in rows)
+    models = sorted(name for name, _ in counts.most_common(MOST))
+    if len(counts) > MOST:
+        print(f"of {len(counts)} synthesis models the {MOST} with the most clips are told apart; "
+              "the others are grey, and left out of experts.png")
+    drawings = {
+        "predictions.png": plot_predictions(result, rows, models),
+        "experts.png": plot_experts({name: result["experts"][name] for name in models})}
+    if (folder / "log.csv").is_file():
+        drawings["training.png"] = plot_training(read_table(folder / "log.csv", LOG))
     for name, drawing in drawings.items():
         save(drawing, Path(out or folder, name))
 
 
-def plot_predictions(result, rows):
+def plot_predictions(result, rows, shown):
     """Predicted against rated MOS at both levels, coloured by synthesis model.
 
-    result: of metrics.json. rows: of predictions.csv.
+    result: of metrics.json. rows: of predictions.csv. shown: the models that are told apart.
     """
     drawing, axes = figure(2, 1, width=5.5, height=5.2)
-    mos, predicted = np.array([(row["mos"], row["predicted"]) for row in rows], float).T
+    mos, predicted = np.array([(row["mos"], row["predicted"]) for row in rows]).T
     models, systems = (np.array([row[name] for row in rows]) for name in ("model", "system"))
-    for i, model in enumerate(np.unique(models)):
-        own = models == model
+    styles = [(models == model, COLOURS[i % 8], MARKERS[(i + i // 8) % 8], short(model))
+              for i, model in enumerate(shown)]
+    others = ~np.isin(models, shown)
+    if others.any():
+        styles.insert(0, (others, "0.8", ".", "others"))
+    for own, colour, marker, label in styles:
         levels = moemos.levels(predicted[own], mos[own], systems[own]).values()
         for axis, (p, t), size in zip(axes, levels, (4, 8)):
-            axis.plot(t, p, color=COLOURS[i % 8], marker=MARKERS[(i + i // 8) % 8],
-                      markersize=size, linestyle="none", alpha=0.8, label=short(model))
+            axis.plot(t, p, color=colour, marker=marker, markersize=size, linestyle="none",
+                      alpha=0.8, label=label)
     low, high = result["settings"]["scale"]
     span = (min(low, predicted.min()) - 0.1, max(high, predicted.max()) + 0.1)
     for axis, level in zip(axes, ("utterance", "system")):
@@ -142,13 +195,13 @@ def plot_training(log):
         ("loss terms", 1, {name: name for name in
                            ("mos", "classification", "diversity", "sparsity")}),
         ("mean gate, %", 100, {name: name.replace("gate_", "expert ") for name in gates})]
-    if "dev_mse" in log[0]:
+    if {"dev_mse", "dev_lcc"} <= log[0].keys():
         panels.append(("dev clips", 1, {"dev_mse": "MSE", "dev_lcc": "LCC"}))
     drawing, axes = figure(1, len(panels), width=9, height=2.8)
     steps, starts = steps_of_all(log)
     for axis, (title, unit, columns) in zip(axes, panels):
         for i, (column, name) in enumerate(columns.items()):
-            axis.plot(steps, [unit * float(row[column]) for row in log], color=COLOURS[i % 8],
+            axis.plot(steps, [unit * row[column] for row in log], color=COLOURS[i % 8],
                       linestyle=LINES[i // 2 % 4], label=name)
         for start in starts.values():
             axis.axvline(start, color="0.7", linewidth=0.8)
@@ -174,8 +227,9 @@ def plot_answers(numbers):
         places = [tests.index(row["cell"][0]) + (i - (len(variants) - 1) / 2) / 8 for row in own]
         lcc = np.array([row["utterance LCC"] for row in own])
         low, high = np.array([row["interval_95"] for row in own]).T
-        axis.errorbar(places, lcc, [lcc - low, np.minimum(high, 1) - lcc], color=COLOURS[i],
-                      marker=MARKERS[i], linestyle="none", capsize=2, label=variant)
+        reach = np.maximum([lcc - low, np.minimum(high, 1) - lcc], 0)
+        axis.errorbar(places, lcc, reach, color=COLOURS[i % 8], marker=MARKERS[i % 8],
+                      linestyle="none", capsize=2, label=short(variant))
     axis.set(ylabel="utterance LCC", title="real listening tests, learned features, 95 % intervals")
     axis.set_xticks(range(len(tests)), tests)
     axis.grid(axis="y", color="0.9")
@@ -207,8 +261,7 @@ def main():
             raise InputError("figures need matplotlib, which is no requirement of this project: "
                              "pip install matplotlib")
         if options.answers:
-            stored = json.loads(data.read_bytes(Path(__file__).parent / "results" / "line.json"))
-            drawing = plot_answers(stored["numbers"])
+            drawing = plot_answers(questions.read("line")["numbers"])
             save(drawing, Path(options.out, "answers.png"))
         else:
             plot_run(options.folder, options.out)

@@ -20,7 +20,7 @@ import textwrap
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +33,7 @@ import moemos
 import train
 from corpora import published, simulated
 from data import InputError
+from studies import distilled
 
 FOLDS = 6  # of whole groups
 ROOT = "runs/lab"
@@ -63,7 +64,8 @@ class Corpus(NamedTuple):
 @functools.lru_cache(maxsize=3)
 def load(name, backbone):
     """A corpus and its features. name: of TESTS, or "simulated 30" by its seed, or "training clips
-    of simulated 100". backbone: a name, as of train.py. Raises InputError."""
+    of simulated 100", or the absolute path of any ratings.csv, the scale of which was checked
+    before. backbone: a name, as of train.py. Raises InputError."""
     torch.set_num_threads(1)
     network = data.open_backbone(backbone, "cpu")
     if name in TESTS:
@@ -72,6 +74,9 @@ def load(name, backbone):
             raise InputError(f"{folder}: is not there; studies/README.md says where it comes from")
         with contextlib.redirect_stdout(None), contextlib.redirect_stderr(io.StringIO()):
             _, _, clips = published.read(folder)
+    elif os.path.isabs(name):
+        with contextlib.redirect_stderr(io.StringIO()):  # which names the columns that are ignored
+            clips = data.read_manifest(name, (-1e6, 1e6))
     else:
         clips = data.read_manifest(simulation(name))
         if name.startswith("training"):
@@ -95,7 +100,12 @@ def method(clip):
     return clip.model.removesuffix("SR")
 
 
-LEFT_OUT = {"system": lambda clip: clip.system, "method": method}
+LEFT_OUT = ("system", "method")
+
+
+def kind(clip, how):
+    """The name of a clip's system or of its method, whichever is left out."""
+    return clip.system if how == "system" else method(clip)
 
 
 def split(corpus, how):
@@ -113,7 +123,7 @@ def split(corpus, how):
         names = np.full(len(rated), -1)
         names[rated] = data.folds_of([clip for clip in corpus.clips if clip.ratings], FOLDS)
     else:
-        names = np.array([LEFT_OUT[how](clip) for clip in corpus.clips])
+        names = np.array([kind(clip, how) for clip in corpus.clips])
     for name in np.unique(names[rated]):
         learned = names != name
         if few:
@@ -158,7 +168,7 @@ def by_ridge(variant, corpus, learned, predicted, seed, how):
     rows = learned & ~np.isnan(target)
     clips = [clip for clip, row in zip(corpus.clips, rows) if row]
     if how in LEFT_OUT:
-        clips = [replace(clip, group=LEFT_OUT[how](clip)) for clip in clips]
+        clips = [replace(clip, group=kind(clip, how)) for clip in clips]
     x = corpus.features.flatten(1).double().numpy()
     folds = data.folds_of(clips, evaluate.FOLDS)
     return evaluate.ridge(x[rows], target[rows], x[predicted], folds), None
@@ -176,7 +186,6 @@ def by_mean(variant, corpus, learned, predicted, seed, how):
 
 def by_encoder(variant, corpus, learned, predicted, seed, how):
     """What the learned encoder says itself, zero-shot, always on the scale from 1 to 5."""
-    from studies import distilled
     clips = [clip for clip, row in zip(corpus.clips, predicted) if row]
     waveforms = (data.read_wav(clip.path, corpus.backbone.sample_rate) for clip in clips)
     said = [distilled.zero_shot(corpus.backbone, waveform) for waveform in waveforms]
@@ -227,8 +236,13 @@ class Job(NamedTuple):
     seed: int
 
     def path(self):
+        """Where the predictions are kept. The path of a table becomes its hash, so that no two
+        tables share a folder, and none lies outside ROOT."""
+        corpus, backbone, how = self.cell
+        if os.path.isabs(corpus):
+            corpus = hashlib.sha256(os.fsencode(corpus)).hexdigest()[:32]
         name = f"{self.variant.name}, {self.seed}.npz".replace("/", "-")
-        return Path(ROOT, *self.cell, name)
+        return Path(ROOT, corpus, backbone, how, name)
 
 
 def run(jobs):
@@ -257,14 +271,16 @@ def do(job):
     "gates": (clips, E), of the method alone}."""
     corpus = features_for(job, load(job.cell.corpus, job.cell.backbone))
     key = digest(job, corpus)
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        kept = dict(np.load(io.BytesIO(job.path().read_bytes())))
-        if kept.pop("key") == key:
-            return kept
+    whole = b""
+    with contextlib.suppress(OSError):
+        whole = data.unsealed(job.path().read_bytes())
+    kept = dict(np.load(io.BytesIO(whole))) if whole else {"key": ""}
+    if kept.pop("key") == key:
+        return kept
     found = predict(job, corpus)
     content = io.BytesIO()
     np.savez(content, key=key, **found)
-    data.write_files({job.path(): content.getvalue()})
+    data.write_files({job.path(): data.sealed(content.getvalue())})
     return found
 
 
@@ -286,34 +302,73 @@ def predict(job, corpus):
     return found
 
 
-DECIDES = (  # code that a prediction depends on, besides the variant's own
-    moemos.FeatureFusion, moemos.MixtureOfExperts, moemos.MoEMOS, moemos.mos_loss,
-    moemos.classification_loss, moemos.diversity_loss, moemos.sparsity_loss, moemos.losses,
-    train.learning_rate, train.alpha, train.run_stage, train.run_stages, evaluate.ridge,
-    evaluate.ridge_by_alpha, data.folds_of, split)
+# -- What predictions depend on --------------------------------------------------------------------
+
+OURS = ("moemos", "data", "train", "evaluate", "studies")  # where code and values count
+PLAIN = (bool, int, float, str, tuple, list, dict, np.ndarray)
 
 
 def digest(job, corpus):
-    """Of all that a job's predictions depend on."""
+    """Of all that a job's predictions depend on. What the features depend on shows in them."""
     variant = job.variant
-    own = [variant.predict, variant.label, variant.target, variant.features or do]
-    own.append(variant.build if variant.build is train.build_model
-               else inspect.getmodule(variant.build))
-    said = [job.cell, job.seed, asdict(replace(train.Config(), **variant.settings)),
-            variant.stages, variant.unrated, train.CLIP_NORM,
-            [code_of(part) for part in (*DECIDES, *own)],
-            [(clip.wav, clip.split, clip.system, clip.model, os.path.basename(clip.group),
-              clip.ratings) for clip in corpus.clips]]
+    settings = asdict(replace(train.Config(), **variant.settings))
+    clips = [(clip.wav, clip.split, clip.system, clip.model, os.path.basename(clip.group),
+              clip.ratings) for clip in corpus.clips]
+    code = depends_on(predict, variant.predict, variant.label, variant.target, variant.build)
+    said = [job.cell, job.seed, settings, variant.stages, variant.unrated, clips,
+            corpus.mos.tolist(), corpus.rated.tolist(), code]
     found = hashlib.sha256(repr(said).encode())
     found.update(corpus.features.numpy().tobytes())
     return found.hexdigest()
 
 
-@functools.cache
+def depends_on(*parts):
+    """Functions and classes -> [(name, code or value)] of them and of all in OURS that they name,
+    themselves or through each other. Dataclasses hold values that digest() has, and are left out.
+    """
+    found, waiting = {}, list(parts)
+    while waiting:
+        part = inspect.unwrap(waiting.pop())
+        name = f"{part.__module__}.{part.__qualname__}"
+        if name in found:
+            continue
+        found[name] = code_of(part)
+        for name, thing in named_by(part):
+            if isinstance(thing, PLAIN):
+                found[name] = thing.tolist() if isinstance(thing, np.ndarray) else thing
+            elif inspect.isroutine(thing) or inspect.isclass(thing) and not is_dataclass(thing):
+                waiting.append(thing)
+    return sorted(found.items())
+
+
+def named_by(part):
+    """Yields (name, thing) of what the code of a function or class names of OURS: in its own
+    module, as FOLDS, or in another, as evaluate.FOLDS."""
+    own = vars(sys.modules[part.__module__])
+    for node in ast.walk(tree_of(part)):
+        if isinstance(node, ast.Name):
+            module, name = own, node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            owner = own.get(node.value.id)
+            module = vars(owner) if inspect.ismodule(owner) else {}
+            name = node.attr
+        else:
+            continue
+        thing = module.get(name)
+        home = getattr(thing, "__module__", None) or module.get("__name__", "")
+        if home.partition(".")[0] in OURS:
+            yield f"{module['__name__']}.{name}", thing
+
+
 def code_of(part):
     """The source of a function or class without what does nothing: comments, docstrings, form."""
+    return ast.dump(tree_of(part))
+
+
+@functools.cache
+def tree_of(part):
     tree = ast.parse(textwrap.dedent(inspect.getsource(part)))
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             node.value.value = ""
-    return ast.dump(tree)
+    return tree

@@ -97,6 +97,11 @@ def embed(kind, content):
 
 # -- The page --------------------------------------------------------------------------------------
 
+def escaped(text):
+    """A name from outside as a page may hold it."""
+    return html.escape(data.printable(text))
+
+
 def describe(clip):
     """What to listen for, where the clip is of the simulation; else its synthesis model."""
     base = clip.model.removesuffix("SR")
@@ -109,9 +114,9 @@ def card(clip, predicted, gates, picture):
     """A clip's part of the page. picture: (D, F) uint8."""
     bars = "".join(f'<span>{100 * gate:.0f} %<i><b style="width: {100 * gate:.0f}%"></b></i></span>'
                    for gate in gates)
-    name = html.escape(clip.wav)
-    return f"""<div class="clip"><h3>{html.escape(clip.system)}</h3>
-<p>{html.escape(describe(clip))}</p>
+    name = escaped(clip.wav)
+    return f"""<div class="clip"><h3>{escaped(clip.system)}</h3>
+<p>{escaped(describe(clip))}</p>
 <audio controls preload="metadata" src="{embed('audio/wav', data.read_bytes(clip.path))}"></audio>
 <img alt="log-mel of {name}" src="{embed('image/png', png(picture))}">
 <p>rated <b>{clip.mos:.2f}</b>, predicted <b>{predicted:.2f}</b> ({predicted - clip.mos:+.2f})</p>
@@ -145,7 +150,7 @@ def page(run, device="", backbone=""):
             picture = (255 * grey).astype(np.uint8)
             cards += card(clips[i], predicted[i], output.gates[i].tolist(), picture)
         parts.append(f'<h2>{title}</h2>\n<div class="clips">\n{cards}</div>\n')
-    title = html.escape(f"{run} on {config.data}, {trained.backbone.name}")
+    title = escaped(f"{run} on {config.data}, {trained.backbone.name}")
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head>
 <body><h1>{title}</h1>
@@ -166,7 +171,8 @@ def main():
         text = page(options.run, options.device, options.backbone)
         path = Path(options.run, "listen.html")
         data.write_files({path: text.encode("utf-8", "replace")})
-        print(f"wrote {path}, {path.stat().st_size / 2 ** 20:.1f} MiB; open it in a browser")
+        size = path.stat().st_size / 2 ** 20
+        print(data.printable(f"wrote {path}, {size:.1f} MiB; open it in a browser"))
 
 
 if __name__ == "__main__":

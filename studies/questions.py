@@ -10,7 +10,6 @@ Answers are stored as studies/results/NAME.json. Real listening tests: see studi
 
 import argparse
 import itertools
-import json
 import platform
 import re
 from dataclasses import asdict
@@ -188,12 +187,25 @@ def store(name):
     print(as_text(name))
 
 
+ROW = {"variant": str, "cell": [str, str, str], "clips": float, "seeds": [float]}
+CLAIM = {"value": float, "low": float, "high": float, "p": float}
+FORM = {  # of what is stored, as tables.fits has it
+    "asks": str, "settings": {}, "columns": [str],
+    "rows": [{"metric": str, "variant": str, "numbers": [(float, None, [float, float])]}],
+    "gates": {str: [(float, None)] * len(tables.FOLLOWED)},
+    "compared": {str: {"all": CLAIM, "other systems": CLAIM}},
+    "numbers": [ROW | {UTTERANCE: float, "interval_95": [float, float]}]}
+
+
 def read(name):
     """What is stored. Raises InputError."""
     path = HERE / "results" / f"{name}.json"
-    if not path.exists():
-        raise InputError(f"{path}: is not there; run python -m studies.questions {name}")
-    return json.loads(path.read_bytes())
+    remedy = f"run python -m studies.questions {name}"
+    form = FORM | {"numbers": [ROW]} if name == "raters" else FORM
+    stored = tables.read_json(path, form, remedy)
+    if any(len(row["numbers"]) != len(stored["columns"]) for row in stored["rows"]):
+        raise InputError(f"{path}: has rows of another length than its heading; {remedy}")
+    return stored
 
 
 def corrected():
@@ -226,7 +238,7 @@ def as_rows(name, metric=""):
 
 def as_text(name):
     stored = read(name)
-    shown = [f"**{stored['asks']}**", tables.table(as_rows(name))]
+    shown = [f"**{data.printable(stored['asks'])}**", tables.table(as_rows(name))]
     if stored["gates"]:
         rows = [[gates, *map(tables.number, use)] for gates, use in stored["gates"].items()]
         shown.append(tables.table([["gates", *tables.FOLLOWED], *rows]))
@@ -243,20 +255,27 @@ def written(text):
     return re.sub(r"<!-- (?!end)(.*?) -->\n.*?<!-- end -->", filled, text, flags=re.DOTALL)
 
 
+def jobs_asked(name):
+    """The jobs of a question by its name."""
+    return raters.jobs_of(*RATERS) if name == "raters" else jobs_of(QUESTIONS[name])
+
+
 def check(name):
     """Predicts the smallest cell of a question anew, by its first and its last variant with the
     first seed. Raises InputError where utterance LCC is not what is stored."""
     stored = read(name)["numbers"]
     smallest = min(stored, key=lambda row: row["clips"])["cell"]
+    seeds = {row["variant"]: row["seeds"] for row in stored if row["cell"] == smallest}
+    jobs = [job for job in jobs_asked(name) if job.cell == Cell(*smallest) and job.seed == 0]
+    if not jobs or any(job.variant.name not in seeds for job in jobs):
+        raise InputError(f"{name}: the stored answer is to another question; run it again")
     corpus = lab.load(*smallest[:2])
-    variants = raters.VARIANTS if name == "raters" else QUESTIONS[name].variants
-    for variant in (variants[0], variants[-1]):
-        job = Job(variant, Cell(*smallest), 0)
+    for job in (jobs[0], jobs[-1]):
         mos = lab.predict(job, lab.features_for(job, corpus))["mos"]
         found = tables.as_predicted(corpus, [mos]).value(UTTERANCE)[0]
-        (before,) = (row["seeds"][0] for row in stored
-                     if (row["variant"], row["cell"]) == (variant.name, smallest))
-        line = f"{name}: {variant.name}, {', '.join(smallest)}: {found:.4f}, stored {before:.4f}"
+        before = seeds[job.variant.name][0]
+        line = (f"{name}: {job.variant.name}, {', '.join(smallest)}: {found:.4f}, "
+                f"stored {before:.4f}")
         if abs(found - before) > 5e-4:  # the last digit that is printed
             raise InputError(f"{line}: differs; run the question again")
         print(line)
@@ -264,7 +283,7 @@ def check(name):
 
 def listed(name):
     """A line: what a question asks, what it costs, and what it can show."""
-    number = len(raters.jobs_of(*RATERS) if name == "raters" else jobs_of(QUESTIONS[name]))
+    number = len(jobs_asked(name))
     reach = [claims["all"]["high"] - claims["all"]["value"]
              for claims in read(name)["compared"].values()]
     sees = f"; a difference of {tables.number(np.median(reach))} shows" if reach else ""

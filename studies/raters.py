@@ -30,7 +30,11 @@ def ratings_of(corpus):
 
 def panels(corpus, seed):
     """-> the ratings of two halves of the raters, drawn by a seed: (clips, R / 2) each."""
-    ratings = ratings_of(corpus)
+    return halves(ratings_of(corpus), seed)
+
+
+def halves(ratings, seed):
+    """(clips, R) -> as panels()."""
     order = np.random.default_rng(seed).permutation(ratings.shape[1])
     half = ratings.shape[1] // 2
     return ratings[:, order[:half]], ratings[:, order[half:]]

@@ -1,5 +1,5 @@
 """From predictions to numbers: the eight metrics, differences of two variants with their intervals,
-Holm's correction, and the tables that are printed.
+Holm's correction, the tables that are printed, and JSON files that are read.
 
 All numbers of a variant are means over seeds. An interval of a difference is a jackknife's
 (evaluate.interval): clips left out in turn, or systems, where it shall hold for other systems; its
@@ -8,7 +8,9 @@ error is joined with that over seeds.
 
 import functools
 import itertools
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from scipy.special import stdtr, stdtrit
 import data
 import evaluate
 import moemos
+from data import InputError
 
 WITHIN = "LCC within systems"
 
@@ -58,17 +61,32 @@ class Predicted:
         """The mean of each over seeds."""
         return {metric: float(self.value(metric).mean()) for metric in self.by_seed[0]}
 
+    def parts(self, over):
+        """(n,) the part that each clip belongs to: its system, or of "clips" one of PARTS."""
+        if over == "systems":
+            return self.system
+        return np.arange(len(self.true)) % evaluate.PARTS
+
     def left_out(self, metric, by):
-        """(parts,) utterance LCC or MSE with parts of the clips left out in turn, mean over seeds;
-        by: (n,) the part of each."""
-        metric = {"utterance LCC": moemos.lcc, "utterance MSE": moemos.mse}[metric]
+        """(parts,) a metric with parts of the clips left out in turn, mean over seeds; by: (n,) the
+        part of each."""
         kept = [by != part for part in np.unique(by)]
-        return np.array([np.mean([metric(one[rows], self.true[rows]) for one in self.predictions])
+        return np.array([np.mean([self.of_rows(metric, one, rows) for one in self.predictions])
                          for rows in kept])
 
+    def of_rows(self, metric, predicted, rows):
+        """A metric, such as "utterance LCC", of one seed's predictions of some of the clips."""
+        level, name = metric.split()
+        pair = (predicted[rows], self.true[rows])
+        if level == "system":
+            pair = (moemos.system_means(values, self.system[rows]) for values in pair)
+        return moemos.METRICS[name](*pair)
+
     def interval(self, metric):
-        """[low, high], the 95 % interval of the mean over seeds, for other clips."""
-        left_out = self.left_out(metric, np.arange(len(self.true)))
+        """[low, high], the 95 % interval of the mean over seeds, for other clips or, of a metric at
+        system level, other systems."""
+        over = "systems" if metric.startswith("system") else "clips"
+        left_out = self.left_out(metric, self.parts(over))
         return evaluate.interval(self.value(metric).mean(), left_out)
 
 
@@ -81,9 +99,9 @@ def as_predicted(corpus, predictions):
 
 
 def difference(one, other, metric, over="clips"):
-    """(value, standard error, degrees of freedom) of one Predicted less another of the same clips,
-    in utterance LCC or MSE. over: "clips" or "systems", which others might take the place of."""
-    by = np.arange(len(one.true)) if over == "clips" else one.system
+    """(value, standard error, degrees of freedom) of one Predicted less another of the same clips.
+    over: "clips" or "systems", which others might take the place of."""
+    by = one.parts(over)
     change = one.left_out(metric, by) - other.left_out(metric, by)
     seeds = one.value(metric)[:, None] - other.value(metric)[None]
     parts = len(change)
@@ -179,7 +197,9 @@ def number(value):
 
 
 def with_interval(claim, p=1.0):
-    """+.012 [-.003, +.027], and a star where p, corrected, is below .05."""
+    """+.012 [-.003, +.027], and a star where p, corrected, is below .05; a dash without a value."""
+    if not math.isfinite(claim["value"]):
+        return "-"
     value, low, high = (f"{claim[name]:+.3f}".replace("0.", ".", 1)
                         for name in ("value", "low", "high"))
     return f"{value} [{low}, {high}]" + "*" * (p < 0.05)
@@ -187,8 +207,49 @@ def with_interval(claim, p=1.0):
 
 def table(rows):
     """Rows of cells, the first one the heading -> a Markdown table in aligned columns."""
+    rows = [[data.printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |"
              for row in rows]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
+
+
+# -- JSON files ------------------------------------------------------------------------------------
+
+def read_json(path, form, remedy):
+    """What a JSON file holds. Raises InputError, which ends with the remedy, for a file that is not
+    there, or damaged, or has not the form that fits() describes."""
+    if not Path(path).is_file():
+        raise InputError(f"{path}: is not there; {remedy}")
+    content = data.read_bytes(path)
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        value = None
+    if not fits(value, form):
+        raise InputError(f"{path}: is damaged or of another version; {remedy}")
+    return value
+
+
+def fits(value, form):
+    """Whether a value out of a JSON file has a form, which is written like the value: float, a
+    finite number; str; None; {"key": form, ...}, these keys at least; {str: form}, any keys;
+    [form], a list of one or more; [form, form, ...], a list of so many; (form, ...), any of these.
+    """
+    if isinstance(form, tuple):
+        return any(fits(value, one) for one in form)
+    if form is float:
+        return type(value) in (int, float) and abs(value) < 1e12
+    if form is None:
+        return value is None
+    if form is str:
+        return isinstance(value, str)
+    if not isinstance(value, type(form)):
+        return False
+    if isinstance(form, list):
+        forms = form * len(value) if len(form) == 1 else form
+        return 0 < len(value) == len(forms) and all(map(fits, value, forms))
+    if str in form:
+        return all(fits(one, form[str]) for one in value.values())
+    return all(key in value and fits(value[key], own) for key, own in form.items())

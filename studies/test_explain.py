@@ -88,6 +88,20 @@ def test_without_ratings_or_corpus_there_is_no_loss(monkeypatch, capsys):
     assert f"no loss: {small_corpus()} is gone\n" in capsys.readouterr().out
 
 
+def test_names_reach_the_terminal_without_control_characters(monkeypatch, capsys):
+    clip = a_test_clip()
+    clip.model = "red\x1b[31m\n"
+    monkeypatch.setattr(data, "read_manifest", lambda path, scale: [clip])
+    trained = evaluate.load_run(small_run(), "cpu")
+    trained = trained._replace(classes=[f"{name}\x1b[2J" for name in trained.classes])
+    monkeypatch.setattr(evaluate, "load_run", lambda run, device, backbone: trained)
+    explain.explain(small_run(), clip.path, "cpu")
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert r"\x1b[2J" in out
+    assert r"class red\x1b[31m\n; a batch" in out
+
+
 @pytest.mark.parametrize(("words", "why"), [
     (["a.wav", "no_run"], "no_run/model.pt cannot be read"),
     (["a.wav", "run", "--other"], "unrecognized arguments: --other"),

@@ -6,9 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
+import data
 import evaluate
 import moemos
 from studies import figures, questions
+from studies.test_lab import a_stored_answer, damages
 from test_moemos import call, no_network, small_run, table  # noqa: F401 - fixture
 
 FIGURES = {"predictions.png", "experts.png", "training.png"}
@@ -78,10 +80,11 @@ def test_figures_of_a_run_show_the_numbers_of_its_tables(evaluated, drawn):
 
 
 @needs_matplotlib
-def test_the_numbers_of_dev_clips_are_drawn_where_there_are_some(evaluated):
+def test_the_numbers_of_dev_clips_are_drawn_where_there_are_some(evaluated, tmp_path):
     log = table(evaluated / "log.csv")
     log = [row | {"dev_mse": str(i), "dev_lcc": "nan"} for i, row in enumerate(log)]
-    *_, dev = figures.plot_training(log).axes
+    data.write_files({tmp_path / "log.csv": [log[0].keys(), *(row.values() for row in log)]})
+    *_, dev = figures.plot_training(figures.read_table(tmp_path / "log.csv", figures.LOG)).axes
     assert dev.get_ylabel() == "dev clips"
     assert dev.get_lines()[0].get_ydata().tolist() == [0, 1, 2]
 
@@ -129,6 +132,7 @@ def test_names_are_shown_as_they_are():
     assert figures.short("a$b$") == r"a\$b\$"       # no formula
     assert figures.short("_hidden") == " _hidden"   # which a legend would leave out
     assert figures.short("x" * 30) == "x" * 20
+    assert figures.short("a\x1b[2J\nb") == r"a\x1b[2J\nb"
 
 
 @needs_matplotlib
@@ -145,20 +149,97 @@ def test_results_on_another_corpus_have_no_log_and_are_drawn_beside_them(
 
 
 @needs_matplotlib
-def test_a_run_not_evaluated_or_damaged_gets_one_sentence(evaluated, tmp_path, monkeypatch, capsys):
-    for i, (name, content, why) in enumerate([
-            ("log.csv", "step\n", "list index out of range"),
-            ("log.csv", "step\n1\n", "'stage'"),
-            ("predictions.csv", "mos\n1\n", "'predicted'"),
-            ("metrics.json", "[]", "list indices"),
-            ("metrics.json", "[", "Expecting value")]):
-        run = shutil.copytree(evaluated, tmp_path / str(i))
-        (run / name).write_text(content)
-        assert call(monkeypatch, figures, run) == 2
-        said = capsys.readouterr().err
-        assert "damaged or of another version (" in said
-        assert why in said
-        assert not list(run.glob("*.png"))  # nothing half done
-    (run / "metrics.json").unlink()
+@pytest.mark.parametrize(("name", "content", "why"), [
+    ("log.csv", "", "log.csv: the first row must name stage,step,"),
+    ("log.csv", "step\n1\n", "log.csv: the first row must name stage,step,"),
+    ("log.csv", f"{','.join(figures.LOG)}\n", "log.csv: has no rows"),
+    ("log.csv", f"{','.join(figures.LOG)}\nmos,1,.5\n", "log.csv, row 2: a row needs one value"),
+    ("log.csv", f"{','.join(figures.LOG)}\nmos,x,1,1,1,1,1\n", "row 2: is damaged (could not "),
+    ("log.csv", f"{','.join(figures.LOG)}\nmos,1,nan,1,1,1,1\n", "row 2: is damaged (mos nan)"),
+    ("log.csv", f"{','.join(figures.LOG)}\nmos,1e30,1,1,1,1,1\n", "is damaged (step 1e+30)"),
+    ("log.csv", "\0", "log.csv: "),
+    ("predictions.csv", "mos\n1\n", "predictions.csv: the first row must name wav,system,"),
+    ("predictions.csv", "wav,system,model,mos,predicted\na,b,c,1,inf\n", "(predicted inf)"),
+    ("predictions.csv", "wav,system,model,mos,predicted\na,b,c,1,1\n",
+     "metrics.json has other synthesis models than predictions.csv"),
+    ("metrics.json", "[", "metrics.json: is damaged or of another version; evaluate the run")])
+def test_a_damaged_table_of_a_run_gets_one_sentence(
+        evaluated, tmp_path, monkeypatch, capsys, name, content, why):
+    run = shutil.copytree(evaluated, tmp_path / "run")
+    (run / name).write_text(content)
     assert call(monkeypatch, figures, run) == 2
-    assert f"{run} holds no results; evaluate.py writes them" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert why in said
+    assert said.count("\n") == 1
+    assert not list(run.glob("*.png"))  # nothing half done
+
+
+@needs_matplotlib
+def test_results_and_logs_get_one_sentence_wherever_they_are_damaged(
+        evaluated, tmp_path, drawn, capsys):
+    run = shutil.copytree(evaluated, tmp_path / "run")
+    path = run / "metrics.json"
+    whole = json.loads(path.read_bytes())
+    used = {name: whole[name] for name in figures.RESULT} | {"settings": {"scale": [1, 5]}}
+    levels = ("utterance LCC", "system LCC")
+    for name in ("metrics", "interval_95"):
+        used[name] = {level: whole[name][level] for level in levels}
+    refused = 0
+    for damaged in list(damages(used))[::3]:
+        path.write_text(json.dumps(damaged))
+        try:
+            figures.plot_run(run)
+        except data.InputError as error:
+            refused += "metrics.json" in str(error)
+    assert refused > 40
+    path.write_text(json.dumps(used))
+    for name in ("log.csv", "predictions.csv"):
+        table = (evaluated / name).read_bytes()
+        for end in range(0, len(table), 97):
+            (run / name).write_bytes(table[:end])
+            try:
+                figures.plot_run(run)
+            except data.InputError as error:
+                assert name in str(error)
+        (run / name).write_bytes(table)
+    figures.plot_run(run)
+
+
+@needs_matplotlib
+def test_a_damaged_answer_is_drawn_or_gets_one_sentence(tmp_path, monkeypatch, drawn, capsys):
+    monkeypatch.setattr(questions, "HERE", tmp_path)
+    path = tmp_path / "results" / "line.json"
+    path.parent.mkdir()
+    for damaged in list(damages(a_stored_answer()))[::5]:
+        path.write_text(json.dumps(damaged))
+        assert call(monkeypatch, figures, "--answers", "--out", tmp_path) in (0, 2)
+
+
+@needs_matplotlib
+def test_a_run_that_was_not_evaluated_gets_one_sentence(tmp_path, monkeypatch, capsys):
+    assert call(monkeypatch, figures, tmp_path) == 2
+    assert "metrics.json: is not there; evaluate the run" in capsys.readouterr().err
+
+
+@needs_matplotlib
+def test_of_many_synthesis_models_those_with_the_most_clips_are_told_apart(
+        tmp_path, drawn, capsys):
+    names = [f"m{i:04}" for i in range(3000)]
+    frequent = names[1::90][:figures.MOST]
+    rows = [(name, name, name, 1 + i % 40 / 10, 3) for i, name in enumerate(names)]
+    rows += [(name, name, name, 2, 4) for name in frequent]
+    columns = ("wav", "system", "model", "mos", "predicted")
+    none = {level: [None, None] for level in ("utterance LCC", "system LCC")}
+    result = {"settings": {"scale": [1, 5]}, "experts": {name: [0.3, 0.7] for name in names},
+              "metrics": dict.fromkeys(none), "interval_95": none}
+    data.write_files({tmp_path / "predictions.csv": [columns, *rows],
+                      tmp_path / "metrics.json": json.dumps(result).encode()})
+    figures.plot_run(tmp_path)
+    assert "of 3000 synthesis models the 32 with the most clips are told apart" in (
+        capsys.readouterr().out)
+    picture = drawn[tmp_path / "predictions.png"]
+    (legend,) = picture.legends
+    assert [text.get_text() for text in legend.texts] == ["others", *frequent]
+    assert len(marked(picture.axes[0])) == len(rows)  # all clips are there
+    heat_map, _ = drawn[tmp_path / "experts.png"].axes
+    assert [label.get_text() for label in heat_map.get_yticklabels()] == frequent

@@ -1,5 +1,6 @@
 """Tests of the engine: splits, variants, what is kept; of the tables; and of the questions."""
 
+import dataclasses
 import json
 import sys
 
@@ -12,8 +13,8 @@ import data
 import evaluate
 import moemos
 import train
-from studies import lab, questions, tables, variants
-from studies.lab import HEAD, MEAN, RIDGE, Cell, Job
+from studies import distilled, lab, questions, raters, tables, variants
+from studies.lab import HEAD, MEAN, RIDGE, ZERO_SHOT, Cell, Job
 from test_moemos import HERE, nan, no_network  # noqa: F401 - a fixture
 
 
@@ -144,22 +145,86 @@ def test_each_part_that_is_exchanged_is_exchanged():
 
 # -- What is kept ----------------------------------------------------------------------------------
 
-def test_what_was_predicted_is_kept_and_made_again_where_something_changes(lone, monkeypatch):
-    job = Job(HEAD, Cell("a", "b", "test"), 0)
+def test_what_was_predicted_is_kept_and_made_again_where_something_changes(lone):
+    made = []
+
+    def counted(variant, corpus, learned, predicted, seed, how):
+        made.append(seed)
+        return corpus.mos[predicted] + seed, None
+    job = Job(lab.Variant("counted", predict=counted), Cell("a", "b", "test"), 7)
     first = lab.do(job)
-    assert job.path().exists()
-    monkeypatch.setattr(lab, "predict", lambda job, corpus: pytest.fail("it was kept"))
     assert np.array_equal(lab.do(job)["mos"], first["mos"], equal_nan=True)
-    changed = []
-    monkeypatch.setattr(lab, "predict", lambda job, corpus: changed.append(job) or first)
+    assert made == [7]
     lone.clips[0].ratings[""] += 0.5
     lab.do(job)
     lone.features[0, 0, 0] += 1
     lab.do(job)
-    lab.do(job._replace(variant=lab.Variant(HEAD.name, {"experts": 2})))
-    job.path().write_bytes(b"damaged")
-    lab.do(job)
-    assert len(changed) == 4
+    lab.do(job._replace(variant=dataclasses.replace(job.variant, settings={"experts": 2})))
+    assert made == [7] * 4
+    whole = job.path().read_bytes()
+    for damaged in (b"", b"damaged", whole[:-1], whole[:100], whole[:200] + b"x" + whole[201:]):
+        job.path().write_bytes(damaged)
+        lab.do(job)
+        assert job.path().read_bytes()[-32:] != damaged[-32:]
+    assert made == [7] * 9
+
+
+def something_else():
+    """Takes the place of what a prediction depends on."""
+
+
+@pytest.mark.parametrize(("module", "name", "variant"), [
+    (evaluate, "ALPHAS", RIDGE), (evaluate, "FOLDS", RIDGE), (lab, "FOLDS", MEAN),
+    (train, "CLIP_NORM", HEAD), (raters, "REACH", raters.MODEL), (data, "SILENCE", ZERO_SHOT)])
+def test_a_prediction_depends_on_the_values_that_its_code_names(
+        lone, monkeypatch, module, name, variant):
+    job = Job(variant, Cell("a", "b", "groups"), 0)
+    before = lab.digest(job, lone)
+    monkeypatch.setattr(module, name, 2 * getattr(module, name))
+    assert lab.digest(job, lone) != before
+
+
+@pytest.mark.parametrize(("module", "name", "variant"), [
+    (lab, "some_of_each_system", MEAN), (lab, "kind", MEAN), (evaluate, "ridge_by_alpha", RIDGE),
+    (data, "folds_of", RIDGE), (evaluate, "predict", HEAD), (moemos, "sparsity_loss", HEAD),
+    (moemos, "FeatureFusion", HEAD), (train, "alpha", HEAD), (raters, "halves", raters.MEANS),
+    (raters, "RaterMOS", raters.SINGLE), (variants, "LayerWeights", variants.LAYERS),
+    (distilled, "zero_shot", ZERO_SHOT)])
+def test_a_prediction_depends_on_all_code_on_its_way(lone, monkeypatch, module, name, variant):
+    job = Job(variant, Cell("a", "b", "groups"), 0)
+    before = lab.digest(job, lone)
+    monkeypatch.setattr(module, name, something_else)
+    assert lab.digest(job, lone) != before
+
+
+@pytest.mark.parametrize(("owner", "name", "other"), [
+    (data.Clip, "mos", property(lambda clip: max(clip.ratings.values(), default=nan))),
+    (lab.Corpus, "rated", property(lambda corpus: corpus.mos > 3))])
+def test_a_prediction_depends_on_which_clips_have_which_mos(
+        lone, monkeypatch, owner, name, other):
+    lone.clips[0].ratings["another rater"] = 1.0
+    job = Job(HEAD, Cell("a", "b", "groups"), 0)
+    before = lab.digest(job, lone)
+    monkeypatch.setattr(owner, name, other)
+    assert lab.digest(job, lone) != before
+
+
+def test_a_prediction_does_not_depend_on_what_is_made_of_it(lone, monkeypatch):
+    jobs = [Job(variant, Cell("a", "b", "groups"), 0) for variant in (HEAD, RIDGE, ZERO_SHOT)]
+    before = [lab.digest(job, lone) for job in jobs]
+    for module, name in ((evaluate, "PARTS"), (evaluate, "FEWEST"), (evaluate, "leave_one_out"),
+                         (tables, "WITHIN"), (tables, "claim"), (raters, "SHOTS")):
+        monkeypatch.setattr(module, name, something_else)
+    assert [lab.digest(job, lone) for job in jobs] == before
+
+
+def test_what_a_prediction_depends_on_is_the_same_in_every_process():
+    for name in questions.ASKS:
+        for job in questions.jobs_asked(name):
+            variant = job.variant
+            found = lab.depends_on(lab.predict, variant.predict, variant.label, variant.target,
+                                   variant.build)
+            assert " at 0x" not in repr(found)
 
 
 def test_code_counts_and_comments_do_not(tmp_path, monkeypatch):
@@ -169,7 +234,7 @@ def test_code_counts_and_comments_do_not(tmp_path, monkeypatch):
     codes = []
     for i, text in enumerate(texts):
         (tmp_path / f"code_{i}.py").write_text(text)
-        codes.append(lab.code_of(__import__(f"code_{i}")))
+        codes.append(lab.code_of(__import__(f"code_{i}").f))
     assert "Return(value=Constant(value=1))" in codes[1]
     assert codes[2] != codes[0]
     for i in range(3):
@@ -207,6 +272,14 @@ def test_a_difference_in_mse_has_students_interval_and_that_of_seeds():
     seeds = tables.Predicted(np.array([one, one + 1]), true, system)
     _, error, _ = tables.difference(seeds, pair[1], "utterance MSE")
     assert error > abs(np.diff(seeds.value("utterance MSE"))[0]) / 2 - 1e-9
+
+
+def test_of_many_clips_parts_are_left_out_and_of_few_each():
+    for clips, parts in ((evaluate.PARTS, 1), (3 * evaluate.PARTS, 3)):
+        one = tables.Predicted(np.zeros((1, clips)), np.zeros(clips), ["s"] * clips)
+        _, counts = np.unique(one.parts("clips"), return_counts=True)
+        assert counts.tolist() == [parts] * evaluate.PARTS
+    assert one.parts("systems").tolist() == ["s"] * clips
 
 
 def test_pooled_claims_and_holm_by_hand():
@@ -305,12 +378,82 @@ def test_a_question_is_answered_stored_and_checked(lone, monkeypatch, tmp_path, 
         questions.check("good")
 
 
+def a_stored_answer():
+    """The stored answer to "line", with two rows of each kind and the gates of another."""
+    def read(name):
+        return json.loads((HERE / "studies" / "results" / f"{name}.json").read_bytes())
+    stored = read("line")
+    ridge = stored["compared"]["ridge"]
+    claims = {name: ridge[name] for name in ("all", "other systems")}
+    gates = {"the head": read("experts")["gates"]["the head"]}
+    return stored | {"rows": stored["rows"][1:3], "numbers": stored["numbers"][:2],
+                     "gates": gates, "compared": {"ridge": claims}, "versions": {}, "settings": {}}
+
+
+def damages(value):
+    """Yields a value out of JSON with each part of it, in turn, left out or made something else."""
+    yield from (None, True, -1, 10 ** 400, nan, "\x1b[31m|\n", [], {}, [[]], {"x": {}})
+    if isinstance(value, (dict, list)):
+        for key in (value if isinstance(value, dict) else range(len(value))):
+            part = value.copy()
+            del part[key]
+            yield part
+            for other in damages(value[key]):
+                part = value.copy()
+                part[key] = other
+                yield part
+
+
+def test_a_damaged_answer_gets_one_sentence_wherever_it_is_damaged(monkeypatch, tmp_path):
+    def stop(name, backbone):
+        raise data.InputError("enough")
+    monkeypatch.setattr(lab, "load", stop)
+    monkeypatch.setattr(questions, "HERE", tmp_path)
+    path = tmp_path / "results" / "line.json"
+    whole = json.dumps(a_stored_answer()).encode()
+    texts = [json.dumps(damaged).encode() for damaged in damages(a_stored_answer())]
+    texts += [b"", b"x", b"\xff\xfe", b"[" * 100_000, whole[:-1], whole[:len(whole) // 2]]
+    refused = 0
+    for text in [whole, *texts]:
+        data.write_files({path: text})
+        for use in (questions.listed, questions.as_text, questions.check):
+            try:
+                said = use("line")
+                assert all(c.isprintable() or c == "\n" for c in said)
+            except data.InputError as error:
+                refused += "line.json: " in str(error)
+                assert str(error).endswith(("run python -m studies.questions line", "enough",
+                                            "run it again"))
+    assert refused > 2 * len(texts)
+    path.unlink()
+    with pytest.raises(data.InputError, match="line.json: is not there; run python -m studies"):
+        questions.read("line")
+
+
+def test_an_answer_to_another_question_or_with_other_columns_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(questions, "HERE", tmp_path)
+    path = tmp_path / "results" / "line.json"
+    for key, value in (("variant", "who left"), ("cell", ["who", "left", "too"])):
+        stored = a_stored_answer()
+        stored["numbers"] = [row | {key: value} for row in stored["numbers"]]
+        data.write_files({path: json.dumps(stored).encode()})
+        with pytest.raises(data.InputError, match="line: the stored answer is to another question"):
+            questions.check("line")
+    stored["rows"][0]["numbers"].pop()
+    data.write_files({path: json.dumps(stored).encode()})
+    with pytest.raises(data.InputError, match="rows of another length than its heading"):
+        questions.read("line")
+
+
 def test_holm_is_over_all_that_is_claimed_in_all_answers(monkeypatch, tmp_path):
     monkeypatch.setattr(questions, "HERE", tmp_path)
     for question, claimed in (("one", {"x": 0.01, "y": 0.5}), ("two", {"x": 0.02})):
-        compared = {name: {"all": {"p": p}} for name, p in claimed.items()}
-        stored = json.dumps({"compared": compared}).encode()
-        data.write_files({tmp_path / "results" / f"{question}.json": stored})
+        stored = a_stored_answer()
+        (claims,) = stored["compared"].values()
+        stored["compared"] = {name: {**claims, "all": {**claims["all"], "p": p}}
+                              for name, p in claimed.items()}
+        content = json.dumps(stored).encode()
+        data.write_files({tmp_path / "results" / f"{question}.json": content})
     assert questions.corrected() == pytest.approx(
         {("one", "x"): 0.03, ("one", "y"): 0.5, ("two", "x"): 0.04})
 

@@ -115,11 +115,14 @@ def test_the_page_holds_the_clips_and_their_numbers_and_no_address_of_elsewhere(
             assert f"{100 * gate:.0f} %" in text
 
 
-def test_names_cannot_break_the_page():
-    own = data.Clip("<b>&.wav", Path(__file__), "test", "<i>", '<script>"', "g", {"r": 3.0})
+def test_names_cannot_break_the_page_nor_turn_its_text_round():
+    own = data.Clip("<b>&.wav", Path(__file__), "test", "<i>\x1b\0", '<script>"\u202e', "g",
+                    {"r": 3.0})
     text = listen.card(own, 2.0, [1.0], np.zeros((2, 2), np.uint8))
-    for bad in ("<script", "<i></h3>", "<b>&"):
+    for bad in ("<script", "<i>\\", "<b>&", "\x1b", "\0", "\u202e"):
         assert bad not in text
+    assert r"&lt;i&gt;\x1b\x00" in text
+    assert r"&lt;script&gt;&quot;\u202e" in text
 
 
 def test_what_to_listen_for_is_said_of_the_simulations_clips_alone():

@@ -1,0 +1,256 @@
+"""Tests of the cross-validation of any table: its numbers are those of a plain loop over folds."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.io import wavfile
+
+import data
+import evaluate
+import moemos
+import train
+from studies import crossvalidate, lab, tables
+from studies.lab import HEAD, MEAN, RIDGE, Cell, Job
+from test_moemos import call, nan, no_network  # noqa: F401 - a fixture
+
+SHORT = tuple(stage._replace(steps=5) for stage in train.STAGES)
+GROUPS = ("ann", "bob", "cyd", "dan", "eve", "fay", "gil")  # more than there are folds
+
+
+def write_table(folder, systems=5, group=True, raters=3):
+    """Writes clips of all systems by each of GROUPS, noise that is the duller the lower it is
+    rated, and one without ratings -> the table, of all splits, with a column that is ignored."""
+    rng = np.random.default_rng(0)
+    rows = [("wav", "split", "system", "group", "rater", "score", "page")]
+    for i in range(len(GROUPS) * systems):
+        talker, system = i // systems, i % systems
+        quality = 1.5 + 2.5 * system / systems + 0.5 * rng.random()
+        kernel = np.ones(1 + int(3 * (4.5 - quality)))
+        noise = np.convolve(rng.normal(size=4000), kernel / kernel.sum())
+        wavfile.write(folder / f"{i}.wav", 16000, (0.3 * noise).astype(np.float32))
+        labels = (f"{i}.wav", ("train", "dev", "test")[i % 3], f"s{system}",
+                  GROUPS[talker] if group else "")
+        scores = np.round(np.clip(quality + 0.4 * rng.normal(size=raters), 1, 5), 1)
+        rows += [(*labels, f"r{rater}", score, "1") for rater, score in enumerate(scores)]
+    wavfile.write(folder / "unrated.wav", 16000, (0.3 * noise).astype(np.float32))
+    rows.append(("unrated.wav", "train", "other", "", "", "", "1"))
+    data.write_files({folder / "ratings.csv": rows})
+    return folder / "ratings.csv"
+
+
+@pytest.fixture
+def quick(monkeypatch, tmp_path):
+    """A folder of the test's own, and trainings of 5 steps a stage in this process."""
+    monkeypatch.chdir(tmp_path)
+    short = [dataclasses.replace(variant, stages=SHORT) for variant in crossvalidate.VARIANTS]
+    monkeypatch.setattr(crossvalidate, "VARIANTS", tuple(short))
+    monkeypatch.setattr(lab, "run", lambda jobs: [lab.do(job) for job in jobs])
+    lab.load.cache_clear()
+    return tmp_path
+
+
+def by_hand(clips, features, seed):
+    """{predictor: (rated clips,) MOS} by a plain loop over the groups of ratings.csv."""
+    rated = [i for i, clip in enumerate(clips) if clip.ratings]
+    names = sorted(GROUPS)
+    said = {"the head": {}, "ridge": {}, "condition's mean": {}}
+    for part in range(6):
+        own = {name for place, name in enumerate(names) if place % 6 == part}
+        test = [i for i in rated if clips[i].group in own]
+        learned = [i for i in range(len(clips)) if i not in test]
+        config = train.Config(seed=seed)
+        classes = sorted({clips[i].model for i in learned})
+        training = train.Clips(features[learned],
+                               torch.tensor([clips[i].mos for i in learned]),
+                               torch.tensor([classes.index(clips[i].model) for i in learned]))
+        torch.manual_seed(seed)
+        model = moemos.MoEMOS(2, 80, len(classes), config.experts, config.hidden, config.shrinkage)
+        train.run_stages(model, SHORT, config, training)
+        rows = [i for i in learned if clips[i].ratings]
+        left = sorted({clips[i].group for i in rows})
+        folds = np.array([left.index(clips[i].group) % 5 for i in rows])
+        x = features.flatten(1).double().numpy()
+        line = evaluate.ridge(x[rows], np.array([clips[i].mos for i in rows]), x[test], folds)
+        for place, i in enumerate(test):
+            said["the head"][i] = model.eval()(features[i:i + 1]).mos.item()
+            said["ridge"][i] = line[place]
+            same = [clips[j].mos for j in rows if clips[j].system == clips[i].system]
+            said["condition's mean"][i] = sum(same) / len(same)
+    return {name: np.array([own[i] for i in rated]) for name, own in said.items()}
+
+
+def cells_of(out, heading):
+    """{label: cells} of the printed table with that heading."""
+    lines = out[out.index(f"| {heading} "):].split("\n\n")[0].splitlines()
+    split = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    return {label: cells for label, *cells in split[2:]} | {"columns": split[0][1:]}
+
+
+def test_its_numbers_are_those_of_a_plain_loop_over_the_groups(quick, monkeypatch, capsys):
+    table = write_table(quick)
+    assert call(monkeypatch, crossvalidate, table, "--backbone", "logmel") == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"{table}: 35 rated clips, 1 without ratings\n105 ratings or means by 3 "
+                          "named raters, 5 systems, 7 groups, MOS ")
+    clips = data.read_manifest(table)
+    features = data.extract_features(clips, moemos.load_backbone("logmel"))
+    seeds = [by_hand(clips, features, seed) for seed in (0, 1)]
+    capsys.readouterr()
+    true = np.array([clip.mos for clip in clips if clip.ratings])
+    system = np.array([clip.system for clip in clips if clip.ratings])
+    reached, compared = (cells_of(out, name) for name in ("95 % intervals", "minus the head"))
+    assert reached["columns"] == ["utterance LCC", "utterance MSE", "system LCC"]
+    for name in seeds[0]:
+        each = [moemos.metrics(one[name], true, system) for one in seeds]
+        for metric, cell in zip(reached["columns"], reached[name]):
+            mean = np.mean([one[metric] for one in each])
+            assert float(cell.split()[0]) == pytest.approx(mean, abs=6e-4)
+    ridge = seeds[0]["ridge"]
+    error = np.square(ridge - true)
+    reach = 2.0322 * error.std(ddof=1) / np.sqrt(35)  # Student's t of 34
+    bounds = [float(text) for text in re.findall(r"[\d.]+", reached["ridge"][1])]
+    assert bounds == pytest.approx([error.mean(), error.mean() - reach, error.mean() + reach],
+                                   abs=6e-4)
+
+    def system_lcc(predicted, rows):
+        return moemos.lcc(*(moemos.system_means(values[rows], system[rows])
+                            for values in (predicted, true)))
+    without = np.array([system_lcc(ridge, system != name) for name in np.unique(system)])
+    low, high = evaluate.interval(system_lcc(ridge, system != ""), without)
+    bounds = [float(text) for text in re.findall(r"-?[\d.]+", reached["ridge"][2])]
+    assert bounds[1:] == pytest.approx([max(low, -1), min(high, 1)], abs=6e-4)
+
+    head = [system_lcc(one["the head"], system != "") for one in seeds]
+    change = without - [np.mean([system_lcc(one["the head"], system != name) for one in seeds])
+                        for name in np.unique(system)]
+    value = system_lcc(ridge, system != "") - np.mean(head)
+    error = np.sqrt(4 * change.var() + np.var(head, ddof=1) / 2)
+    reach = 2.7764 * error  # Student's t of 4
+    bounds = [float(text) for text in re.findall(r"[-+][\d.]+", compared["ridge"][2])]
+    assert bounds == pytest.approx([value, value - reach, value + reach], abs=6e-4)
+
+
+def test_it_continues_and_keeps_what_it_predicted_apart_from_other_tables(
+        quick, monkeypatch, capsys):
+    tables_of = [quick / name for name in ("one", "other")]
+    for folder in tables_of:
+        folder.mkdir()
+        write_table(folder, systems=3)
+    words = ("--backbone", "logmel", "--seeds", 1)
+    assert call(monkeypatch, crossvalidate, tables_of[0], *words) == 0
+    first = capsys.readouterr().out
+    kept = {path: path.stat().st_mtime_ns for path in Path(lab.ROOT).glob("**/*.npz")}
+    assert len(kept) == 5
+    assert call(monkeypatch, crossvalidate, tables_of[0] / "ratings.csv", *words) == 0
+    assert capsys.readouterr().out.partition(": ")[2] == first.partition(": ")[2]
+    assert kept == {path: path.stat().st_mtime_ns for path in Path(lab.ROOT).glob("**/*.npz")}
+    assert call(monkeypatch, crossvalidate, tables_of[1], *words) == 0
+    assert len(list(Path(lab.ROOT).glob("**/*.npz"))) == 10
+    assert "system LCC" not in first  # of three systems
+    job = Job(HEAD, Cell("/etc/../ratings.csv", "logmel", "groups"), 0)
+    assert len(job.path().parts) == len(Path(lab.ROOT).parts) + 4
+    assert ".." not in job.path().parts
+
+
+def test_processes_of_their_own_give_the_same(quick, monkeypatch, capsys):
+    monkeypatch.undo()
+    monkeypatch.chdir(quick)
+    table = str(write_table(quick))
+    jobs = [Job(variant, Cell(table, "logmel", "groups"), 0) for variant in (RIDGE, MEAN)]
+    found = lab.run(jobs)
+    for job, result in zip(jobs, found):
+        job.path().unlink()
+        assert np.array_equal(lab.do(job)["mos"], result["mos"], equal_nan=True)
+    assert "ignored" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("change", "words", "why"), [
+    (lambda rows: rows[:10], (), "has 3 rated clips in 1 groups"),
+    (lambda rows: [row.replace(",bob,", ",ann,") for row in rows[:31]], (), "clips in 1 groups"),
+    (lambda rows: [row.replace(",bob,", ",ann,") for row in rows[:28]] + rows[28:31], (),
+     "holds 9 of 10 rated clips"),
+    (lambda rows: [re.sub(r",[\d.]+,1$", ",3,1", row) for row in rows], (), "1 different MOS"),
+    (lambda rows: rows, ("--scale", 1, 2), "is off the scale of 1 to 2"),
+    (lambda rows: rows, ("--scale", 5, 1), "--scale 5 1: the lower first"),
+    (lambda rows: rows, ("--max-seconds", 0.1), "above --max-seconds 0.1"),
+    (lambda rows: rows, ("--seeds", 0), "--seeds 0: must be at least 1"),
+    (lambda rows: rows, ("--backbone", "none"), "there is no backbone 'none'"),
+    (lambda rows: rows, ("--device", "none"), "--device none cannot be used here")])
+def test_what_cannot_be_cross_validated_gets_one_sentence(
+        quick, monkeypatch, capsys, change, words, why):
+    table = write_table(quick)
+    rows = table.read_text().splitlines()
+    table.write_text("\n".join(change(rows)) + "\n")
+    backbone = () if "--backbone" in words else ("--backbone", "logmel")
+    assert call(monkeypatch, crossvalidate, table, *backbone, *words) == 2
+    said = capsys.readouterr()
+    assert why in said.err
+    assert "|" not in said.out
+    assert not Path(lab.ROOT).exists()
+
+
+def test_reliability_is_the_share_of_the_variance_that_raters_agree_on():
+    rng = np.random.default_rng(0)
+    quality = rng.normal(size=(2000, 1))
+    ratings = quality + rng.normal(size=(1, 8)) + 1.5 * rng.normal(size=(2000, 8))
+    share = 1 / (1 + 1.5 ** 2 / 8)
+    assert crossvalidate.reliability(ratings) == pytest.approx(share, abs=0.02)
+    ratings[rng.random(ratings.shape) < 0.1] = nan
+    assert crossvalidate.reliability(ratings) == pytest.approx(share, abs=0.05)
+    assert np.isnan(crossvalidate.reliability(ratings[:, :1]))
+    assert np.isnan(crossvalidate.reliability(ratings[:9]))
+    against = np.concatenate([quality, -quality], axis=1)
+    assert np.isnan(crossvalidate.reliability(against))
+
+
+def say(lccs, ceiling=0.9, groups=4):
+    """The sentences of predictors with about these LCC."""
+    rng = np.random.default_rng(0)
+    true = rng.normal(3, 1, 80)
+    clips = [data.Clip(f"{i}", None, "test", "s", "s", f"{i % groups}") for i in range(80)]
+    predicted = {name: tables.Predicted([lcc * true + np.sqrt(1 - lcc ** 2) * rng.normal(size=80)],
+                                        true, ["s"] * 80) for name, lcc in lccs.items()}
+    claims = crossvalidate.compare(predicted)
+    return " ".join(crossvalidate.in_words(clips, predicted, claims, ceiling, (1.0, 5.0)))
+
+
+def test_the_words_say_what_the_intervals_show():
+    worse = {"the head": 0.6, "ridge": 0.95, "condition's mean": 0.2, crossvalidate.HALF: 0.1}
+    said = say(worse)
+    assert "the head is worse than a straight line" in said
+    assert "it is better than being told" in said
+    assert "more clips should help" in said
+    assert "not even shown" not in said
+    assert "a system that nobody has rated" in said
+    assert "an LCC of .900" in said
+    assert "a predictor without error by .949" in said
+    assert "a group of its own" not in said
+    same = dict.fromkeys(worse, 0.9)
+    said = say(same, nan, groups=80)
+    assert said.count("not shown to be better or worse than") == 2
+    assert "not shown that more clips help" in said
+    assert "That is not known: it takes clips with several raters" in said
+    assert "Each clip is a group of its own." in said
+    assert "a score alone says less" not in said
+    said = say(worse | {"the head": 0})
+    assert "not even shown" in said
+    assert "a score alone says less than the mean MOS" in said
+
+
+def test_a_score_is_explained_by_its_error_and_by_pairs():
+    true = np.array([1.0, 2, 3, 4, 5] * 4) + np.arange(20) / 100
+    clips = [data.Clip(f"{i}", None, "test", "s", "s", f"{i % 4}") for i in range(20)]
+    one = tables.Predicted([true + 0.5 * (-1) ** np.arange(20)], true, ["s"] * 20)
+    predicted = dict.fromkeys(("the head",), one) | {
+        name: tables.Predicted([true], true, ["s"] * 20) for name in ("ridge", "condition's mean")}
+    said = " ".join(crossvalidate.in_words(clips, predicted, crossvalidate.compare(predicted), nan,
+                                           (1.0, 5.0)))
+    p = one.predictions[0]
+    right = [(p[i] - p[j]) * (true[i] - true[j]) > 0 for i in range(20) for j in range(i)]
+    assert "from 1 to 5 it is off by .500 (root mean square)" in said
+    assert f"the mean MOS would be off by {tables.number(true.std())}" in said
+    assert f"in about {100 * np.mean(right):.0f} % of cases" in said
