@@ -1,8 +1,8 @@
 """Tests as oracles: a number worked out by hand, a plain loop, scipy's function, or a property.
 
 No test downloads. Their order is the core's: model, losses, metrics, schedule, backbone, audio,
-ratings, features, training, evaluation, scoring, command lines, processes, shape. The other files
-of tests import what they need from the first section.
+ratings, features, training, evaluation, scoring, command lines, processes, the tests themselves,
+shape. The other files of tests import what they need from the first section.
 """
 
 import ast
