@@ -36,7 +36,7 @@ except ImportError:  # it is no requirement
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = "osD^vPX*"
 LINES = ("-", "--", ":", "-.")
-MOST = 32  # synthesis models that are told apart; more can be neither drawn fast nor read
+MOST = 24  # synthesis models that are told apart; a legend has no room for more
 
 # What is read: the form of metrics.json, as tables.fits has it, and the columns of the tables.
 LCC, INTERVAL = (float, None), ([float, float], [None, None])

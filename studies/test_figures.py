@@ -235,7 +235,7 @@ def test_of_many_synthesis_models_those_with_the_most_clips_are_told_apart(
     data.write_files({tmp_path / "predictions.csv": [columns, *rows],
                       tmp_path / "metrics.json": json.dumps(result).encode()})
     figures.plot_run(tmp_path)
-    assert "of 3000 synthesis models the 32 with the most clips are told apart" in (
+    assert "of 3000 synthesis models the 24 with the most clips are told apart" in (
         capsys.readouterr().out)
     picture = drawn[tmp_path / "predictions.png"]
     (legend,) = picture.legends
