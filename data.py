@@ -137,7 +137,7 @@ def find_samples(path, content, order):
         if name != b"data":
             start += size + size % 2
     riff, = struct.unpack_from(f"{order}I", content.ljust(8), 4)
-    if content[:4] == b"RF64":  # its lengths have 64 bits and stand in front
+    if content[:4] in (b"RF64", b"BW64"):  # its lengths have 64 bits and stand in front
         size = int.from_bytes(content[28:36], "little")
     there = len(content) - start
     if size > MAX_BYTES or size == 0 and not start < riff <= MAX_BYTES:  # else it has no samples
@@ -502,10 +502,9 @@ def as_csv(rows):
 
 def check_writable(folder):
     """Raises InputError for a folder in which no file can be made. Leaves nothing behind."""
-    path = Path(folder, f".{uuid.uuid4().hex}")
-    new = [parent for parent in path.parents if not os.path.exists(parent)]
+    there = Path(os.path.abspath(folder))
+    while not there.exists():  # what is missing would be made in it
+        there = there.parent
+    path = there / f".{uuid.uuid4().hex}"
     write_files({path: b""})
     path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # another process may have written into them
-        for parent in new:
-            parent.rmdir()

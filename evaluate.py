@@ -126,12 +126,14 @@ def read_clip(path, trained, content=None):
 
 
 def score_waveform(trained, waveform, rate):
-    """(T,) samples, a tensor or an array of floats of full scale 1, at any rate in Hz -> MOS, that
-    of a WAV file which holds them, as they go the way of one. Raises InputError."""
-    if waveform.ndim != 1:
-        raise InputError(f"a waveform is (T,), one channel, not {tuple(waveform.shape)}")
+    """(T,) floats of full scale 1, a tensor or an array, at any rate in Hz -> MOS, that of a WAV
+    file which holds them, as they go the way of one. Raises InputError."""
+    waveform = torch.as_tensor(waveform)
+    if waveform.dim() != 1 or not waveform.is_floating_point() or not 1 <= rate <= 768000:
+        raise InputError(f"a waveform is (T,) floats at a rate up to 768 kHz, not {waveform.dtype} "
+                         f"of shape {tuple(waveform.shape)} at {rate} Hz")
     file = io.BytesIO()
-    wavfile.write(file, rate, np.asarray(waveform))
+    wavfile.write(file, int(rate), waveform.detach().cpu().double().numpy())
     _, features = read_clip("the waveform", trained, file.getvalue())
     return predict(trained.model, features).mos.item()
 

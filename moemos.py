@@ -121,7 +121,9 @@ def load_module(name):
         raise ValueError(f"there is no backbone {name!r:.80} ({error!s:.80}); choose logmel, a "
                          "Wav2Vec2Bundle of torchaudio or a module that has load(), beside "
                          "train.py or on PYTHONPATH") from None
-    found = load()
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)  # weights that are drawn are the same ones every time
+        found = load()
     if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], nn.Module)
             and isinstance(found[1], (int, np.integer)) and found[1] > 0):
         raise ValueError(f"load() of {name} must give a torch module and its rate in whole Hz")

@@ -84,12 +84,12 @@ def read_text(path):
 
 
 def delimiter_of(text):
-    """The one of DELIMITERS that gives most rows as many cells as the header, and more than one.
+    """The one of DELIMITERS that gives most rows as many cells as the header, and most of them.
     csv.Sniffer is no help: it prefers the decimal commas of a table with semicolons."""
     def fit(delimiter):
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
         cells = [len(row) for row in itertools.islice(rows, 1000) if row] or [0]
-        return cells[0] > 1, cells.count(cells[0])
+        return cells[0] > 1, cells.count(cells[0]), cells[0]
     return max(DELIMITERS, key=fit)
 
 
@@ -150,24 +150,33 @@ def wavs_by_name(folder):
 
 
 def find_clips(names, folder):
-    """{name in a cell: its WAV file, or None}. Of a URL, or a path of another machine, only the end
-    must be that of a file. Raises InputError for several files of a name, or names of a file."""
-    wavs, files, meant = wavs_by_name(folder), {}, {}
+    """{name in a cell: its WAV file, or None}. A name is the path of a file that is there, or of
+    one in a subfolder. Of URLs, and of paths of another machine, only the ends must be those of
+    files; as many parts of the path count for all of them, so that none finds another one's file.
+    Raises InputError for several files of a name, or names of a file."""
+    wavs, files, meant, away = wavs_by_name(folder), {}, {}, {}
+    depths = {1}  # at which the end of a path from elsewhere is that of a file
     for name in names:
-        if os.path.isfile(folder / name):
-            files[name] = folder / name
-            continue
         path = unquote(re.sub(r"[?#].*", "", name)) if "://" in name else name
         parts = plain(path).removesuffix(".wav").split("/")
         elsewhere = re.match(r"\w+:|[/\\]", name)
-        ends = ["/".join(parts[start:]) for start in range(len(parts) if elsewhere else 1)]
-        found = next((wavs[end] for end in ends if end in wavs), [])
+        if os.path.isfile(folder / name):
+            files[name] = folder / name
+            meant[os.path.realpath(folder / name)] = parts
+        else:
+            away[name] = parts, elsewhere
+        if elsewhere:
+            depths |= {depth for depth in range(1, len(parts) + 1)
+                       if name in files or "/".join(parts[-depth:]) in wavs}
+    for name, (parts, elsewhere) in away.items():
+        counted = parts[-max(depths):] if elsewhere else parts
+        found = wavs.get("/".join(counted), [])
         if len(found) > 1:
             raise InputError(f"{shown(name)} may be {found[0]} or {found[1]}; say which by a "
                              "template, as wav={system}/{wav}")
         files[name] = found[0] if found else None
-        if found and meant.setdefault(found[0], parts) != parts:
-            other = "/".join(meant[found[0]])
+        if found and meant.setdefault(os.path.realpath(found[0]), parts) != parts:
+            other = "/".join(meant[os.path.realpath(found[0])])
             raise InputError(f"{found[0]}: may be {shown(other)} or {shown('/'.join(parts))}; lay "
                              "the clips in folders as there")
     return files
@@ -175,11 +184,11 @@ def find_clips(names, folder):
 
 def find_in_headings(headings, folder):
     """{heading of a column: the WAV file whose name is in it, or None}, as a_01.wav in "How natural
-    is a_01?". Raises InputError where there are several."""
+    is a_01?". Raises InputError where there are several, or several questions about a clip."""
     wavs = wavs_by_name(folder)
     names = "|".join(map(re.escape, sorted(wavs, key=len, reverse=True))) or "(?!)"  # or nothing
     pattern = re.compile(rf"(?<![\w-])({names})(\.wav)?(?![\w-]|\.\w)")
-    files = {}
+    files, meant = {}, {}
     for heading in headings:
         matches = pattern.findall(plain(heading))  # of (name, ".wav" or "")
         sure = [name for name, ending in matches if ending] or [name for name, _ in matches]
@@ -188,6 +197,9 @@ def find_in_headings(headings, folder):
             raise InputError(f"the column {shown(heading)} may be {found[0]} or {found[1]}; rename "
                              "it so that it names one clip")
         files[heading] = found[0] if found else None
+        if found and meant.setdefault(found[0], heading) != heading:
+            raise InputError(f"{found[0]}: is in two columns, {shown(meant[found[0]])} and "
+                             f"{shown(heading)}; delete the one that is not to count")
     return files
 
 
@@ -227,7 +239,9 @@ def read(path, columns, wavs="", wide=False, scale=(1.0, 5.0)):
     cells = list((wide_ratings if wide else long_ratings)(path, header, kept, columns))
     scored = [cell for cell in cells if SCORE.fullmatch(cell["score"])]
     if not scored:
-        raise InputError(f"{path}: has no score that is a number")
+        first = next((cell["score"] for cell in cells if cell["score"]), "")
+        raise InputError(f"{path}: has no score that is a number; the first is {shown(first)}, "
+                         "where 4 or \"4 - good\" is needed")
     numbers = [SCORE.fullmatch(cell["score"])[1] for cell in scored]
     for cell, number in zip(scored, numbers):
         cell["score"] = number.replace(",", ".")
@@ -240,7 +254,7 @@ def read(path, columns, wavs="", wide=False, scale=(1.0, 5.0)):
     if 2 * len(missing) > len(names):
         raise InputError(f"{path}: only {len(names) - len(missing)} of its {len(names)} clips are "
                          f"in {folder}; there is none for {shown(missing)}; --wavs FOLDER says "
-                         "where the clips are")
+                         "where the clips are, and the first row must name what is below")
     found = [cell for cell in cells if files.get(cell["wav"])]
     ratings = [cell for cell in found if cell["score"].lower() not in NO_SCORE]
     clips = clips_of(ratings, files, scale)

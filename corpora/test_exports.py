@@ -163,7 +163,7 @@ def test_what_is_not_plainly_a_score_is_refused(tmp_path, monkeypatch, capsys, c
 
 def test_a_form_without_names_has_a_rater_a_row_and_repeated_questions_are_averaged(
         tmp_path, monkeypatch):
-    path = export(tmp_path, "a_01.wav,b_01.wav,a_01 again,a_01 again\n1,2,3,5\n4,5,,\n")
+    path = export(tmp_path, "a_01.wav,b_01.wav,a_01.wav,a_01.wav\n1,2,3,5\n4,5,,\n")
     assert ratings_of(convert(monkeypatch, path, "--wide")) == {
         "near/a_01.wav": {"row 2": 3, "row 3": 4}, "far/b_01.wav": {"row 2": 2, "row 3": 5}}
 
@@ -227,6 +227,8 @@ ONE = "clip,mos\na_01,4\n"
      "HERE/near/a_01.wav: may be 'http://x/p/a_01' or 'http://x/q/a_01'; lay the clips in folders"),
     ("Is a_01 or b_01 better?\n4\n", ["--wide"],
      "the column 'Is a_01 or b_01 better?' may be HERE/far/b_01.wav or HERE/near/a_01.wav; rename"),
+    ("a_01 natural,a_01 loud\n4,1\n", ["--wide"], "'a_01 natural' and 'a_01 loud'; delete the one"),
+    ("clip,mos\na_01,4/5\n", LONG, "has no score that is a number; the first is '4/5', where 4 or"),
     ("a_01,b_01\n4,7\n", ["--wide"], "row 2, column 2: the score 7 is off the scale of 1 to 5"),
     ("clip,mos,s\na_01,4,x\na_01,4,y\n", [*LONG, "system=s"], "row 3: HERE/near/a_01.wav stood in"),
     ("clip,mos,s\na_01,4,\nb_01,4,y\n", [*LONG, "system=s"], "row 2: wav and system must not be"),
@@ -251,11 +253,23 @@ def test_an_export_is_never_written_over(tmp_path, monkeypatch, capsys):
 def test_a_path_of_another_machine_is_found_by_its_end_and_one_from_here_only_as_it_is(tmp_path):
     lay_out(tmp_path, {}, ["a/x.wav", "b/x.wav", "b/y.wav", "b/z.wav"])
     found = {"/srv/clips/a/x.wav": "a/x.wav", r"C:\study\b\x.wav": "b/x.wav",
-             "https://x.org/c/y.wav": "b/y.wav", "c/y.wav": None, "b/z": "b/z.wav"}
+             "https://x.org/b/y.wav": "b/y.wav", "c/y.wav": None, "b/z": "b/z.wav"}
     assert exports.find_clips(found, tmp_path) == {
         name: wav and tmp_path / wav for name, wav in found.items()}
+    assert exports.find_clips(["https://x.org/c/y.wav"], tmp_path) == {
+        "https://x.org/c/y.wav": tmp_path / "b/y.wav"}
     assert exports.find_clips(["../b/z.wav"], tmp_path / "a") == {
         "../b/z.wav": tmp_path / "a" / "../b/z.wav"}
+
+
+@pytest.mark.parametrize("before", ["https://h/", "/srv/", "HERE/"])
+def test_a_clip_that_is_missing_never_gets_the_file_of_another(tmp_path, before):
+    lay_out(tmp_path, {}, ["sys1/a.wav", "sys2/b.wav"])
+    before = before.replace("HERE", str(tmp_path))
+    found = {f"{before}sys2/a.wav": None, f"{before}sys2/b.wav": tmp_path / "sys2/b.wav"}
+    assert exports.find_clips(found, tmp_path) == found
+    found[f"{before}sys1/a.wav"] = tmp_path / "sys1/a.wav"
+    assert exports.find_clips(found, tmp_path) == found
 
 
 def test_the_system_of_clips_beside_their_export_is_the_folder_of_both(tmp_path, monkeypatch):
