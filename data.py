@@ -235,7 +235,8 @@ def read_rows(path, columns, optional=(), header=True):
         needed = [name for name in columns if name not in optional]
         if not {*names} >= {*needed} or len(set(names)) < len(names):
             raise InputError(f"{path}: the first row must name {','.join(needed)}, each once, with "
-                             f"commas between, not {shown(','.join(names))}")
+                             f"commas between, not {shown(','.join(names))}; corpora.published "
+                             "--help says how to read another table")
         ignored = [name for name in names if name not in columns]
         if ignored:
             said = f"{path}: columns that are ignored: {shown(','.join(ignored))}"

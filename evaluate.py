@@ -449,8 +449,10 @@ def main():
     options = parser.parse_args()
     skipped = False
     with data.one_sentence("evaluate.py"):
-        if options.wav and (options.data or options.scale):
+        if options.wav and options.data:
             raise InputError("--wav and --data are two different things to do; give one")
+        if options.scale and not options.data:
+            raise InputError("--scale is that of another corpus; name it by --data")
         for path in options.wav or ():
             if os.path.exists(Path(path, "model.pt")):
                 raise InputError(f"{path} is a run, and comes before --wav")

@@ -2274,6 +2274,21 @@ def test_a_waveform_has_the_score_of_the_file_that_holds_its_samples(
         assert evaluate.score_waveform(trained, waveform.float(), rate) == expected
 
 
+def test_readmes_lines_of_python_give_the_score_of_the_file_from_another_folder(run, tmp_path):
+    text = (HERE / "README.md").read_text(encoding="utf-8")
+    lines = r"(?:^    .*\n)*^    print\(evaluate.score_waveform.*\n"
+    (block,) = re.findall(lines, text, re.MULTILINE)
+    (tmp_path / "elsewhere").mkdir()
+    noise = np.random.default_rng(0).normal(0, 3000, 16000).astype(np.int16)
+    wavfile.write(tmp_path / "elsewhere" / "one.wav", 16000, noise)
+    code = re.sub(r"^    ", "", block, flags=re.MULTILINE).replace("runs/default", str(run))
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "elsewhere", check=True,
+                          capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(HERE)})
+    ((_, expected),) = evaluate.score(run, tmp_path / "elsewhere" / "one.wav")
+    assert float(done.stdout) == pytest.approx(expected, abs=1e-4)
+
+
 @pytest.mark.parametrize(("waveform", "rate", "why"), [
     (torch.zeros(1, 16000), 16000, r"a waveform is \(T,\) floats .*of shape \(1, 16000\)"),
     (np.zeros(16000, np.int16), 16000, "int16"), (torch.ones(16000), -1, "at -1 Hz"),
@@ -2354,8 +2369,9 @@ def test_the_two_commands_simulate_train_and_evaluate(small, tmp_path, monkeypat
     (train, ["--nonsense"], "unrecognized"), (evaluate, ["a", "b"], "unrecognized"),
     (evaluate, ["nowhere"], "nowhere/model.pt cannot be read (No such file"),
     (evaluate, ["RUN", "--device", "cuda:99"], "--device cuda:99 cannot be used here"),
-    (evaluate, ["RUN", "--scale", "5", "1"], "--scale 5 1: the lower first"),
-    (evaluate, ["RUN", "--wav", "SMALL", "--scale", "1", "5"], "two different things to do"),
+    (evaluate, ["RUN", "--data", "SMALL", "--scale", "5", "1"], "--scale 5 1: the lower first"),
+    (evaluate, ["RUN", "--scale", "0", "100"], "--scale is that of another corpus; name it by"),
+    (evaluate, ["RUN", "--wav", "SMALL", "--scale", "1", "5"], "--scale is that of another corpus"),
     (evaluate, ["--wav", "SMALL/40.wav", "RUN"], "run is a run, and comes before --wav"),
     (evaluate, ["RUN", "--data", "SMALL", "--wav", "SMALL"], "two different things to do")])
 def test_bad_options_get_one_sentence_and_status_2(

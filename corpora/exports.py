@@ -37,6 +37,7 @@ def named(words, wide):
     names = ("rater",) if wide else data.HEADER
     columns = {}
     for word in words:
+        word = os.fsencode(word).decode(errors="surrogateescape")  # in UTF-8, whatever the locale
         name, _, value = word.partition("=")
         if name not in names or name in columns or not value:
             raise InputError(f"--columns {shown(word)}: must be NAME=COLUMN, where NAME is one of "
@@ -52,6 +53,7 @@ def read_table(path):
     """An export -> its header, [(number of the row, its cells)], and how it was read, in words.
     Raises InputError."""
     text, encoding = read_text(path)
+    text = re.sub(r"\Asep=.\r?\n", "", text)  # a line for Excel alone
     try:
         delimiter = delimiter_of(text)
         lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -188,10 +190,13 @@ def find_in_headings(headings, folder):
     wavs = wavs_by_name(folder)
     names = "|".join(map(re.escape, sorted(wavs, key=len, reverse=True))) or "(?!)"  # or nothing
     pattern = re.compile(rf"(?<![\w-])({names})(\.wav)?(?![\w-]|\.\w)")
+    matches = {heading: pattern.findall(plain(heading)) for heading in headings}
+    # Where headings have ".wav", a bare number in one is that of the question, and no clip.
+    with_ending = any(ending for pairs in matches.values() for _, ending in pairs)
     files, meant = {}, {}
-    for heading in headings:
-        matches = pattern.findall(plain(heading))  # of (name, ".wav" or "")
-        sure = [name for name, ending in matches if ending] or [name for name, _ in matches]
+    for heading, pairs in matches.items():
+        sure = [name for name, ending in pairs if ending] or [
+            name for name, _ in pairs if not (with_ending and name.isdigit())]
         found = sorted({wav for name in sure for wav in wavs[name]})
         if len(found) > 1:
             raise InputError(f"the column {shown(heading)} may be {found[0]} or {found[1]}; rename "
@@ -254,7 +259,7 @@ def read(path, columns, wavs="", wide=False, scale=(1.0, 5.0)):
     if 2 * len(missing) > len(names):
         raise InputError(f"{path}: only {len(names) - len(missing)} of its {len(names)} clips are "
                          f"in {folder}; there is none for {shown(missing)}; --wavs FOLDER says "
-                         "where the clips are, and the first row must name what is below")
+                         "where the clips are, and a column that is about no clip can be deleted")
     found = [cell for cell in cells if files.get(cell["wav"])]
     ratings = [cell for cell in found if cell["score"].lower() not in NO_SCORE]
     clips = clips_of(ratings, files, scale)

@@ -179,6 +179,28 @@ def test_a_heading_names_the_clip_whose_whole_name_is_in_it(tmp_path, heading, w
     assert found == {heading: wav and tmp_path / wav}
 
 
+def test_where_headings_name_files_the_number_of_a_question_is_no_clip(tmp_path):
+    lay_out(tmp_path, {}, ["1.wav", "2.wav"])
+    headings = ["1. How many hours a day do you listen?", "2. How natural is it? 2.wav"]
+    assert exports.find_in_headings(headings, tmp_path) == {
+        headings[0]: None, headings[1]: tmp_path / "2.wav"}
+    numbered = ["1. How natural?", "2. How natural?"]
+    assert exports.find_in_headings(numbered, tmp_path) == {
+        numbered[0]: tmp_path / "1.wav", numbered[1]: tmp_path / "2.wav"}
+
+
+def test_a_line_that_only_excel_reads_is_passed_over(tmp_path, monkeypatch):
+    path = export(tmp_path, "sep=;\nclip;mos\na_01;4,5\nb_01;2\n")
+    assert ratings_of(convert(monkeypatch, path, *LONG)) == {
+        "near/a_01.wav": {"": 4.5}, "far/b_01.wav": {"": 2}}
+
+
+def test_a_columns_name_is_utf_8_in_any_locale():
+    """In a locale of ASCII Python keeps the bytes of a command line as surrogates."""
+    word = "wav=Hörer".encode().decode("ascii", "surrogateescape")
+    assert exports.named([word, "score=mos"], False) == {"wav": "Hörer", "score": "mos"}
+
+
 def test_no_heading_names_a_clip_where_there_are_none(tmp_path):
     assert exports.find_in_headings(["How good?"], tmp_path) == {"How good?": None}
 

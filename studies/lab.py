@@ -144,51 +144,34 @@ def some_of_each_system(corpus, rows, number):
 
 # -- Variants: who predicts ------------------------------------------------------------------------
 
-def training_clips(variant, corpus, learned, seed):
-    """-> (train.Clips of what is learned, the classes of the second task)."""
+def by_head(variant, corpus, learned, predicted, seed, how):
+    """The method -> MOS (n,) and gates (n, E) of the predicted clips."""
     target = torch.from_numpy(variant.target(corpus, seed)).float()
     rated = ~target.isnan() if target.dim() == 1 else ~target.isnan().all(1)
     rows = torch.from_numpy(learned) & (rated | variant.unrated)
     labels = [variant.label(clip) for clip in corpus.clips]
     classes = sorted({label for label, row in zip(labels, rows.tolist()) if row})
     known = torch.tensor([classes.index(label) if label in classes else -1 for label in labels])
-    return train.Clips(corpus.features, target, known).take(rows), classes
-
-
-def outcome(model, corpus, predicted):
-    """MOS (n,) and gates (n, E) of the predicted clips, by a trained model."""
-    output = evaluate.predict(model.eval(), corpus.features[torch.from_numpy(predicted)])
-    return output.mos.numpy(), output.gates.numpy()
-
-
-def by_head(variant, corpus, learned, predicted, seed, how):
-    """The method -> MOS (n,) and gates (n, E) of the predicted clips."""
-    clips, classes = training_clips(variant, corpus, learned, seed)
+    clips = train.Clips(corpus.features, target, known).take(rows)
     config = replace(train.Config(), seed=seed, **variant.settings)
     torch.manual_seed(seed)
     model = variant.build(config, corpus.backbone, classes)
     with contextlib.redirect_stdout(None):
         train.run_stages(model, variant.stages, config, clips)
-    return outcome(model, corpus, predicted)
+    output = evaluate.predict(model.eval(), corpus.features[torch.from_numpy(predicted)])
+    return output.mos.numpy(), output.gates.numpy()
 
 
-def for_ridge(variant, corpus, learned, seed, how):
-    """What ridge regression learns from: features (n, I), targets (n,), and folds (n,) of whole
-    groups, or of what is left out."""
+def by_ridge(variant, corpus, learned, predicted, seed, how):
+    """evaluate.ridge, its strength from folds of whole groups, or of what is left out."""
     target = variant.target(corpus, seed)
     rows = learned & ~np.isnan(target)
     clips = [clip for clip, row in zip(corpus.clips, rows) if row]
     if how in LEFT_OUT:
         clips = [replace(clip, group=kind(clip, how)) for clip in clips]
-    x = corpus.features[torch.from_numpy(rows)].flatten(1).double().numpy()
-    return x, target[rows], data.folds_of(clips, evaluate.FOLDS)
-
-
-def by_ridge(variant, corpus, learned, predicted, seed, how):
-    """evaluate.ridge, its strength from those folds."""
-    new = corpus.features[torch.from_numpy(predicted)].flatten(1).double().numpy()
-    x, target, folds = for_ridge(variant, corpus, learned, seed, how)
-    return evaluate.ridge(x, target, new, folds), None
+    x = corpus.features.flatten(1).double().numpy()
+    folds = data.folds_of(clips, evaluate.FOLDS)
+    return evaluate.ridge(x[rows], target[rows], x[predicted], folds), None
 
 
 def by_mean(variant, corpus, learned, predicted, seed, how):
