@@ -27,10 +27,13 @@ import numpy as np
 import torch
 from scipy.io import wavfile
 
-import data
-import moemos
-import train
-from data import InputError
+try:
+    import data
+    import moemos
+    import train
+    from data import InputError
+except ModuleNotFoundError as error:  # Python's -I and -P leave out the script's own folder
+    raise SystemExit(f"evaluate.py: {error}; start Python without -I and -P") from None
 
 FEWEST = {"utterance": 10, "system": 5}  # clips and systems for an interval; ours, as all of these
 PARTS = 500       # at most so many parts are left out in turn for it

@@ -2274,6 +2274,14 @@ def test_a_waveform_has_the_score_of_the_file_that_holds_its_samples(
         assert evaluate.score_waveform(trained, waveform.float(), rate) == expected
 
 
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+def test_a_python_that_leaves_out_the_scripts_folder_gets_a_sentence(script, tmp_path):
+    done = subprocess.run([sys.executable, "-I", HERE / script, "--help"], cwd=tmp_path,
+                          check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == (f"{script}: No module named 'data'; start Python without -I and -P\n")
+
+
 def test_readmes_lines_of_python_give_the_score_of_the_file_from_another_folder(run, tmp_path):
     text = (HERE / "README.md").read_text(encoding="utf-8")
     lines = r"(?:^    .*\n)*^    print\(evaluate.score_waveform.*\n"

@@ -20,9 +20,12 @@ from typing import NamedTuple
 
 import torch
 
-import data
-import moemos
-from data import InputError
+try:
+    import data
+    import moemos
+    from data import InputError
+except ModuleNotFoundError as error:  # Python's -I and -P leave out the script's own folder
+    raise SystemExit(f"train.py: {error}; start Python without -I and -P") from None
 
 
 class Stage(NamedTuple):
