@@ -35,10 +35,8 @@ try:
 except ModuleNotFoundError as error:  # Python's -I and -P leave out the script's own folder
     raise SystemExit(f"evaluate.py: {error}; start Python without -I and -P") from None
 
-FEWEST = {"utterance": 10, "system": 5}  # clips and systems for an interval; ours, as all of these
-PARTS = 500       # at most so many parts are left out in turn for it
-ALPHAS = np.logspace(-4, 3, 29)  # penalties of ridge regression, a feature
-FOLDS = 5         # of the training clips, whole groups: cross-validation chooses of ALPHAS
+FEWEST = {"clips": 10, "systems": 5}  # for an interval; ours, as all of these
+PARTS = 500       # at most so many, where clips are left out in turn for it
 RIDGE = "ridge on the same features"
 CONDITION = "condition's mean training MOS"
 MEANING = {RIDGE: "a straight line through the same features",
@@ -76,8 +74,11 @@ def load_run(run, device="", backbone="", max_seconds=0.0):
     config = train.Config(**saved["config"], out=str(run))
     config = replace(config, max_seconds=max_seconds or config.max_seconds)
     try:
-        model = train.build_model(config, backbone, saved["classes"])
-        model.load_state_dict(saved["weights"])
+        model = train.build_model(config, saved["weights"])
+        model.load_state_dict(saved["weights"])  # all of them, or it raises
+        shape = (*model.fusion.center.shape, model.class_head.out_features)
+        if shape != (backbone.layers, 2 * backbone.width, len(saved["classes"])):
+            raise ValueError
     except Exception:  # noqa: BLE001 - torch raises nearly anything
         raise InputError(f"{run}/model.pt is of another version; train the run again") from None
     return Trained(model.to(backbone.device).eval(), backbone, saved["classes"], config)
@@ -184,35 +185,54 @@ def print_scores(scores):
 
 # -- Numbers of test clips -------------------------------------------------------------------------
 
-def leave_one_out(predicted, true, system):
-    """The eight numbers without one clip, or at system level one system, each in turn:
-    {"utterance MSE": (clips,), ..., "system KTAU": (systems,)}.
+def parts_of(system):
+    """(n,) the systems of n clips -> (n,) the part of each, one of which is left out at a time for
+    an interval, and what that is for. Clips of a system share its errors, so a part is a system; a
+    clip, where systems are fewer than FEWEST; and where clips are too, all are one part."""
+    if len(set(system)) >= FEWEST["systems"]:
+        return np.asarray(system), "other systems: each is left out in turn"
+    if len(system) >= FEWEST["clips"]:
+        return np.arange(len(system)) % PARTS, "other clips of these systems, left out in turn"
+    return np.zeros(len(system)), "nothing: clips and systems are too few"
 
-    Of more than PARTS clips a part is left out at a time. NaN where there are fewer than FEWEST."""
-    left_out = {}
+
+def leave_one_out(predicted, true, system):
+    """The eight numbers with one of parts_of() left out in turn: {"utterance MSE": (parts,), ...}.
+    At system level a system counts as a clip of its own; of too few there all are NaN."""
+    left_out, rows = {}, {"utterance": system, "system": np.unique(system)}
     for level, (p, t) in moemos.levels(predicted, true, system).items():
-        parts = np.array_split(np.arange(len(p)), min(len(p), PARTS))
-        pairs = [(np.delete(p, part), np.delete(t, part)) for part in parts]
+        part, _ = parts_of(rows[level])
+        kept = [part != one for one in np.unique(part)]
         for name, metric in moemos.METRICS.items():
-            enough = len(p) >= FEWEST[level]
-            left_out[f"{level} {name}"] = np.array(
-                [metric(*pair) if enough else math.nan for pair in pairs])
+            left_out[f"{level} {name}"] = np.array([metric(p[some], t[some]) for some in kept])
     return left_out
 
 
-def interval(value, left_out):
-    """[low, high], the 95 % interval of a number, or of the difference of two, from what it is
-    with each of n clips or systems left out, (n,): the jackknife, with Student's t.
+def interval(value, left_out, name=""):
+    """[low, high], the 95 % interval of one of the eight numbers, by name, or of a difference of
+    two, from what it is with each of n parts left out, (n,): the jackknife, with Student's t.
 
-        value -+ t(.975, n - 1) sqrt((n - 1) / n sum_i (left_out_i - their mean)^2)
+        reach         t(.975, n - 1) sqrt((n - 1) / n sum_i (left_out_i - their mean)^2)
+        difference    value -+ reach
+        correlation   tanh(atanh(value) -+ reach / (1 - value^2))        on Fisher's scale
+        MSE           exp(log(value) -+ (1 + 2 / n) reach / value)       on that of the logarithm
 
-    Of an MSE this is Student's interval of a mean. A bootstrap's is too narrow for few clips. NaN
-    where none of the n moves it by more than rounding, as ranks of few systems: no certainty."""
+    Near an end of its range a number strays further inwards than outwards, but not on these scales,
+    whose slopes take the reach there. 1 + 2 / n is from a simulation: few parts vary too little.
+    NaN where none moves the value by more than rounding, as ranks of few systems: no certainty."""
     from scipy.special import stdtrit  # here, so that --help need not wait for it
     n = len(left_out)
-    error = math.sqrt((n - 1) * np.var(left_out))
-    reach = stdtrit(n - 1, 0.975) * error if error > 1e-9 * np.abs(left_out).max() else math.nan
-    return [float(value - reach), float(value + reach)]
+    reach = float(stdtrit(n - 1, 0.975)) * math.sqrt((n - 1) * np.var(left_out))
+    if not reach > 1e-9 * np.abs(left_out).max():
+        return [math.nan, math.nan]
+    if name.endswith("MSE"):
+        factor = math.exp(min((1 + 2 / n) * reach / value, 7))  # a thousandfold says nothing
+        return [value / factor, value * factor]
+    if name:
+        inside = (1 - 1e-12) * value  # as 1 itself has no atanh
+        center, reach = math.atanh(inside), reach / (1 - inside ** 2)
+        return [math.tanh(center - reach), math.tanh(center + reach)]
+    return [value - reach, value + reach]
 
 
 def verdict(name, difference, low, high):
@@ -227,35 +247,11 @@ def verdict(name, difference, low, high):
     return "better" if low > 0 else "worse"
 
 
-def ridge(x, y, new, fold):
-    """The straight line to beat: ridge regression, (n, I) features and (n,) MOS of training clips,
-    (m, I) features of others -> (m,). It takes the one of ALPHAS whose squared error in
-    cross-validation is least; fold: (n,) int, two folds or more."""
-    errors = np.zeros(len(ALPHAS))
-    for number in np.unique(fold):
-        own = fold == number
-        predicted = ridge_by_alpha(x[~own], y[~own], x[own])
-        errors += np.square(predicted - y[own]).sum(1)
-    return ridge_by_alpha(x, y, new)[errors.argmin()]
-
-
-def ridge_by_alpha(x, y, new):
-    """As ridge(), with each of ALPHAS: (alphas, m).
-
-    The weights w of the least |x w - y|^2 + penalty |w|^2, of standardised x and of y less its
-    mean, by the singular values s of x = U diag(s) V':   w = V diag(s / (s^2 + penalty)) U' y"""
-    center, scale = x.mean(0), x.std(0)
-    scale[scale <= 1e-6 * np.abs(center)] = math.inf  # what varies by rounding says nothing
-    u, s, v = np.linalg.svd((x - center) / scale, full_matrices=False)
-    penalties = ALPHAS[:, None] * x.shape[1]                    # (alphas, 1)
-    along = s / (s ** 2 + penalties) * (u.T @ (y - y.mean()))   # (alphas, r): V' w
-    return y.mean() + along @ v @ ((new - center) / scale).T    # (alphas, m)
-
-
 def reference_predictions(trained, clips, test):
     """Plain predictions that the model is to beat: {label: MOS (test clips,)}. The mean training
-    MOS, of all clips or of the clip's system, hears nothing; ridge learns from the same clips as
-    the head. clips: the run's corpus; {} with fewer than two rated training clips."""
+    MOS, of all clips or of the clip's system, hears nothing; ridge is the straight line to beat:
+    it learns from the same clips as the head, at the strength that training found. clips: the
+    run's corpus; {} with fewer than two rated training clips."""
     training = [clip for clip in clips if clip.split == "train" and clip.ratings]
     if len(training) < 2:
         return {}
@@ -266,13 +262,7 @@ def reference_predictions(trained, clips, test):
               .double().numpy() for some in (training, test))
     return {"mean of training MOS": np.full(len(test), mos.mean()),
             CONDITION: np.array([by_system.get(clip.system, mos.mean()) for clip in test]),
-            RIDGE: ridge(x, mos, new, data.folds_of(training, FOLDS))}
-
-
-def mean_gates(gates, models):
-    """Who serves whom: (clips, E) and each clip's synthesis model -> {model: E mean gates}."""
-    return {name: gates[[model == name for model in models]].mean(0).tolist()
-            for name in sorted(set(models))}
+            RIDGE: moemos.ridge(x, mos, new, [trained.model.strength.item()])[0]}
 
 
 # -- The report ------------------------------------------------------------------------------------
@@ -352,26 +342,23 @@ def summary(trained, test, output, said, scale):
     of_mse = ((scale[1] - scale[0]) / 4) ** 2  # so that an MSE is printed as on a scale of 1 to 5
     unit = {name: of_mse if name.endswith("MSE") else 1.0 for name in own}
     left_out = leave_one_out(predicted, true, system)
-    bounds = {}
-    for name, value in own.items():
-        least, most = (0, math.inf) if name.endswith("MSE") else (-1, 1)  # as far as it can go
-        bounds[name] = np.clip(interval(value, left_out[name]), least, most).tolist()
+    bounds = {name: interval(value, left_out[name], name) for name, value in own.items()}
     reference = {label: moemos.metrics(values, true, system) for label, values in said.items()}
     less = {label: less_reference(own, left_out, said[label], true, system, unit)
             for label in MEANING if said}
     undefined = {level: moemos.undefined(*pair)
                  for level, pair in moemos.levels(predicted, true, system).items()}
+    experts = {name: output.gates[[other == name for other in model]].mean(0).tolist()
+               for name in sorted(set(model))}  # who serves whom
     return {"metrics": own, "unit": unit, "interval_95": bounds, "reference": reference,
-            "less": less,  # this run less a reference
-            "undefined": undefined, "experts": mean_gates(output.gates, model),
-            "clips": len(test), "systems": len(set(system)),
+            "less": less, "intervals_for": parts_of(system)[1], "undefined": undefined,
+            "experts": experts, "clips": len(test), "systems": len(set(system)),
             "accuracy": accuracy(output.logits, model, trained.classes),
             "backbone": {"name": trained.backbone.name, "identity": trained.backbone.identity}}
 
 
 def less_reference(own, left_out, values, true, system, unit):
-    """This run less the predictions of a reference, paired, in each of the eight numbers:
-    {"utterance MSE": [difference, low, high, verdict], ...}."""
+    """Paired: {"utterance MSE": [this run less the reference, low, high, verdict], ...}."""
     without = leave_one_out(values, true, system)
     found = {}
     for name, other in moemos.metrics(values, true, system).items():
@@ -387,10 +374,6 @@ def as_json(value):
     return (json.dumps(finite, indent=2) + "\n").encode()
 
 
-HEADING = (" " * 32 + "---------- utterance ---------- ----------- system -----------\n"
-           + " " * 32 + "     MSE     LCC    SRCC    KTAU" * 2)
-
-
 def show(run, result):
     """Prints what evaluate() found."""
     print("\nuse of the experts (mean gate, %): who serves whom")
@@ -402,7 +385,9 @@ def show(run, result):
     stand_in = ", a STAND-IN, not the paper's wav2vec2" if backbone == "logmel" else ""
     what = (f"{run} on {result['data']}: {result['clips']} test clips, {result['systems']} "
             f"systems; {backbone}{stand_in}")
-    print(f"\n{data.printable(what)}\n{HEADING}")
+    print(f"\n{data.printable(what)}")
+    print(" " * 32 + "---------- utterance ---------- ----------- system -----------")
+    print(" " * 32 + "     MSE     LCC    SRCC    KTAU" * 2)
     rows = [(label, numbers.values()) for label, numbers in result["reference"].items()]
     own, (low, high) = result["metrics"].values(), zip(*result["interval_95"].values())
     rows += [("this run", own), ("  95 % interval from", low), ("  to", high)]
@@ -421,15 +406,7 @@ def show(run, result):
     for level, why in result["undefined"].items():
         if why:
             print(f"LCC, SRCC and KTAU are undefined (nan) at {level} level: {why}")
-    for level, there in (("utterance", result["clips"]), ("system", result["systems"])):
-        if there < FEWEST[level]:
-            print(f"no interval at {level} level: {there} are too few to show anything, "
-                  f"{FEWEST[level]} may")
-    show_in_words(result)
-
-
-def show_in_words(result):
-    """The last lines of the report, of what the utterance LCC says."""
+    print(f"intervals are for {result['intervals_for']}")
     if result["less"]:
         print(f"\nin words, by the utterance LCC of {result['clips']} clips, this run is")
     for label, compared in result["less"].items():

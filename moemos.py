@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import importlib
 import inspect
+import math
 import sys
 from typing import NamedTuple
 
@@ -150,21 +151,18 @@ def pool_statistics(frames):
 
 class FeatureFusion(nn.Module):
     """All layers side by side, each number standardised by its mean and deviation over the training
-    clips, as features and layers differ in scale."""
+    clips, as features and layers differ in scale; then turned to A axes, on which start() decides.
+    """
 
-    def __init__(self, layers, width):
+    def __init__(self, layers, width, axes):
         super().__init__()
         self.register_buffer("center", torch.zeros(layers, 2 * width))
         self.register_buffer("scale", torch.ones(layers, 2 * width))
-
-    def set_statistics(self, features):
-        """features: (clips, L, 2D) of the training clips; called once, before training."""
-        deviation, mean = torch.std_mean(features, 0, correction=0)
-        self.center.copy_(mean)
-        self.scale.copy_(deviation.clamp_min(1e-3))  # a feature may never vary
+        self.register_buffer("axes", torch.zeros(layers * 2 * width, axes))
 
     def forward(self, features):                                            # (B, L, 2D)
-        return ((features - self.center) / self.scale).flatten(1)           # (B, L 2D)
+        standardised = ((features - self.center) / self.scale).flatten(1)   # (B, L 2D)
+        return standardised @ self.axes                                     # (B, A)
 
 
 # -- Mixture of experts and the two heads (III.B) --------------------------------------------------
@@ -172,27 +170,31 @@ class FeatureFusion(nn.Module):
 class MixtureOfExperts(nn.Module):
     """y = sum_i g_i(x) E_i(x), the paper's combination; a softmax gate over all experts, no top-k.
 
-    Each expert is a small MLP of its own, L 2D -> H -> H, beside a linear path V that all share:
+    Each expert is a small MLP of its own, A -> H -> 1 + C, beside a linear path V that all share:
 
         E_i(x) = V x + MLP_i(x)
 
     The widths, GELU and the path are ours. On few clips a straight line is hard to beat: the path
-    is one, and the experts learn what it misses. Each expert starts from random weights of its own.
-    Copies would stay alike, and the gate would have nothing to choose from."""
+    starts as one, and the experts learn what it misses. At first they add nothing, as their second
+    layers are 0, but their first layers are random. Copies would stay alike, and the gate would
+    have nothing to choose from."""
 
-    def __init__(self, inputs, experts, hidden):
+    def __init__(self, axes, experts, hidden, outputs):
         super().__init__()
-        self.gate = nn.Linear(inputs, experts)  # "lightweight" is the paper's, one layer is ours
-        self.path = nn.Linear(inputs, hidden, bias=False)
+        self.gate = nn.Linear(axes, experts)  # "lightweight" is the paper's, one layer is ours
+        self.path = nn.Linear(axes, outputs, bias=False)
         self.experts = nn.ModuleList(
-            nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, hidden))
+            nn.Sequential(nn.Linear(axes, hidden), nn.GELU(), nn.Linear(hidden, outputs))
             for _ in range(experts))
+        for expert in self.experts:
+            nn.init.zeros_(expert[2].weight)
+            nn.init.zeros_(expert[2].bias)
 
-    def forward(self, x):                                                   # (B, L 2D)
+    def forward(self, x):                                                   # (B, A)
         gates = self.gate(x).softmax(1)                                     # (B, E)
-        experts = torch.stack([expert(x) for expert in self.experts], 1)    # (B, E, H)
-        experts = experts + self.path(x)[:, None]                           # (B, E, H)
-        y = (gates[:, :, None] * experts).sum(1)                            # (B, H)
+        experts = torch.stack([expert(x) for expert in self.experts], 1)    # (B, E, 1 + C)
+        experts = experts + self.path(x)[:, None]                           # (B, E, 1 + C)
+        y = (gates[:, :, None] * experts).sum(1)                            # (B, 1 + C)
         return y, gates, experts
 
 
@@ -200,47 +202,118 @@ class Output(NamedTuple):
     mos: torch.Tensor      # (B,) on the scale of the ratings, never clamped
     logits: torch.Tensor   # (B, C) of the second task's classes
     gates: torch.Tensor    # (B, E) each row sums to one
-    experts: torch.Tensor  # (B, E, H) what each expert says
-    y: torch.Tensor        # (B, H) their sum, weighted by the gates
+    experts: torch.Tensor  # (B, E, 1 + C) what each expert says
+    y: torch.Tensor        # (B, 1 + C) their sum, weighted by the gates
 
 
 class MoEMOS(nn.Module):
     """Statistics of a frozen backbone -> MOS and synthesis model: all that is trained.
 
     Both heads are one layer on y. The MOS head predicts how far a clip is from the mean MOS of the
-    training clips, in their standard deviations, so that one setting fits every scale. In training
-    each fused feature is dropped with a probability p, where p / (1 - p) = shrinkage x features /
-    rated clips. On a linear model this acts like a ridge penalty: the more features there are for
-    each rated clip, the stronger it has to be. All of this is ours."""
+    training clips, in their standard deviations, so that one setting fits every scale (ours)."""
 
-    def __init__(self, layers, width, classes, experts, hidden, shrinkage):
+    def __init__(self, layers, width, axes, classes, experts, hidden):
         super().__init__()
-        inputs = layers * 2 * width
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("deviation", torch.ones(()))
-        self.fusion = FeatureFusion(layers, width)
-        self.odds = shrinkage * inputs  # p / (1 - p), once divided by the rated clips
-        self.register_buffer("p", torch.zeros(()))
-        self.moe = MixtureOfExperts(inputs, experts, hidden)
-        self.class_head = nn.Linear(hidden, classes)
-        self.mos_head = nn.Linear(hidden, 1)
-
-    def set_statistics(self, features, mos):
-        """Before training; features (clips, L, 2D), mos (clips,), NaN without, of what trains."""
-        known = mos[~mos.isnan()]
-        self.mean.copy_(known.mean())
-        self.deviation.fill_(known.std(correction=0).item() or 1)  # 0 where all are alike
-        odds = self.odds / len(known)
-        self.p.fill_(odds / (1 + odds))
-        self.fusion.set_statistics(features)
+        self.register_buffer("strength", torch.zeros(()))  # as start() found it
+        self.fusion = FeatureFusion(layers, width, axes)
+        self.moe = MixtureOfExperts(axes, experts, hidden, 1 + classes)
+        self.class_head = nn.Linear(1 + classes, classes)
+        self.mos_head = nn.Linear(1 + classes, 1)
 
     def forward(self, features):                                            # (B, L, 2D)
-        fused = self.fusion(features)                                       # (B, L 2D)
-        fused = nn.functional.dropout(fused, self.p.item(), self.training)  # (B, L 2D)
-        y, gates, experts = self.moe(fused)                                 # (B, H) and as above
+        y, gates, experts = self.moe(self.fusion(features))                 # (B, 1 + C), as above
         logits = self.class_head(y)                                         # (B, C)
         mos = self.mean + self.deviation * self.mos_head(y).squeeze(1)      # (B,)
         return Output(mos, logits, gates, experts, y)
+
+
+# -- Where training starts: two straight lines, in closed form (ours) ------------------------------
+#
+# The fused features lie along the principal axes of the clips. Along each they have variance 1,
+# times the share that ridge regression keeps of an axis of variance v, so that what varies little
+# is hardly heard:   kept = v / (v + alpha I / rated clips),   alpha from strength()
+#
+# y_0 starts as what ridge regression says of the MOS, and y_c as what it says of being of class c,
+# each less its mean. The class head makes logits of that, log P_c to first order, and the MOS head
+# the mean of y_0 and of the MOS that the classes let expect; share_c: of the clips.
+#
+#     logit_c = log share_c + y_c / share_c
+#     MOS     = y_0 / 2 + sum_c (share_c + y_c) MOS_c / 2      in deviations from the mean
+#
+# Where there is one class only, nothing is expected of it, and the MOS head starts as y_0.
+
+ALPHAS = np.logspace(3, -4, 29)  # penalties of ridge regression, a feature; strongest first
+LEAST_KEPT = 0.01  # of what it keeps of the first axis: axes with less are left out
+
+
+def ridge(x, y, new, alphas):
+    """Ridge regression: (n, I) features and (n,) MOS of training clips, (m, I) features of others
+    -> what it predicts for these with each of the alphas, (alphas, m).
+
+    The weights w of the least |x w - y|^2 + alpha I |w|^2, of standardised x and of y less its
+    mean, by the eigenvalues v of x x' = U diag(v) U':   w = x' U diag(1 / (v + alpha I)) U' y"""
+    center, scale = x.mean(0), x.std(0)
+    scale[scale <= 1e-6 * np.abs(center)] = math.inf  # what varies by rounding says nothing
+    x, new = (x - center) / scale, (new - center) / scale
+    v, u = np.linalg.eigh(x @ x.T)
+    penalties = np.array(alphas)[:, None] * x.shape[1]            # (alphas, 1)
+    along = (y - y.mean()) @ u / (v + penalties)                  # (alphas, n)
+    return y.mean() + along @ (u.T @ x) @ new.T                   # (alphas, m)
+
+
+def strength(x, y, fold):
+    """The one of ALPHAS whose squared error in cross-validation is least, of equals the strongest.
+    x, y: as of ridge(); fold: (n,) int, two folds or more."""
+    errors = np.zeros(len(ALPHAS))
+    for number in np.unique(fold):
+        held_out = fold == number
+        predicted = ridge(x[~held_out], y[~held_out], x[held_out], ALPHAS)
+        errors += np.square(predicted - y[held_out]).sum(1)
+    return float(ALPHAS[errors.argmin()])
+
+
+def start(features, mos, model, classes, fold):
+    """What a MoEMOS holds before it is trained, from its training clips -> {name in its state_dict:
+    tensor}; the gate and the first layers of the experts are not among them, and start random.
+
+    features: (n, L, 2D). mos: (n,), NaN: none. model: (n,) int; each class has a clip. fold: as of
+    strength(), of the clips that have a MOS. All are on the CPU."""
+    features, mos, model = features.double(), mos.double().numpy(), model.numpy()
+    spread, center = torch.std_mean(features, 0, correction=0)
+    scale = spread.clamp_min(1e-3)  # a feature may never vary
+    x = ((features - center) / scale).flatten(1).numpy()                    # (n, I)
+    n, inputs = x.shape
+    rated = ~np.isnan(mos)
+    mean = mos[rated].mean()
+    deviation = mos[rated].std() if np.ptp(mos[rated]) > 0 else 1.0
+    y = (mos[rated] - mean) / deviation
+    raw = features.flatten(1).numpy()
+    alpha = strength(raw[rated], y, fold)
+    line = ridge(raw[rated], y, raw, [alpha])[0]                            # (n,)
+
+    variance, u = np.linalg.eigh(x @ x.T / n)                               # (n,), (n, n)
+    variance, u = np.maximum(variance[::-1], 1e-12), u[:, ::-1]             # largest first, no 0
+    kept = variance / (variance + alpha * inputs / rated.sum())
+    large = kept > LEAST_KEPT * kept[0]
+    white, variance, kept = u[:, large] * math.sqrt(n), variance[large], kept[large]
+    axes = x.T @ (white * kept / variance) / n                              # (I, A)
+    sign = np.where(axes.sum(0) < 0, -1, 1)  # it is free, and so not everywhere the same
+    white, axes = white * sign, axes * sign
+
+    one_hot = np.eye(classes)[model]                                        # (n, C)
+    share = one_hot.mean(0)
+    class_mos = one_hot[rated].T @ y / np.maximum(one_hot[rated].sum(0), 1)  # (C,)
+    weights = {
+        "mean": mean, "deviation": deviation, "strength": alpha,
+        "fusion.center": center, "fusion.scale": scale, "fusion.axes": axes,
+        "moe.path.weight": np.vstack([line @ white / kept, one_hot.T @ white]) / n,
+        "class_head.weight": np.hstack([np.zeros((classes, 1)), np.diag(1 / share)]),
+        "class_head.bias": np.log(share),
+        "mos_head.weight": np.hstack([1, class_mos])[None] / min(classes, 2),
+        "mos_head.bias": (line.mean() + share @ class_mos)[None] / min(classes, 2)}
+    return {name: torch.as_tensor(value).float() for name, value in weights.items()}
 
 
 # -- Losses (III.B, III.C; the regularisers' equations, not given, are SpeechMoE's, 2105.03036) ----

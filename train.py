@@ -37,11 +37,12 @@ class Stage(NamedTuple):
 
 
 STAGES = (  # III.E; all steps are ours
-    Stage("classification", 100, 1e-4, 0.0, 0.0),
-    Stage("joint", 500, 1e-3, 0.3, 0.7),  # lr: ours
-    Stage("mos", 50, 1e-5, 0.9, 0.9),
+    Stage("classification", 200, 1e-4, 0.0, 0.0),
+    Stage("joint", 200, 1e-4, 0.3, 0.7),  # lr: ours, that of stage 1
+    Stage("mos", 200, 1e-5, 0.9, 0.9),
 )
 CLIP_NORM = 1.0  # gradient clipping (III.E); the paper's, and so no option
+FOLDS = 5        # of the rated clips, whole groups, for moemos.strength(); ours
 LOG_STEPS = 50   # a row of log.csv is the mean over so many steps; ours
 RESULTS = ("metrics.json", "predictions.csv", "answer.txt")  # what evaluate.py writes
 
@@ -64,10 +65,7 @@ class Config:
     seed: int = option(0, "of everything that is random in training", least=0, below=2 ** 63)
     experts: int = option(4, "N of III.B; ours", least=1, below=100)
     hidden: int = option(32, "width H of an expert; ours", least=1, below=2000)
-    shrinkage: float = option(0.1, "odds of dropping a fused feature: this x features / rated "
-                                   "clips; ours", least=0, below=1e6)
     batch_size: int = option(32, "ours", least=1, below=1e9)
-    weight_decay: float = option(3.0, "of AdamW; ours", least=0)
     lambda_1: float = option(0.02, "weight of diversity (III.B); ours", least=0)
     lambda_2: float = option(0.02, "weight of sparsity (III.B); ours", least=0)
     steps: int = option(0, "of each stage, for quick trials; 0: those of STAGES", least=0,
@@ -136,7 +134,8 @@ def run_stage(model, stage, config, training, dev=None):
     large one. Raises FloatingPointError, saying where, for a loss or gradient that is not finite.
     """
     os.environ.setdefault("USERNAME", "nobody")  # AdamW imports a compiler that asks for a name
-    optimiser = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay, fused=True)
+    parameters = list(model.parameters())
+    optimiser = torch.optim.AdamW(parameters, fused=True)
     logged, gates = [], []
     for step in range(stage.steps):
         lr = learning_rate(step, stage.steps, stage.lr)
@@ -148,9 +147,9 @@ def run_stage(model, stage, config, training, dev=None):
         output = model.train()(batch.features)
         terms = moemos.losses(output, batch.mos, batch.model, mos_weight, 1 - mos_weight,
                               config.lambda_1, config.lambda_2, model.deviation)
-        model.zero_grad()
+        optimiser.zero_grad()
         terms["total"].backward()
-        terms["grad_norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
+        terms["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
         terms = {name: term.item() for name, term in terms.items()}
         if not math.isfinite(terms["total"] + terms["grad_norm"]):
             raise FloatingPointError(f"the loss or its gradient is not finite in stage "
@@ -174,9 +173,8 @@ LINE = ("{step:5d} {lr:7.1e} {alpha:5.2f} {total:5.2f} {mos:5.3f} {classificatio
 
 
 def run_stages(model, stages, config, training, dev=None):
-    """Trains a new model on Clips through all stages; prints and returns the rows of log.csv.
+    """Trains a model on Clips through all stages; prints and returns the rows of log.csv.
     dev: as of validate(), if there are such clips."""
-    model.set_statistics(training.features.cpu(), training.mos.cpu())  # alike on any device
     model.to(training.features.device)
     rows = []
     for stage in stages:
@@ -210,10 +208,13 @@ def as_tensors(clips, backbone, cache):
     return Clips(features, mos, model), classes
 
 
-def build_model(config, backbone, classes):
-    """The untrained model of a configuration."""
-    return moemos.MoEMOS(backbone.layers, backbone.width, len(classes), config.experts,
-                         config.hidden, config.shrinkage)
+def build_model(config, weights):
+    """The model that has these weights, of moemos.start() or of a run; others are random."""
+    layers, statistics = weights["fusion.center"].shape
+    axes, classes = weights["fusion.axes"].shape[1], len(weights["class_head.bias"])
+    model = moemos.MoEMOS(layers, statistics // 2, axes, classes, config.experts, config.hidden)
+    model.load_state_dict(weights, strict=False)
+    return model
 
 
 def train(config):
@@ -232,7 +233,11 @@ def train(config):
           f"{backbone.name} on {backbone.device}")
 
     torch.manual_seed(config.seed)
-    model = build_model(config, backbone, classes)
+    fold = data.folds_of([clip for clip in clips if clip.ratings], FOLDS)
+    on_cpu = [tensor.cpu() for tensor in training]  # not every accelerator has float64
+    model = build_model(config, moemos.start(*on_cpu, len(classes), fold))
+    print("ridge regression's penalty is {:.2g} a feature, by cross-validation; of {} axes {} are "
+          "used".format(model.strength, *model.fusion.axes.shape))
     stages = [stage._replace(steps=config.steps or stage.steps) for stage in STAGES]
     rows = run_stages(model, stages, config, training, dev)
     write_run(config, model, stages, classes, backbone, rows)

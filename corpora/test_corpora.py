@@ -978,3 +978,9 @@ def test_clips_without_ratings_are_predicted_in_the_challenges_form_and_not_scor
     names, scores = zip(*(line.split(",") for line in lines))
     assert names == ("audiomos-track3-16k_sys1_utt51", "audiomos-track3-48k_sys12_utt52")
     assert np.isfinite(np.array(scores, float)).all()
+
+
+def test_the_conditions_means_alone_give_the_system_numbers_that_are_quoted_of_track_3():
+    trained, evaluated = np.array(list(simulated.CONDITIONS.values())).T
+    found = [metric(trained, evaluated) for metric in moemos.METRICS.values()]
+    np.testing.assert_allclose(found, [0.101, 0.945, 0.748, 0.575], atol=5e-4)

@@ -32,7 +32,7 @@ HALVINGS = 20                        # of the raters, at random
 
 def check(path, clips):
     """Raises InputError for rated clips that cannot be cross-validated."""
-    needed = evaluate.FEWEST["utterance"]
+    needed = evaluate.FEWEST["clips"]
     groups = len({clip.group for clip in clips})
     mos = [clip.mos for clip in clips]
     if len(clips) < needed or groups < 2 or moemos.undefined(mos, mos):
@@ -63,9 +63,9 @@ def reliability(ratings):
     halves of the raters. NaN where both halves have rated too few clips, or r is not above 0."""
     found = []
     for seed in range(HALVINGS):
-        one, other = (raters.means(half) for half in raters.halves(ratings, seed))
+        one, other = (lab.means(half) for half in raters.halves(ratings, seed))
         both = ~np.isnan(one + other)
-        enough = both.sum() >= evaluate.FEWEST["utterance"]
+        enough = both.sum() >= evaluate.FEWEST["clips"]
         found.append(moemos.lcc(one[both], other[both]) if enough else math.nan)
     r = float(np.mean(found))
     return 2 * r / (1 + r) if r > 0 else math.nan
@@ -99,23 +99,22 @@ def cross_validate(table, backbone, seeds):
 
 
 def compare(predicted):
-    """{label: {metric: tables.claim}}: each of the others minus the head, for other clips or, at
-    system level, where there are some systems, for other systems."""
+    """{label: {metric: tables.claim}}: each of the others minus the head; at system level where
+    there are enough systems."""
     head = predicted[HEAD.name]
-    over = {"utterance LCC": "clips", "utterance MSE": "clips", "system LCC": "systems"}
-    if head.systems() < evaluate.FEWEST["system"]:
-        del over["system LCC"]
-    return {label: {metric: tables.claim(tables.difference(one, head, metric, parts))
-                    for metric, parts in over.items()}
+    metrics = ["utterance LCC", "utterance MSE", "system LCC"]
+    if head.systems() < evaluate.FEWEST["systems"]:
+        metrics.remove("system LCC")
+    return {label: {metric: tables.claim(tables.difference([(1, one, head)], metric))
+                    for metric in metrics}
             for label, one in predicted.items() if one is not head}
 
 
 # -- The report ------------------------------------------------------------------------------------
 
 def with_bounds(one, metric):
-    """A number of a tables.Predicted, and its interval as far as the number can go."""
-    least, most = (0, math.inf) if metric.endswith("MSE") else (-1, 1)
-    low, high = map(tables.number, np.clip(one.interval(metric), least, most))
+    """A number of a tables.Predicted, and its interval."""
+    low, high = map(tables.number, one.interval(metric))
     return f"{tables.number(one.numbers()[metric])} [{low}, {high}]"
 
 
@@ -160,17 +159,21 @@ def in_words(clips, predicted, claims, ceiling, scale):
     if math.sqrt(mse) > np.std(head.true):
         yield "So a score alone says less than the mean MOS does; at most its rank says something."
     reach = other[RIDGE.name]["high"] - other[RIDGE.name]["value"]
-    yield (f"Are there enough clips to compare? A difference from ridge is shown if it is above "
-           f"{tables.number(reach)}. To show half of that takes about four times as many clips.")
+    left_out = "systems" if head.systems() >= evaluate.FEWEST["systems"] else "clips"
+    yield (f"Are there enough {left_out} to compare? A difference from ridge is shown if it is "
+           f"above {tables.number(reach)}. To show half of that takes about four times as many.")
     if HALF in other:
         helps = "more clips should help" if other[HALF]["high"] < 0 else (
             "it is not shown that more clips help")
         half = predicted[HALF].numbers()["utterance LCC"]
         yield (f"Are there enough to learn from? With half of each system's clips the LCC is "
                f"{tables.number(half)}, with all {tables.number(lcc)}: {helps}.")
+    yield f"The intervals are for {evaluate.parts_of(head.system)[1]}."
     if head.systems() < len(clips):
-        yield ("All this is for other clips by the same systems. Expect less for a system that "
-               "nobody has rated.")
+        yield ("Other clips of each system were learned from. Expect less for a system that nobody "
+               "has rated.")
+    if len(head.predictions) == 1:
+        yield "All was trained once. Other trainings may differ more than that: --seeds 5 tells."
     if len({clip.group for clip in clips}) == len(clips):
         yield ("Each clip is a group of its own. If clips share a talker or a sentence, that may "
                "flatter all predictors, and it cannot be seen here: add a column `group`.")

@@ -35,19 +35,19 @@ def show_tensors(trained, waveform, features, output):
         ("waveform", "(T,)", waveform),
         ("layers of the backbone", "(L, F, D)", trained.backbone.extract(waveform)),
         ("mean, deviation over F", "(L, 2D)", features[0]),
-        ("fused features", "(B, L 2D)", trained.model.fusion(features)),
+        ("fused features", "(B, A)", trained.model.fusion(features)),
         ("gates g", "(B, E)", output.gates),
-        ("experts E_1 ... E_N", "(B, E, H)", output.experts),
-        ("y = sum g_i E_i", "(B, H)", output.y),
+        ("experts E_1 ... E_N", "(B, E, 1 + C)", output.experts),
+        ("y = sum g_i E_i", "(B, 1 + C)", output.y),
         ("logits of the classes", "(B, C)", output.logits),
         ("MOS", "(B,)", output.mos),
     ]
-    print(f"{'what':26}{'letters':11}{'shape':16}first values")
+    print(f"{'what':26}{'letters':15}{'shape':16}first values")
     for what, letters, tensor in tensors:
         first = tensor.flatten()[:4].tolist()
         values = " ".join(f"{value:8.4f}" for value in first)
         more = " ..." if tensor.numel() > 4 else ""
-        print(f"{what:26}{letters:11}{tuple(tensor.shape)!s:16}{values}{more}")
+        print(f"{what:26}{letters:15}{tuple(tensor.shape)!s:16}{values}{more}")
     print(data.printable(f"most probable class: {trained.classes[output.logits.argmax()]}"))
 
 

@@ -24,7 +24,6 @@ import data
 import moemos
 from data import InputError
 from studies import questions, tables
-from studies.lab import TESTS
 
 try:
     from matplotlib.figure import Figure
@@ -58,7 +57,7 @@ def figure(columns, rows, width, height):
 def short(name):
     """A name as matplotlib shows it: not long, no formula, nothing that cannot be printed, and not
     hidden for a leading _."""
-    shown = data.printable(name)[:20].replace("$", r"\$")
+    shown = data.printable(name)[:26].replace("$", r"\$")
     return " " + shown if shown.startswith("_") else shown
 
 
@@ -214,24 +213,28 @@ def plot_training(log):
 
 
 def plot_answers(numbers):
-    """Utterance LCC with its interval, of each variant on each real listening test.
+    """Utterance LCC with its interval, of each variant on each listening test with each encoder.
 
     numbers: of results/line.json.
     """
     drawing, (axis,) = figure(1, 1, width=8.8, height=3.6)
-    numbers = [row for row in numbers if row["cell"][0] in TESTS]
-    tests = list(dict.fromkeys(row["cell"][0] for row in numbers))
+    letters = {encoder: letter for letter, encoder in questions.ENCODERS.items()}
+    names = [row["cell"][0] + letters.get(row["cell"][1], "") for row in numbers]
+    columns = list(dict.fromkeys(names))
     variants = list(dict.fromkeys(row["variant"] for row in numbers))
     for i, variant in enumerate(variants):
         own = [row for row in numbers if row["variant"] == variant]
-        places = [tests.index(row["cell"][0]) + (i - (len(variants) - 1) / 2) / 8 for row in own]
+        named = [name for name, row in zip(names, numbers) if row["variant"] == variant]
+        aside = (i - (len(variants) - 1) / 2) / 8
+        places = [columns.index(name) + aside for name in named]
         lcc = np.array([row["utterance LCC"] for row in own])
         low, high = np.array([row["interval_95"] for row in own]).T
         reach = np.maximum([lcc - low, np.minimum(high, 1) - lcc], 0)
         axis.errorbar(places, lcc, reach, color=COLOURS[i % 8], marker=MARKERS[i % 8],
                       linestyle="none", capsize=2, label=short(variant))
-    axis.set(ylabel="utterance LCC", title="real listening tests, learned features, 95 % intervals")
-    axis.set_xticks(range(len(tests)), tests)
+    axis.set(ylabel="utterance LCC",
+             title="four listening tests, two encoders (W: Whisper's), 95 % intervals")
+    axis.set_xticks(range(len(columns)), columns, fontsize="small")
     axis.grid(axis="y", color="0.9")
     axis.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return drawing

@@ -15,6 +15,7 @@ import inspect
 import io
 import multiprocessing
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Callable
@@ -100,19 +101,25 @@ def method(clip):
     return clip.model.removesuffix("SR")
 
 
-LEFT_OUT = ("system", "method")
+def family(clip):
+    """Siblings of a clip's system: of one synthesiser, codec or experiment of the real tests."""
+    return re.split("[ _/]", clip.system)[0]
+
+
+LEFT_OUT = ("system", "method", "family")
 
 
 def kind(clip, how):
-    """The name of a clip's system or of its method, whichever is left out."""
-    return clip.system if how == "system" else method(clip)
+    """The name of a clip's system, method or family, whichever is left out."""
+    names = {"system": clip.system, "method": method(clip), "family": family(clip)}
+    return names[how]
 
 
 def split(corpus, how):
     """Yields (learned, predicted), (clips,) bool each. how: "test", the table's own split;
-    "groups", FOLDS folds of whole groups; "system" or "method", each left out in turn. "groups, 5 a
-    system": so many of each system's rated clips are learned from. Clips without MOS are learned
-    from, except those of a method that is left out."""
+    "groups", FOLDS folds of whole groups; "system", "method" or "family", each left out in turn.
+    "groups, 5 a system": so many of each system's rated clips are learned from. Clips without MOS
+    are learned from, except those of a method that is left out."""
     how, _, few = how.partition(", ")
     rated = corpus.rated
     if how == "test":
@@ -144,34 +151,64 @@ def some_of_each_system(corpus, rows, number):
 
 # -- Variants: who predicts ------------------------------------------------------------------------
 
+def means(ratings):
+    """(clips, R) -> (clips,), NaN for a clip that nobody has rated; (clips,) stays as it is."""
+    ratings = ratings.reshape(len(ratings), -1)
+    number = (~np.isnan(ratings)).sum(1)
+    return np.where(number, np.nansum(ratings, 1), np.nan) / np.maximum(number, 1)
+
+
+def folds_for(corpus, rows, how):
+    """Folds of some clips, for the strength of ridge regression: of whole groups, or of what is
+    left out."""
+    clips = [clip for clip, row in zip(corpus.clips, rows) if row]
+    if how in LEFT_OUT:
+        clips = [replace(clip, group=kind(clip, how)) for clip in clips]
+    return data.folds_of(clips, train.FOLDS)
+
+
+def training_clips(variant, corpus, learned, seed):
+    """train.Clips of what is learned; the MOS may be single ratings, (clips, R)."""
+    target = variant.target(corpus, seed)
+    rated = ~np.isnan(means(target))
+    rows = learned & (rated | variant.unrated)
+    labels = [variant.label(clip) for clip, row in zip(corpus.clips, rows) if row]
+    classes = sorted(set(labels))
+    model = torch.tensor([classes.index(label) for label in labels])
+    rows = torch.from_numpy(rows)
+    return train.Clips(corpus.features[rows], torch.from_numpy(target)[rows], model)
+
+
+def start(variant, corpus, learned, seed, how):
+    """The weights that training starts from, of single ratings by their means."""
+    clips = training_clips(variant, corpus, learned, seed)
+    mos = torch.from_numpy(means(clips.mos.numpy()))
+    rated = ~np.isnan(means(variant.target(corpus, seed)))
+    fold = folds_for(corpus, learned & rated, how)
+    return moemos.start(clips.features, mos, clips.model, int(clips.model.max()) + 1, fold)
+
+
 def by_head(variant, corpus, learned, predicted, seed, how):
     """The method -> MOS (n,) and gates (n, E) of the predicted clips."""
-    target = torch.from_numpy(variant.target(corpus, seed)).float()
-    rated = ~target.isnan() if target.dim() == 1 else ~target.isnan().all(1)
-    rows = torch.from_numpy(learned) & (rated | variant.unrated)
-    labels = [variant.label(clip) for clip in corpus.clips]
-    classes = sorted({label for label, row in zip(labels, rows.tolist()) if row})
-    known = torch.tensor([classes.index(label) if label in classes else -1 for label in labels])
-    clips = train.Clips(corpus.features, target, known).take(rows)
     config = replace(train.Config(), seed=seed, **variant.settings)
+    weights = start(variant, corpus, learned, seed, how)
+    clips = training_clips(variant, corpus, learned, seed)
+    clips = clips._replace(mos=clips.mos.float())
     torch.manual_seed(seed)
-    model = variant.build(config, corpus.backbone, classes)
+    network = variant.build(config, weights, clips)
     with contextlib.redirect_stdout(None):
-        train.run_stages(model, variant.stages, config, clips)
-    output = evaluate.predict(model.eval(), corpus.features[torch.from_numpy(predicted)])
+        train.run_stages(network, variant.stages, config, clips)
+    output = evaluate.predict(network.eval(), corpus.features[torch.from_numpy(predicted)])
     return output.mos.numpy(), output.gates.numpy()
 
 
 def by_ridge(variant, corpus, learned, predicted, seed, how):
-    """evaluate.ridge, its strength from folds of whole groups, or of what is left out."""
-    target = variant.target(corpus, seed)
-    rows = learned & ~np.isnan(target)
-    clips = [clip for clip, row in zip(corpus.clips, rows) if row]
-    if how in LEFT_OUT:
-        clips = [replace(clip, group=kind(clip, how)) for clip in clips]
+    """Ridge regression, its strength from the same folds."""
+    mos = variant.target(corpus, seed)
+    rows = learned & ~np.isnan(mos)
     x = corpus.features.flatten(1).double().numpy()
-    folds = data.folds_of(clips, evaluate.FOLDS)
-    return evaluate.ridge(x[rows], target[rows], x[predicted], folds), None
+    alpha = moemos.strength(x[rows], mos[rows], folds_for(corpus, rows, how))
+    return moemos.ridge(x[rows], mos[rows], x[predicted], [alpha])[0], None
 
 
 def by_mean(variant, corpus, learned, predicted, seed, how):
@@ -182,6 +219,18 @@ def by_mean(variant, corpus, learned, predicted, seed, how):
     means = {name: target[rows & (systems == name)].mean() for name in np.unique(systems[rows])}
     overall = target[rows].mean()
     return np.array([means.get(name, overall) for name in systems[predicted]]), None
+
+
+def by_labels(variant, corpus, learned, predicted, seed, how):
+    """The mean of ridge regression and of the MOS that a classifier expects which is linear, too,
+    and told the same labels: the class head of the head's start, its softmax, the classes' MOS."""
+    weights = start(variant, corpus, learned, seed, how)
+    network = train.build_model(train.Config(), weights).eval()
+    logits = evaluate.predict(network, corpus.features[torch.from_numpy(predicted)]).logits
+    class_mos = 2 * weights["mos_head.weight"][0, 1:]  # in deviations
+    expected = weights["mean"] + weights["deviation"] * (logits.softmax(1) @ class_mos)
+    line, _ = by_ridge(variant, corpus, learned, predicted, seed, how)
+    return (line + expected.numpy()) / 2, None
 
 
 def by_encoder(variant, corpus, learned, predicted, seed, how):
@@ -201,13 +250,18 @@ def mean_rating(corpus, seed):
     return corpus.mos
 
 
+def build(config, weights, clips):
+    """The network of a variant: train.Config, weights of moemos.start() and train.Clips -> it."""
+    return train.build_model(config, weights)
+
+
 @dataclass(frozen=True)
 class Variant:
     """Who predicts; without anything but a name, the method as train.py has it."""
     name: str
     settings: dict = field(default_factory=dict)  # of train.Config
     stages: tuple = train.STAGES
-    build: Callable = train.build_model
+    build: Callable = build
     label: Callable = synthesis_model             # of the second task
     target: Callable = mean_rating
     unrated: bool = True                          # whether clips without MOS are learned from
@@ -219,6 +273,7 @@ class Variant:
 HEAD = Variant("the head")
 RIDGE = Variant("ridge", predict=by_ridge, drawn=False)
 MEAN = Variant("condition's mean", predict=by_mean, drawn=False)
+LABELS = Variant("ridge, told the labels too", predict=by_labels, drawn=False)
 ZERO_SHOT = Variant("the encoder itself", predict=by_encoder, drawn=False)
 
 

@@ -25,11 +25,11 @@ import train
 from data import InputError
 from studies import lab, raters, tables
 from studies import variants as v
-from studies.lab import HEAD, MEAN, RIDGE, TESTS, ZERO_SHOT, Cell, Job, Variant
+from studies.lab import HEAD, LABELS, MEAN, RIDGE, TESTS, Cell, Job, Variant
 from studies.prosody import with_prosody
 
 HERE = Path(__file__).parent
-LEARNED = "studies.distilled"
+ENCODERS = {"": "studies.distilled", ", W": "studies.whispered"}  # W: Whisper's
 UTTERANCE, MSE = "utterance LCC", "utterance MSE"
 
 
@@ -40,82 +40,77 @@ class Question(NamedTuple):
     seeds: int = 2
     metrics: tuple = (UTTERANCE,)
     gates: bool = False  # whether to show what they follow
+    stages: tuple = ()   # variants, each of which goes on from the one before
+    nested: bool = False  # whether to choose the variant for each test by the others
 
 
 # -- Cells -----------------------------------------------------------------------------------------
 
-def real(how, backbone=LEARNED, names=TESTS):
-    return {name: (Cell(name, backbone, how),) for name in names}
+def real(how, names=TESTS, more=""):
+    """A column for each listening test and each learned encoder."""
+    return {name + more + letter: (Cell(name, encoder, how),)
+            for letter, encoder in ENCODERS.items() for name in names}
 
 
-def simulated(how, *backbones):
-    """Cross-validation on the training clips of two simulated corpora, as one column."""
-    names = [f"training clips of simulated {seed}" for seed in (100, 101)]
-    return {"simulated": tuple(Cell(name, backbone, how) for name in names
-                               for backbone in backbones)}
-
-
-def five(backbone):
-    """The test clips of five simulated corpora on which nothing was chosen; by other raters."""
-    return {"five simulated": tuple(Cell(f"simulated {seed}", backbone, "test")
-                                    for seed in range(300, 305))}
-
-
-def simulated_apart():
-    """A column for each backbone and split of the simulated corpora."""
-    return {f"{name}, {how}": cells
-            for name, backbone in (("learned", LEARNED), ("logmel", "logmel"))
-            for how, by in (("heard", "groups"), ("unheard", "method"))
-            for cells in simulated(by, backbone).values()}
-
-
-REAL = real("groups")
-NOT_HEARD = real("system") | simulated("method", LEARNED, "logmel")
-UNHEARD = {f"{name}, unheard": cells for name, cells in real("system").items()}
-BOTH = (REAL | simulated("groups", LEARNED, "logmel")
-        | {f"{name}, unheard": cells for name, cells in NOT_HEARD.items()})
+HEARD = real("groups")
+UNHEARD = real("system", more=", unheard")
+FAMILIES = real("family", ("Estonian", "codecs", "YourTTS"))
+SIMULATED = {f"simulated, unheard{letter}": (
+    Cell("training clips of simulated 100", encoder, "method"),)
+    for letter, encoder in ENCODERS.items()}
+FIVE = {str(seed): (Cell(f"simulated {seed}", "logmel", "test"),) for seed in range(300, 305)}
 
 QUESTIONS = {
     "line": Question(
-        "Does it beat a straight line, the condition's mean, the encoder's own prediction?",
-        (HEAD, v.ONE, RIDGE, MEAN, ZERO_SHOT), REAL | five(LEARNED), 3, (UTTERANCE, MSE)),
-    "line_logmel": Question(
-        "The same with logmel, the stand-in.",
-        (HEAD, v.ONE, RIDGE, MEAN), real("groups", "logmel") | five("logmel"), 3, (UTTERANCE, MSE)),
+        "Does it beat a straight line, one with the same labels, the condition's mean, its start?",
+        (HEAD, v.ONE, RIDGE, LABELS, v.START, MEAN), HEARD, 5,
+        (UTTERANCE, MSE, "system LCC", tables.WITHIN)),
     "unheard": Question(
-        "On a system, or of simulated speech a synthesis method, that training never heard?",
-        (HEAD, v.ONE, RIDGE), NOT_HEARD, 3, (UTTERANCE, MSE)),
-    "rule": Question(
-        "What does each part that is ours cost if it is left out, or bring if it is put back?",
-        (HEAD, v.PATH, v.NO_SHRINKAGE, v.STATIC, v.ONE, v.NO_TASK, v.CLASSES, v.DROPOUT), BOTH),
+        "Does it on a system that training never heard?",
+        (HEAD, RIDGE, LABELS, v.START), UNHEARD, 5, (UTTERANCE, MSE)),
+    "families": Question(
+        "Does it on a whole synthesiser, codec or experiment that training never heard?",
+        (HEAD, RIDGE, LABELS, v.START), FAMILIES, 5),
+    "all": Question(
+        "Does it beat a straight line on the mean of all that was heard and was not?",
+        (HEAD, RIDGE), HEARD | UNHEARD, 5),
+    "logmel": Question(
+        "Does it with logmel, the stand-in, on simulated corpora that chose nothing?",
+        (HEAD, v.ONE, RIDGE, MEAN), FIVE, 5, (UTTERANCE, MSE)),
     "settings": Question(
-        "Are other values of the settings better?",
-        (HEAD, v.SLOWER, v.FEWER_STEPS, v.LESS_DECAY, v.NARROW, v.PLAIN_LAMBDAS, v.LAYERS),
-        REAL | UNHEARD),
+        "Are other values of what is ours better?",
+        (HEAD, v.LINE_ALONE, v.FEWER, v.MORE, v.FASTER_JOINT), HEARD | UNHEARD, nested=True),
+    "rule": Question(
+        "What does each part that is ours cost if it is left out, or bring if it is exchanged?",
+        (HEAD, v.RANDOM, v.NO_PATH, v.UNSHRUNK, v.MEANS_ONLY, v.ONE, v.NO_TASK,
+         v.LAYER_WEIGHTS, v.NARROW), HEARD),
+    "stages": Question(
+        "What does each stage move, and do three do better than one, reversed, MOS alone?",
+        (HEAD, v.START, v.AFTER_1, v.AFTER_2, v.ONE_STAGE, v.REVERSED, v.MOS_ALONE), HEARD,
+        stages=(v.START, v.AFTER_1, v.AFTER_2, HEAD)),
     "width": Question(
         "Does the recipe hold at the width of WAV2VEC2_BASE, on the same information?",
-        (HEAD, v.FULL_WIDTH, v.FULL_WIDTH_UNDROPPED), REAL),
+        (HEAD, v.FULL_WIDTH), {name: HEARD[name] for name in TESTS}),
+    "experiment": Question(
+        "Does the whole beat one expert without a second task or clips without MOS?",
+        (HEAD, v.PLAIN), HEARD),
     "experts": Question(
         "Do experts help, and what do the gates follow?",
-        (HEAD, v.ONE, v.TWO, v.EIGHT, v.WIDE), REAL, gates=True),
+        (HEAD, v.ONE, v.EIGHT), HEARD, gates=True),
     "regularisers": Question(
         "Does L_diversity prevent collapse, and L_sparsity specialise?",
-        (HEAD, v.NO_DIVERSITY, v.NO_SPARSITY, v.PLAIN_LAMBDAS, v.STRONG), REAL, gates=True),
+        (HEAD, v.NO_DIVERSITY, v.NO_SPARSITY), HEARD, gates=True),
     "task": Question(
-        "Which second task helps, also on a method that was not heard?",
-        (HEAD, v.NO_TASK, v.BY_CONDITION, v.BY_RATE), simulated_apart()),
-    "augmentation": Question(
-        "Do clips without MOS help?", (HEAD, v.RATED), simulated_apart()),
-    "stages": Question(
-        "Three stages, one, reversed, MOS alone?",
-        (HEAD, v.ONE_STAGE, v.REVERSED, v.MOS_ALONE), REAL),
+        "Do the second task and clips without MOS help on a method that was not heard?",
+        (HEAD, v.NO_TASK, v.RATED), SIMULATED),
     "prosody": Question(
         "Do pitch, energy and duration help?",
-        (HEAD, Variant("with prosody", features=with_prosody)), REAL),
+        (HEAD, Variant("with prosody", features=with_prosody)),
+        {name: HEARD[name] for name in TESTS}),
     "curves": Question(
         "How many clips a system are enough?",
         (HEAD, RIDGE, MEAN),
-        {f"{name}, {k}": (Cell(name, LEARNED, f"groups, {k} a system"),)
+        {f"{name}, {k}": (Cell(name, ENCODERS[""], f"groups, {k} a system"),)
          for name, k in itertools.product(("codecs", "YourTTS"), (2, 5))}),
 }
 RATERS = (("Estonian", "codecs", "YourTTS"), 5)  # corpora, panels
@@ -145,36 +140,70 @@ def answer(question):
              "numbers": [np.mean([predicted[variant.name, cell].numbers()[metric]
                                   for cell in cells]) for cells in question.columns.values()]}
             for metric in question.metrics for variant in question.variants]
+    best = {}
+    if question.nested:
+        found, best = chosen(question, predicted)
+        rows.append({"metric": UTTERANCE, "variant": "the best on the other tests",
+                     "numbers": found})
+    rows += moves(question, predicted)
     numbers = [{"variant": name, "cell": cell, "clips": len(one.true), "systems": one.systems(),
                 "seeds": one.value(UTTERANCE).tolist(), "interval_95": one.interval(UTTERANCE),
                 **one.numbers()}
                for (name, cell), one in predicted.items()]
     return {"columns": list(question.columns), "rows": rows,
             "gates": {name: tables.mean_use(several) for name, several in gates.items()},
-            "compared": compare(question, predicted), "numbers": numbers}
+            "chosen": best, "compared": compare(question, predicted), "numbers": numbers}
 
 
 def compare(question, predicted):
-    """{variant: {column or "all": claim, "other systems": claim}}: the variant less the first, in
-    utterance LCC."""
+    """{variant: {column or "all": claim}}: the variant less the first, in utterance LCC."""
     first, *others = question.variants
-    found = {}
-    for variant in others:
-        of_columns, of_systems = [], []
-        claims = {}
-        for name, cells in question.columns.items():
-            pairs = [(predicted[variant.name, cell], predicted[first.name, cell])
-                     for cell in cells]
-            column, systems = (
-                tables.pooled([tables.difference(*pair, UTTERANCE, over) for pair in pairs])
-                for over in ("clips", "systems"))
-            of_columns.append(column)
-            of_systems.append(systems)
-            claims[name] = tables.claim(column)
-        claims["all"] = tables.claim(tables.pooled(of_columns))
-        claims["other systems"] = tables.claim(tables.pooled(of_systems))
-        found[variant.name] = claims
-    return found
+    weights = {name: dict.fromkeys(cells, 1 / len(cells))
+               for name, cells in question.columns.items()}
+    columns = len(weights)
+    weights["all"] = {cell: weight / columns for own in list(weights.values())
+                      for cell, weight in own.items()}
+    return {variant.name: {name: claim_of(variant, first, own, predicted)
+                           for name, own in weights.items()} for variant in others}
+
+
+def claim_of(variant, first, weights, predicted):
+    """The claim on a weighted mean over cells; weights: {cell: its weight}. Cells of one corpus
+    have the same clips, and so their errors are taken together."""
+    by_corpus = {}
+    for cell, weight in weights.items():
+        term = (weight, predicted[variant.name, cell], predicted[first.name, cell])
+        by_corpus.setdefault(cell.corpus, []).append(term)
+    differences = [tables.difference(terms, UTTERANCE) for terms in by_corpus.values()]
+    return tables.claim(tables.added(differences))
+
+
+def chosen(question, predicted):
+    """The number in each column of the variant that is best, in utterance LCC, on the other tests:
+    so a choice of settings is worth on a test that had no part in it. -> (the numbers, {test: the
+    variant's name}). Every column has one cell."""
+    cells = [cell for cell, in question.columns.values()]
+    number = {key: one.value(UTTERANCE).mean() for key, one in predicted.items()}
+    names = [variant.name for variant in question.variants]
+    best = {}
+    for test in dict.fromkeys(cell.corpus for cell in cells):
+        others = [cell for cell in cells if cell.corpus != test]
+        best[test] = max(names, key=lambda name: sum(number[name, cell] for cell in others))
+    return [number[best[cell.corpus], cell] for cell in cells], best
+
+
+def moves(question, predicted):
+    """Rows of how far each stage moves the predictions of a clip: the root mean square, in standard
+    deviations of the test's MOS."""
+    rows = []
+    for before, after in itertools.pairwise(question.stages):
+        numbers = []
+        for cell, in question.columns.values():
+            one, other = predicted[before.name, cell], predicted[after.name, cell]
+            change = np.asarray(other.predictions) - np.asarray(one.predictions)
+            numbers.append(np.sqrt(np.mean(change ** 2)) / np.std(one.true))
+        rows.append({"metric": "moved", "variant": after.name, "numbers": numbers})
+    return rows
 
 
 def store(name):
@@ -193,7 +222,7 @@ FORM = {  # of what is stored, as tables.fits has it
     "asks": str, "settings": {}, "columns": [str],
     "rows": [{"metric": str, "variant": str, "numbers": [(float, None, [float, float])]}],
     "gates": {str: [(float, None)] * len(tables.FOLLOWED)},
-    "compared": {str: {"all": CLAIM, "other systems": CLAIM}},
+    "compared": {str: {"all": CLAIM}},
     "numbers": [ROW | {UTTERANCE: float, "interval_95": [float, float]}]}
 
 
@@ -223,14 +252,13 @@ def as_rows(name, metric=""):
     claims = stored["compared"]
     rows = [[stored["rows"][0]["metric"], *stored["columns"]]]
     if claims:
-        rows[0] += ["less the first", "other systems"]
+        rows[0].append("less the first")
     for row in stored["rows"]:
         variant = row["variant"]
         label = variant if row["metric"] == rows[0][0] else f"{variant}, {row['metric']}"
         cells = [label, *map(tables.number, row["numbers"])]
         if label in claims:
             cells.append(tables.with_interval(claims[label]["all"], p[name, label]))
-            cells.append(tables.with_interval(claims[label]["other systems"]))
         if metric in ("", row["metric"]):
             rows.append(cells + [""] * (len(rows[0]) - len(cells)))
     return rows

@@ -11,12 +11,12 @@ import torch
 from scipy.special import stdtrit
 from torch import nn
 
-import moemos
+import train
 from studies import lab, tables
 from studies.lab import Variant
 
 SHOTS = (5, 20)  # ratings of a new rater
-REACH = 5        # of a parameter, which is so much smaller, and weight decay pulls less
+REACH = 100      # of a parameter, which is so much smaller, as the learning rate is low
 
 
 # -- Two panels ------------------------------------------------------------------------------------
@@ -40,14 +40,8 @@ def halves(ratings, seed):
     return ratings[:, order[:half]], ratings[:, order[half:]]
 
 
-def means(ratings):
-    """(clips,), NaN for a clip that nobody has rated."""
-    number = (~np.isnan(ratings)).sum(1)
-    return np.where(number, np.nansum(ratings, 1), np.nan) / np.maximum(number, 1)
-
-
 def panel_mean(corpus, seed):
-    return means(panels(corpus, seed)[0])
+    return lab.means(panels(corpus, seed)[0])
 
 
 def single_ratings(corpus, seed):
@@ -56,44 +50,38 @@ def single_ratings(corpus, seed):
 
 # -- A model of the raters -------------------------------------------------------------------------
 
-class RaterMOS(moemos.MoEMOS):
-    """MoEMOS whose mos is, in training, what each of the R raters gives, (B, R), so that the loss
-    is of single ratings; in evaluation (B,), of their mean.
+class RaterMOS(nn.Module):
+    """A MoEMOS, the mos of which is, in training, what each of R raters gives, (B, R), so that the
+    loss is of single ratings; in evaluation (B,), of their mean.
 
         mean + gain (MOS - mean) + bias
 
-    Biases average 0 and gains 1. They are there once set_statistics has seen the ratings (n, R).
-    """
+    Biases average 0 and gains 1."""
 
-    learned = True
-
-    def set_statistics(self, features, mos):
-        super().set_statistics(features, torch.from_numpy(means(mos.numpy())).float())
-        self.bias = nn.Parameter(torch.zeros(mos.shape[1]), requires_grad=self.learned)
-        self.gain = nn.Parameter(torch.zeros(mos.shape[1]), requires_grad=self.learned)
+    def __init__(self, network, raters, learned=True):
+        super().__init__()
+        self.network = network
+        self.deviation = network.deviation
+        self.bias = nn.Parameter(torch.zeros(raters), requires_grad=learned)
+        self.gain = nn.Parameter(torch.zeros(raters), requires_grad=learned)
 
     def forward(self, features):
-        output = super().forward(features)
+        output = self.network(features)
         if not self.training:
             return output
+        mean = self.network.mean
         bias = REACH * self.deviation * (self.bias - self.bias.mean())
         gain = 1 + REACH * (self.gain - self.gain.mean())
-        return output._replace(mos=self.mean + gain * (output.mos[:, None] - self.mean) + bias)
+        return output._replace(mos=mean + gain * (output.mos[:, None] - mean) + bias)
 
 
-class SingleRatings(RaterMOS):
+def build_raters(config, weights, clips):
+    return RaterMOS(train.build_model(config, weights), clips.mos.shape[1])
+
+
+def build_single(config, weights, clips):
     """The control: single ratings, but every bias 0 and every gain 1."""
-
-    learned = False
-
-
-def build_raters(config, backbone, classes, kind=RaterMOS):
-    return kind(backbone.layers, backbone.width, len(classes), config.experts, config.hidden,
-                config.shrinkage)
-
-
-def build_single(config, backbone, classes):
-    return build_raters(config, backbone, classes, SingleRatings)
+    return RaterMOS(train.build_model(config, weights), clips.mos.shape[1], learned=False)
 
 
 MEANS = Variant("a panel's mean", target=panel_mean)
@@ -141,9 +129,9 @@ def errors(corpus, seed, predictions):
     """{row: mean squared error, as a share of the variance of the second panel's MOS}; of clips
     that both panels have rated. predictions: {variant's name: (clips,)}."""
     first, second = panels(corpus, seed)
-    both = ~np.isnan(means(first)) & ~np.isnan(means(second))
+    both = ~np.isnan(lab.means(first)) & ~np.isnan(lab.means(second))
     first, second = first[both], second[both]
-    own, other = means(first), means(second)
+    own, other = lab.means(first), lab.means(second)
     found = {"the first panel's own MOS, no model": np.mean((own - other) ** 2)}
     for name, predicted in predictions.items():
         predicted = predicted[both]
@@ -153,7 +141,7 @@ def errors(corpus, seed, predictions):
             for shots in SHOTS:
                 said = calibrated(predicted, first, second, shots, seed)
                 label = f"  after {shots} ratings of each of its raters"
-                found[label] = np.mean((means(said) - other) ** 2)
+                found[label] = np.mean((lab.means(said) - other) ** 2)
     found["noise of the second panel's ratings"] = label_noise(second)
     return {name: float(value / other.var()) for name, value in found.items()}
 

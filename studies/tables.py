@@ -1,9 +1,8 @@
 """From predictions to numbers: the eight metrics, differences of two variants with their intervals,
 Holm's correction, the tables that are printed, and JSON files that are read.
 
-All numbers of a variant are means over seeds. An interval of a difference is a jackknife's
-(evaluate.interval): clips left out in turn, or systems, where it shall hold for other systems; its
-error is joined with that over seeds.
+All numbers of a variant are means over seeds. An interval of a difference is a jackknife's, with
+what evaluate.parts_of says left out in turn; its error is joined with that over seeds.
 """
 
 import functools
@@ -61,33 +60,15 @@ class Predicted:
         """The mean of each over seeds."""
         return {metric: float(self.value(metric).mean()) for metric in self.by_seed[0]}
 
-    def parts(self, over):
-        """(n,) the part that each clip belongs to: its system, or of "clips" one of PARTS."""
-        if over == "systems":
-            return self.system
-        return np.arange(len(self.true)) % evaluate.PARTS
-
-    def left_out(self, metric, by):
-        """(parts,) a metric with parts of the clips left out in turn, mean over seeds; by: (n,) the
-        part of each."""
-        kept = [by != part for part in np.unique(by)]
-        return np.array([np.mean([self.of_rows(metric, one, rows) for one in self.predictions])
-                         for rows in kept])
-
-    def of_rows(self, metric, predicted, rows):
-        """A metric, such as "utterance LCC", of one seed's predictions of some of the clips."""
-        level, name = metric.split()
-        pair = (predicted[rows], self.true[rows])
-        if level == "system":
-            pair = (moemos.system_means(values, self.system[rows]) for values in pair)
-        return moemos.METRICS[name](*pair)
+    @functools.cached_property
+    def left_out(self):
+        """{metric: (parts,)}, as evaluate.leave_one_out has it, the mean over seeds."""
+        several = [evaluate.leave_one_out(one, self.true, self.system) for one in self.predictions]
+        return {metric: np.mean([one[metric] for one in several], 0) for metric in several[0]}
 
     def interval(self, metric):
-        """[low, high], the 95 % interval of the mean over seeds, for other clips or, of a metric at
-        system level, other systems."""
-        over = "systems" if metric.startswith("system") else "clips"
-        left_out = self.left_out(metric, self.parts(over))
-        return evaluate.interval(self.value(metric).mean(), left_out)
+        """[low, high], the 95 % interval of the mean over seeds of one of the eight numbers."""
+        return evaluate.interval(self.numbers()[metric], self.left_out[metric], metric)
 
 
 def as_predicted(corpus, predictions):
@@ -98,27 +79,41 @@ def as_predicted(corpus, predictions):
     return Predicted(np.array(predictions)[:, rows], corpus.mos[rows], systems)
 
 
-def difference(one, other, metric, over="clips"):
-    """(value, standard error, degrees of freedom) of one Predicted less another of the same clips.
-    over: "clips" or "systems", which others might take the place of."""
-    by = one.parts(over)
-    change = one.left_out(metric, by) - other.left_out(metric, by)
-    seeds = one.value(metric)[:, None] - other.value(metric)[None]
-    parts = len(change)
-    of_seeds = sum(np.var(np.mean(seeds, axis), ddof=1) / seeds.shape[1 - axis]
-                   for axis in (0, 1) if seeds.shape[1 - axis] > 1)
-    error = math.sqrt((parts - 1) * np.var(change) + of_seeds)
-    return float(seeds.mean()), error, parts - 1
+def difference(terms, metric):
+    """(value, standard error, degrees of freedom) of a weighted sum of differences, each of one
+    Predicted less another: terms (weight, one, other), all of the same clips of one corpus, such as
+    with one encoder and with another.
+
+    Variances add up: the jackknife's of the whole sum, of parts - 1 degrees, and those of the means
+    over seeds, of seeds - 1. What a seed does to some parts only counts in the first as in the
+    others, so the error is rather too large. Of one seed there is no variance: a variant that is
+    not drawn has none, and of one that is drawn the difference then holds for that one training."""
+    value = sum(weight * (one.value(metric).mean() - other.value(metric).mean())
+                for weight, one, other in terms)
+    change = sum(weight * (one.left_out[metric] - other.left_out[metric])
+                 for weight, one, other in terms)
+    variances, freedom = [(len(change) - 1) * np.var(change)], [len(change) - 1]
+    for weight, *pair in terms:
+        for seeds in (one.value(metric) for one in pair):
+            if len(seeds) > 1:
+                variances.append(weight ** 2 * np.var(seeds, ddof=1) / len(seeds))
+                freedom.append(len(seeds) - 1)
+    return float(value), math.sqrt(sum(variances)), joined_freedom(variances, freedom)
 
 
-def pooled(differences):
-    """The mean of independent (value, error, degrees of freedom), as one of them; its degrees of
-    freedom by Welch and Satterthwaite."""
+def joined_freedom(variances, freedom):
+    """The degrees of freedom of a sum of independent variances, by Welch and Satterthwaite:
+    (sum_i v_i)^2 / sum_i (v_i^2 / f_i); 1 where all are 0."""
+    variances, freedom = np.array(variances), np.array(freedom)
+    total = variances.sum()
+    return float(total ** 2 / np.sum(variances ** 2 / freedom)) if total else 1.0
+
+
+def added(differences):
+    """The sum of independent (value, error, degrees of freedom), as one of them."""
     value, error, freedom = np.array(differences).T
-    variance = np.square(error / len(value))
-    total = variance.sum()
-    joined = total ** 2 / np.sum(variance ** 2 / freedom) if total else 1.0
-    return float(value.mean()), float(np.sqrt(total)), float(joined)
+    variances = np.square(error)
+    return float(value.sum()), float(np.sqrt(variances.sum())), joined_freedom(variances, freedom)
 
 
 def claim(difference):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from scipy.io import wavfile
 
@@ -15,7 +16,7 @@ import moemos
 import train
 from studies import crossvalidate, lab, tables
 from studies.lab import HEAD, MEAN, RIDGE, Cell, Job
-from test_moemos import call, nan, no_network  # noqa: F401 - a fixture
+from test_moemos import call, nan, no_network, plain_ridge  # noqa: F401 - a fixture
 
 SHORT = tuple(stage._replace(steps=5) for stage in train.STAGES)
 GROUPS = ("ann", "bob", "cyd", "dan", "eve", "fay", "gil")  # more than there are folds
@@ -64,17 +65,22 @@ def by_hand(clips, features, seed):
         learned = [i for i in range(len(clips)) if i not in test]
         config = train.Config(seed=seed)
         classes = sorted({clips[i].model for i in learned})
-        training = train.Clips(features[learned],
-                               torch.tensor([clips[i].mos for i in learned]),
-                               torch.tensor([classes.index(clips[i].model) for i in learned]))
-        torch.manual_seed(seed)
-        model = moemos.MoEMOS(2, 80, len(classes), config.experts, config.hidden, config.shrinkage)
-        train.run_stages(model, SHORT, config, training)
+        mos = torch.tensor([clips[i].mos for i in learned], dtype=torch.float64)
+        labels = torch.tensor([classes.index(clips[i].model) for i in learned])
         rows = [i for i in learned if clips[i].ratings]
         left = sorted({clips[i].group for i in rows})
         folds = np.array([left.index(clips[i].group) % 5 for i in rows])
+        weights = moemos.start(features[learned], mos, labels, len(classes), folds)
+        torch.manual_seed(seed)
+        model = moemos.MoEMOS(2, 80, weights["fusion.axes"].shape[1], len(classes),
+                              config.experts, config.hidden)
+        model.load_state_dict(weights, strict=False)
+        training = train.Clips(features[learned], mos.float(), labels)
+        train.run_stages(model, SHORT, config, training)
         x = features.flatten(1).double().numpy()
-        line = evaluate.ridge(x[rows], np.array([clips[i].mos for i in rows]), x[test], folds)
+        rated_mos = np.array([clips[i].mos for i in rows])
+        alpha = weights["strength"].item()
+        line = plain_ridge(x[rows], rated_mos, x[test], alpha * 320)
         for place, i in enumerate(test):
             said["the head"][i] = model.eval()(features[i:i + 1]).mos.item()
             said["ridge"][i] = line[place]
@@ -110,26 +116,28 @@ def test_its_numbers_are_those_of_a_plain_loop_over_the_groups(quick, monkeypatc
             mean = np.mean([one[metric] for one in each])
             assert float(cell.split()[0]) == pytest.approx(mean, abs=6e-4)
     ridge = seeds[0]["ridge"]
-    error = np.square(ridge - true)
-    reach = 2.0322 * error.std(ddof=1) / np.sqrt(35)  # Student's t of 34
+    error = moemos.system_means(np.square(ridge - true), system)
+    reach = 2.7764 * error.std(ddof=1) / np.sqrt(5)  # Student's t of 4
+    factor = np.exp((1 + 2 / 5) * reach / error.mean())
     bounds = [float(text) for text in re.findall(r"[\d.]+", reached["ridge"][1])]
-    assert bounds == pytest.approx([error.mean(), error.mean() - reach, error.mean() + reach],
+    assert bounds == pytest.approx([error.mean(), error.mean() / factor, error.mean() * factor],
                                    abs=6e-4)
 
     def system_lcc(predicted, rows):
         return moemos.lcc(*(moemos.system_means(values[rows], system[rows])
                             for values in (predicted, true)))
     without = np.array([system_lcc(ridge, system != name) for name in np.unique(system)])
-    low, high = evaluate.interval(system_lcc(ridge, system != ""), without)
+    expected = evaluate.interval(system_lcc(ridge, system != ""), without, "system LCC")
     bounds = [float(text) for text in re.findall(r"-?[\d.]+", reached["ridge"][2])]
-    assert bounds[1:] == pytest.approx([max(low, -1), min(high, 1)], abs=6e-4)
+    assert bounds[1:] == pytest.approx(expected, abs=6e-4)
 
     head = [system_lcc(one["the head"], system != "") for one in seeds]
     change = without - [np.mean([system_lcc(one["the head"], system != name) for one in seeds])
                         for name in np.unique(system)]
     value = system_lcc(ridge, system != "") - np.mean(head)
-    error = np.sqrt(4 * change.var() + np.var(head, ddof=1) / 2)
-    reach = 2.7764 * error  # Student's t of 4
+    of_systems, of_seeds = 4 * change.var(), np.var(head, ddof=1) / 2
+    freedom = (of_systems + of_seeds) ** 2 / (of_systems ** 2 / 4 + of_seeds ** 2)
+    reach = scipy.stats.t.ppf(0.975, freedom) * np.sqrt(of_systems + of_seeds)
     bounds = [float(text) for text in re.findall(r"[-+][\d.]+", compared["ridge"][2])]
     assert bounds == pytest.approx([value, value - reach, value + reach], abs=6e-4)
 
@@ -207,13 +215,17 @@ def test_reliability_is_the_share_of_the_variance_that_raters_agree_on():
     assert np.isnan(crossvalidate.reliability(against))
 
 
-def say(lccs, ceiling=0.9, groups=4):
+def say(lccs, ceiling=0.9, groups=4, systems=1, seeds=2):
     """The sentences of predictors with about these LCC."""
     rng = np.random.default_rng(0)
     true = rng.normal(3, 1, 80)
-    clips = [data.Clip(f"{i}", None, "test", "s", "s", f"{i % groups}") for i in range(80)]
-    predicted = {name: tables.Predicted([lcc * true + np.sqrt(1 - lcc ** 2) * rng.normal(size=80)],
-                                        true, ["s"] * 80) for name, lcc in lccs.items()}
+    names = [f"s{i % systems}" for i in range(80)]
+    clips = [data.Clip(f"{i}", None, "test", name, name, f"{i % groups}")
+             for i, name in enumerate(names)]
+    predicted = {}
+    for name, lcc in lccs.items():
+        said = lcc * true + np.sqrt(1 - lcc ** 2) * rng.normal(size=80)
+        predicted[name] = tables.Predicted([said] * seeds, true, names)
     claims = crossvalidate.compare(predicted)
     return " ".join(crossvalidate.in_words(clips, predicted, claims, ceiling, (1.0, 5.0)))
 
@@ -225,7 +237,10 @@ def test_the_words_say_what_the_intervals_show():
     assert "it is better than being told" in said
     assert "more clips should help" in said
     assert "not even shown" not in said
+    assert "intervals are for other clips of these systems, left out in turn." in said
     assert "a system that nobody has rated" in said
+    assert "Are there enough clips to compare?" in said
+    assert "trained once" not in said
     assert "an LCC of .900" in said
     assert "a predictor without error by .949" in said
     assert "a group of its own" not in said
@@ -236,6 +251,10 @@ def test_the_words_say_what_the_intervals_show():
     assert "That is not known: it takes clips with several raters" in said
     assert "Each clip is a group of its own." in said
     assert "a score alone says less" not in said
+    said = say(worse, systems=5, seeds=1)
+    assert "intervals are for other systems: each is left out in turn." in said
+    assert "Are there enough systems to compare?" in said
+    assert "All was trained once." in said
     said = say(worse | {"the head": 0})
     assert "not even shown" in said
     assert "a score alone says less than the mean MOS" in said

@@ -1,6 +1,5 @@
 """Tests that say whether an exercise of exercises.md came out right, and that its names exist."""
 
-import itertools
 import pkgutil
 import re
 from types import SimpleNamespace
@@ -36,11 +35,18 @@ def test_every_exercise_names_its_test():
         assert len(own) == 1
 
 
-def build(layers, width, classes=("a", "b"), **settings):
-    """An untrained model of the default settings, and these."""
-    torch.manual_seed(0)
+def build(clips, **settings):
+    """-> (the untrained model of Clips, the default settings and these)."""
     config = train.Config(**settings)
-    return train.build_model(config, SimpleNamespace(layers=layers, width=width), classes), config
+    weights = start_of(clips)
+    torch.manual_seed(0)
+    return train.build_model(config, weights), config
+
+
+def start_of(clips):
+    rated = int((~clips.mos.isnan()).sum())
+    classes = int(clips.model.max()) + 1
+    return moemos.start(*clips, classes, np.arange(rated) % 5)
 
 
 def alike_in_all_but_one_way(clips=200, inputs=320):
@@ -70,10 +76,9 @@ class HardGate(torch.nn.Linear):
 
 @pytest.mark.parametrize(("gate", "learns"), [(torch.nn.Linear, True), (HardGate, False)])
 def test_exercise_2_a_hard_gate_does_not_learn_and_a_soft_one_does(gate, learns):
-    model, config = build(2, 80)
     clips = alike_in_all_but_one_way()
-    model.set_statistics(clips.features, clips.mos)
-    model.moe.gate = gate(320, 4)
+    model, config = build(clips)
+    model.moe.gate = gate(model.moe.gate.in_features, 4)
     before = model.moe.gate.weight.detach().clone()
     list(train.run_stage(model, train.STAGES[1]._replace(steps=20), config, clips))
     assert torch.equal(before, model.moe.gate.weight) is not learns
@@ -116,16 +121,22 @@ def test_exercise_4_a_padded_batch_changes_a_clips_features():
 
 
 def test_exercise_5_sparsity_alone_collapses_and_diversity_cures():
-    use, entropy = {}, {}
-    for weight in (0.0, 10.0):
-        model, config = build(2, 80, lambda_1=weight, lambda_2=10.0)
-        clips = alike_in_all_but_one_way()
-        model.set_statistics(clips.features, clips.mos)
-        *_, last = train.run_stage(model, train.STAGES[1]._replace(steps=300), config, clips)
-        use[weight] = [last[f"gate_{i}"] for i in range(1, 5)]
-        entropy[weight] = last["mean_gate_entropy"]
-    assert min(use[0.0]) < 0.1 and entropy[0.0] < 1.1
-    assert min(use[10.0]) > 0.15 and entropy[10.0] > 1.3
+    torch.manual_seed(0)
+    features = torch.randn(200, 2, 2)
+    mos = 3 + features[:, 0, 0] + torch.randn(200)
+    clips = train.Clips(features, mos, (mos > 3).long())
+    use, of_all, of_a_clip = {}, {}, {}
+    for lr, weight in ((1e-4, 0.0), (1e-2, 0.0), (1e-2, 10.0)):
+        model, config = build(clips, lambda_1=weight, lambda_2=10.0)
+        stage = train.STAGES[1]._replace(steps=300, lr=lr)
+        *_, last = train.run_stage(model, stage, config, clips)
+        use[lr, weight] = [last[f"gate_{i}"] for i in range(1, 5)]
+        of_all[lr, weight] = last["mean_gate_entropy"]
+        of_a_clip[lr, weight] = last["gate_entropy"]
+    assert min(use[1e-2, 0.0]) < 0.1 and of_all[1e-2, 0.0] < 1.1
+    assert min(use[1e-2, 10.0]) > 0.15 and of_all[1e-2, 10.0] > 1.3
+    assert max(of_a_clip[1e-2, 0.0], of_a_clip[1e-2, 10.0]) < 0.8
+    assert of_a_clip[1e-4, 0.0] > 1.2  # the gate has hardly moved
 
 
 def test_exercise_6_a_second_cosine_on_a_used_optimiser_stays_at_zero():
@@ -154,20 +165,28 @@ def test_exercise_7_a_column_of_ratings_would_be_compared_with_every_clip():
 
 
 def test_exercise_8_a_class_label_moves_the_weights_behind_y():
-    model, _ = build(3, 5)
-    without_mos, labels = torch.full((6,), nan), torch.zeros(6, dtype=torch.long)
-    behind = list(model.moe.parameters())  # the gate, the path and the experts
-    output = model.eval()(torch.randn(6, 3, 10))
-    cut = output._replace(logits=model.class_head(output.y.detach()))
-    for said, moves in ((output, True), (cut, False)):
-        terms = moemos.losses(said, without_mos, labels, 0.5, 0.5, lambda_1=0, lambda_2=0)
-        of_head, of_mos, *gradients = torch.autograd.grad(
-            terms["total"], (model.class_head.weight, model.mos_head.weight, *behind),
-            materialize_grads=True, allow_unused=True, retain_graph=True)
-        assert of_head.abs().sum() > 0
-        assert of_mos.abs().sum() == 0
-        for gradient in gradients:
-            assert (gradient.abs().sum() > 0) == moves
+    clips = alike_in_all_but_one_way()
+    model, config = build(clips, lambda_1=0.0, lambda_2=0.0)
+    heads = {"class_head.weight", "class_head.bias"}
+    behind = {name for name, _ in model.named_parameters() if name.startswith("moe.")}
+    at_first = {"moe.path.weight", *(name for name in behind if name.split(".")[-2] == "2")}
+    some = clips.take(slice(6))
+    without_mos = some._replace(mos=torch.full((6,), nan))
+
+    def moved(cut=False):
+        output = model(some.features)
+        if cut:
+            output = output._replace(logits=model.class_head(output.y.detach()))
+        terms = moemos.losses(output, without_mos.mos, some.model, 0.5, 0.5, 0, 0)
+        names, parameters = zip(*model.named_parameters())
+        gradients = torch.autograd.grad(terms["total"], parameters, materialize_grads=True,
+                                        allow_unused=True)
+        return {name for name, own in zip(names, gradients) if own.abs().max() > 1e-6}
+    assert len(at_first) == 1 + 2 * 4
+    assert moved() == heads | at_first
+    list(train.run_stage(model, train.STAGES[0]._replace(steps=3), config, without_mos))
+    assert moved() == heads | behind
+    assert moved(cut=True) == heads
 
 
 def test_exercise_9_silence_at_the_ends_changes_nothing_and_would_change_much(
@@ -201,30 +220,46 @@ def test_exercise_10_folds_that_tear_groups_promise_too_much():
     clips = [SimpleNamespace(group=str(i // 5)) for i in range(len(y))]
     promised, kept = [], []
     for fold in (data.folds_of(clips, 5), np.arange(len(y)) % 5):
-        errors = sum(np.square(evaluate.ridge_by_alpha(x[fold != k], y[fold != k], x[fold == k])
-                               - y[fold == k]).sum(1) for k in range(5))
-        promised.append(errors.min() / len(y))
-        kept.append(np.square(evaluate.ridge(x, y, new, fold) - true).mean())
+        alpha = [moemos.strength(x, y, fold)]
+        errors = sum(np.square(moemos.ridge(x[fold != k], y[fold != k], x[fold == k], alpha)
+                               - y[fold == k]).sum() for k in range(5))
+        promised.append(errors / len(y))
+        kept.append(np.square(moemos.ridge(x, y, new, alpha) - true).mean())
     assert promised[0] == pytest.approx(kept[0], rel=0.3)
     assert promised[1] < 0.1 * kept[1]
     assert kept[1] > 1.5 * kept[0]  # for lack of a penalty
 
 
-def test_exercise_11_dropping_features_is_a_ridge_penalty():
-    w, x, y, p = np.array([0.5, -1.0, 2.0]), np.array([1.0, 0.3, -0.7]), 0.8, 0.4
-    mean = 0
-    for kept in itertools.product((0, 1), repeat=3):
-        chance = np.prod([1 - p if one else p for one in kept])
-        mean += chance * (y - w @ (kept * x / (1 - p))) ** 2
-    assert mean == pytest.approx((y - w @ x) ** 2 + p / (1 - p) * np.sum(w ** 2 * x ** 2))
+def test_exercise_11_ridge_keeps_a_share_of_each_axis_and_training_hears_as_much_of_it():
+    rng = np.random.default_rng(0)
+    x, alpha = rng.normal(size=(60, 8)) @ rng.normal(size=(8, 8)), 0.3
+    z = (x - x.mean(0)) / x.std(0)
+    y = rng.normal(size=60)
+    least_squares, *_ = np.linalg.lstsq(z, y - y.mean(), rcond=None)
+    ridge = moemos.ridge(x, y, np.vstack([np.diag(x.std(0)) + x.mean(0), x.mean(0)]), [alpha])[0]
+    weights = ridge[:8] - ridge[8]  # how much each feature adds that is a deviation higher
+    variance, axes = np.linalg.eigh(z.T @ z / 60)
+    share = variance / (variance + alpha * 8 / 60)
+    assert share.max() > 0.9 and share.min() < 0.5
+    np.testing.assert_allclose(weights @ axes, share * (least_squares @ axes), atol=1e-9)
 
-    for layers, width in ((2, 80), (12, 768)):
-        model, config = build(layers, width)
-        mos = torch.linspace(1, 5, 800)
-        mos[400:] = nan
-        model.set_statistics(torch.zeros(800, layers, 2 * width), mos)
-        odds = config.shrinkage * layers * 2 * width / 400
-        assert model.p.item() / (1 - model.p.item()) == pytest.approx(odds)
+    clips = alike_in_all_but_one_way()
+    clips = clips._replace(mos=clips.mos + torch.randn(200))
+    start = start_of(clips)
+    kept = build(clips)[0].fusion(clips.features).std(0, correction=0)
+    assert kept[0] > 0.9 and kept[-1] < 0.2
+    loud = start | {"fusion.axes": start["fusion.axes"] / kept,
+                    "moe.path.weight": start["moe.path.weight"] * kept}
+    before, after = [], []
+    for weights in (start, loud):
+        torch.manual_seed(0)
+        model = train.build_model(train.Config(), weights)
+        before.append(model(clips.features).mos.detach())
+        list(train.run_stage(model, train.STAGES[1], train.Config(), clips))
+        after.append(model(clips.features).mos.detach())
+    torch.testing.assert_close(*before, atol=1e-4, rtol=0)
+    near, far = ((one - other).std() for one, other in zip(before, after))
+    assert far > 1.5 * near
 
 
 def test_exercise_12_a_difference_of_pairs_is_shown_where_intervals_overlap():
@@ -237,7 +272,7 @@ def test_exercise_12_a_difference_of_pairs_is_shown_where_intervals_overlap():
     lcc, left_out = zip(*[(moemos.metrics(said, true, systems)[name],
                            evaluate.leave_one_out(said, true, systems)[name])
                           for said in (one, other)])
-    own = [evaluate.interval(*pair) for pair in zip(lcc, left_out)]
+    own = [evaluate.interval(*pair, name) for pair in zip(lcc, left_out)]
     assert own[0][0] < own[1][1]  # they overlap
     difference = lcc[0] - lcc[1]
     bounds = evaluate.interval(difference, left_out[0] - left_out[1])

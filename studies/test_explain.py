@@ -34,13 +34,16 @@ def test_its_numbers_and_shapes_are_those_of_the_score(monkeypatch, capsys):
                 "--backbone", "logmel") == 0
     out = capsys.readouterr().out
     frames = len(waveform) // 160 + 1  # 100 a second, and one more as the ends are padded
-    classes = len(trained.classes)
+    classes, axes = len(trained.classes), trained.model.fusion.axes.shape[1]
+    assert len({classes, axes, 320}) == 3
     for what, shape in (("waveform", (len(waveform),)), ("layers of the backbone", (2, frames, 80)),
-                        ("mean, deviation over F", (2, 160)), ("fused features", (1, 2 * 160)),
-                        ("gates g", (1, 4)), ("experts E_1 ... E_N", (1, 4, 32)),
-                        ("y = sum g_i E_i", (1, 32)), ("logits of the classes", (1, classes))):
+                        ("mean, deviation over F", (2, 160)), ("fused features", (1, axes)),
+                        ("gates g", (1, 4)), ("experts E_1 ... E_N", (1, 4, 1 + classes)),
+                        ("y = sum g_i E_i", (1, 1 + classes)),
+                        ("logits of the classes", (1, classes))):
         assert re.search(rf"^{re.escape(what)} .*{re.escape(str(shape))} ", out, re.MULTILINE)
     for what, tensor in (("mean, deviation over F", features), ("gates g", output.gates),
+                         ("fused features", trained.model.fusion(features)),
                          ("y = sum g_i E_i", output.y), ("MOS", output.mos)):
         expected = tensor.flatten()[:4].tolist()
         assert first_values(out, what) == pytest.approx(expected, abs=1e-4)

@@ -22,8 +22,7 @@ def simulate_ratings(clips=200, number=8, noise=0.3, seed=0):
                       {f"r{r}": value for r, value in enumerate(row)})
             for i, row in enumerate(given)]
     features = torch.from_numpy(np.stack([mos, rng.normal(size=clips)], 1)).float()[:, None]
-    backbone = type("Small", (), {"layers": 1, "width": 1})()
-    return lab.Corpus(made, features, backbone), mos, bias, gain
+    return lab.Corpus(made, features, None), mos, bias, gain
 
 
 def test_panels_are_halves_of_the_raters_and_their_means_are_of_who_has_rated():
@@ -33,30 +32,56 @@ def test_panels_are_halves_of_the_raters_and_their_means_are_of_who_has_rated():
     assert first.shape == second.shape == (200, 4)
     assert np.array_equal(np.sort(everybody), np.sort(raters.ratings_of(corpus)))
     assert not np.array_equal(first, raters.panels(corpus, 2)[0])
-    means = raters.means(np.array([[1.0, nan, 2], [nan, nan, nan]]))
+    assert np.array_equal(raters.panel_mean(corpus, 1), lab.means(first))
+
+
+def test_a_mean_is_of_those_who_have_rated_and_a_mos_is_its_own_mean():
+    means = lab.means(np.array([[1.0, nan, 2], [nan, nan, nan]]))
     assert means[0] == 1.5
     assert np.isnan(means[1])
-    assert np.array_equal(raters.panel_mean(corpus, 1), raters.means(first))
+    mos = np.array([2.5, nan, 4])
+    assert np.array_equal(lab.means(mos), mos, equal_nan=True)
 
 
 def test_a_rater_model_learns_biases_and_gains():
     corpus, _, bias, gain = simulate_ratings()
     ratings = torch.from_numpy(raters.ratings_of(corpus)).float()
     clips = train.Clips(corpus.features, ratings, torch.zeros(200, dtype=torch.int64))
-    config = train.Config(shrinkage=0.0)
+    config, mos = train.Config(), torch.from_numpy(corpus.mos)
+    weights = moemos.start(corpus.features, mos, clips.model, 1, np.arange(200) % 5)
     torch.manual_seed(0)
-    model = raters.build_raters(config, corpus.backbone, ["m"])
-    stages = [train.STAGES[1]._replace(lr=3e-3)]
-    train.run_stages(model, stages, config, clips)
+    model = raters.build_raters(config, weights, clips)
+    before = train.build_model(config, weights).eval()(corpus.features).mos
+    torch.testing.assert_close(model.train()(corpus.features).mos, before[:, None].expand(200, 8))
+    torch.testing.assert_close(model.eval()(corpus.features).mos, before)
+    train.run_stages(model, train.STAGES, config, clips)
     learned = raters.REACH * model.deviation * (model.bias - model.bias.mean())
     assert np.corrcoef(learned.detach(), bias)[0, 1] > 0.95
     assert np.corrcoef(model.gain.detach(), gain)[0, 1] > 0.8
     single, mean = model.train()(corpus.features).mos, model.eval()(corpus.features).mos
     assert (tuple(single.shape), tuple(mean.shape)) == ((200, 8), (200,))
-    control = raters.build_single(config, corpus.backbone, ["m"])
-    train.run_stages(control, stages, config, clips)
+    control = raters.build_single(config, weights, clips)
+    train.run_stages(control, train.STAGES, config, clips)
     assert not control.bias.any()
     assert not control.gain.any()
+    moved = control.eval()(corpus.features).mos - before
+    assert moved.abs().max() > 1e-3  # it learns, all the same
+
+
+def test_what_a_rater_gives_is_a_line_of_the_mos_by_hand():
+    torch.manual_seed(0)
+    network = moemos.MoEMOS(1, 1, axes=2, classes=2, experts=2, hidden=3)
+    network.mean.fill_(3.0)
+    network.deviation.fill_(2.0)
+    model = raters.RaterMOS(network, 2)
+    model.bias.data = torch.tensor([0.002, 0.0])
+    model.gain.data = torch.tensor([0.0, 0.004])
+    features = torch.randn(5, 1, 2)
+    mos = network(features).mos
+    given = model.train()(features).mos
+    torch.testing.assert_close(given[:, 0], 3 + 0.8 * (mos - 3) + 0.2)
+    torch.testing.assert_close(given[:, 1], 3 + 1.2 * (mos - 3) - 0.2)
+    torch.testing.assert_close(model.eval()(features).mos, mos)
 
 
 def test_bias_and_gain_by_hand_and_shrunk():
@@ -74,7 +99,7 @@ def test_the_parts_of_the_error_by_hand():
     corpus, mos, *_ = simulate_ratings(noise=0.3)
     found = raters.errors(corpus, 0, {raters.MEANS.name: mos})
     first, second = raters.panels(corpus, 0)
-    own, other = raters.means(first), raters.means(second)
+    own, other = lab.means(first), lab.means(second)
     share = found["the first panel's own MOS, no model"]
     assert share == pytest.approx(np.mean((own - other) ** 2) / other.var())
     by_second = found["a panel's mean, by the second"]

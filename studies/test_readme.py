@@ -75,14 +75,16 @@ def test_every_question_is_answered_and_its_tables_are_in_the_readme():
 
 
 COSTS = {  # (question, variant) -> what only its row of the audit says
-    ("rule", "no linear path"): "share a linear path",
-    ("rule", "no dropout of features"): "fused features are dropped",
+    ("rule", "no linear path, 500 steps at 1e-3"): "share a linear path",
+    ("rule", "random start, 500 steps at 1e-3"): "where training starts",
+    ("rule", "axes not shrunk"): "axes that are not shrunk",
     ("rule", "means only, no deviations"): "without the deviations",
     ("rule", "one expert"): "one expert costs",
     ("rule", "no second task"): "second task: the synthesis model",
-    ("settings", "no regularisers"): "without both",
-    ("settings", "weight decay 0.01, AdamW's own"): "AdamW's own 0.01 costs",
-    ("settings", "lr of stage 2 at stage 1's 1e-4"): "stage 1's 1e-4 costs"}
+    ("regularisers", "no L_diversity"): "| L_diversity",
+    ("regularisers", "no L_sparsity"): "| L_sparsity",
+    ("settings", "MOS head starts as ridge"): "where the MOS head starts",
+    ("settings", "lr of stage 2 at 1e-3"): "AdamW's own 1e-3"}
 
 
 def test_what_the_audit_says_that_a_part_costs_is_what_the_questions_found():

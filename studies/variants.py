@@ -1,90 +1,79 @@
 """The parts of the method left out, put back or exchanged: what studies/questions.py compares."""
 
 import functools
-from types import SimpleNamespace
 
 import torch
 from torch import nn
 
 import moemos
 import train
-from studies.lab import Corpus, Variant
+from studies.lab import Variant
 
 
-def without_path(config, backbone, classes):
-    """E_i(x) = MLP_i(x), as the paper has it."""
-    model = train.build_model(config, backbone, classes)
+def at_random(config, weights, clips):
+    """All that is trained starts random, as torch has it."""
+    model = train.build_model(config, weights)
+    for module in (*model.moe.modules(), model.class_head, model.mos_head):
+        if isinstance(module, nn.Linear):
+            module.reset_parameters()
+    return model
+
+
+def without_path(config, weights, clips):
+    """E_i(x) = MLP_i(x), as the paper has it; they start random."""
+    model = at_random(config, weights, clips)
     nn.init.zeros_(model.moe.path.weight)
     model.moe.path.requires_grad_(False)
     return model
 
 
-class WithClasses(moemos.MoEMOS):
-    """The MOS head reads the class probabilities too."""
-
-    def __init__(self, *sizes):
-        super().__init__(*sizes)
-        self.by_class = nn.Linear(self.class_head.out_features, 1, bias=False)
-
-    def forward(self, features):
-        output = super().forward(features)
-        more = self.by_class(output.logits.softmax(1)).squeeze(1)
-        return output._replace(mos=output.mos + self.deviation * more)
+def line_alone(config, weights, clips):
+    """The MOS head starts as ridge regression of the MOS."""
+    head = torch.zeros_like(weights["mos_head.weight"])
+    head[0, 0] = 1
+    return train.build_model(config, weights | {"mos_head.weight": head})
 
 
-def with_classes(config, backbone, classes):
-    return WithClasses(backbone.layers, backbone.width, len(classes), config.experts,
-                       config.hidden, config.shrinkage)
-
-
-def with_dropout(config, backbone, classes):
-    model = train.build_model(config, backbone, classes)
-    for expert in model.moe.experts:
-        expert[1] = nn.Sequential(expert[1], nn.Dropout(0.7))
-    return model
+def unshrunk(config, weights, clips):
+    """Every axis has variance 1, and the start is the same line."""
+    kept = train.build_model(config, weights).fusion(clips.features).std(0, correction=0)
+    return train.build_model(config, weights | {
+        "fusion.axes": weights["fusion.axes"] / kept,
+        "moe.path.weight": weights["moe.path.weight"] * kept})
 
 
 class LayerWeights(moemos.FeatureFusion):
     """Each layer times L its softmax weight, 1 at the start."""
 
-    def __init__(self, layers, width):
-        super().__init__(layers, width)
+    def __init__(self, fusion):
+        layers, statistics = fusion.center.shape
+        super().__init__(layers, statistics // 2, fusion.axes.shape[1])
+        self.load_state_dict(fusion.state_dict())
         self.logits = nn.Parameter(torch.zeros(layers))
 
     def forward(self, features):
-        layers = len(self.logits)
-        fused = super().forward(features).view(len(features), layers, -1)
-        return (layers * self.logits.softmax(0)[:, None] * fused).flatten(1)
+        weights = len(self.logits) * self.logits.softmax(0)[:, None]
+        return super().forward(self.center + weights * (features - self.center))
 
 
-def with_layer_weights(config, backbone, classes):
-    model = train.build_model(config, backbone, classes)
-    model.fusion = LayerWeights(backbone.layers, backbone.width)
+def with_layer_weights(config, weights, clips):
+    model = train.build_model(config, weights)
+    model.fusion = LayerWeights(model.fusion)
     return model
 
 
-class MeansOnly(moemos.FeatureFusion):
-    """The deviations over time are left out: they become 0."""
-
-    def forward(self, features):
-        fused = super().forward(features).view(len(features), *self.center.shape)
-        fused[:, :, self.center.shape[1] // 2:] = 0
-        return fused.flatten(1)
+def means_only(corpus):
+    """A Corpus without the deviations over time."""
+    return corpus._replace(features=corpus.features[:, :, :corpus.features.shape[2] // 2])
 
 
-def means_only(config, backbone, classes):
-    model = train.build_model(config, backbone, classes)
-    model.fusion = MeansOnly(backbone.layers, backbone.width)
-    return model
-
-
-WIDTH = SimpleNamespace(layers=12, width=768)  # of WAV2VEC2_BASE
+LAYERS, WIDTH = 12, 768  # of WAV2VEC2_BASE
 
 
 @functools.lru_cache(maxsize=1)
 def orthogonal(inputs):
     """A fixed random map (inputs, L 2D) of that width that keeps all lengths and angles."""
-    outputs = WIDTH.layers * 2 * WIDTH.width
+    outputs = LAYERS * 2 * WIDTH
     drawn = torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(0))
     return torch.linalg.qr(drawn)[0].T
 
@@ -95,53 +84,47 @@ def at_full_width(corpus):
     flat = corpus.features.flatten(1)
     deviation, mean = torch.std_mean(flat, 0, correction=0)
     wide = (flat - mean) / deviation.clamp_min(1e-3) @ orthogonal(flat.shape[1])
-    return Corpus(corpus.clips, wide.view(-1, WIDTH.layers, 2 * WIDTH.width), WIDTH)
+    return corpus._replace(features=wide.view(-1, LAYERS, 2 * WIDTH))
 
 
 def nothing(clip):
     return "a clip"
 
 
-def condition(clip):
-    return clip.system
-
-
-def sampling_rate(clip):
-    """Of a simulated clip, whose system is named by it, such as 24k_tts; "other" without MOS."""
-    return clip.system.partition("_")[0] if clip.ratings else "other"
-
-
 CLASSIFICATION, JOINT, MOS = train.STAGES
 ALL = sum(stage.steps for stage in train.STAGES)
 
-PATH = Variant("no linear path", build=without_path)
-CLASSES = Variant("class probabilities for the MOS head", build=with_classes)
-LAYERS = Variant("softmax weights of layers", build=with_layer_weights)
-STATIC = Variant("means only, no deviations", build=means_only)
+
+def with_steps(number):
+    return tuple(stage._replace(steps=number) for stage in train.STAGES)
+
+
+FASTER = (CLASSIFICATION, JOINT._replace(lr=1e-3, steps=500), MOS)  # for what starts random
+
+START = Variant("its start, untrained", stages=(), drawn=False)
+RANDOM = Variant("random start, 500 steps at 1e-3", stages=FASTER, build=at_random)
+NO_PATH = Variant("no linear path, 500 steps at 1e-3", stages=FASTER, build=without_path)
+LINE_ALONE = Variant("MOS head starts as ridge", build=line_alone)
+UNSHRUNK = Variant("axes not shrunk", build=unshrunk)
+MEANS_ONLY = Variant("means only, no deviations", features=means_only)
+LAYER_WEIGHTS = Variant("softmax weights of layers", build=with_layer_weights)
 ONE = Variant("one expert", {"experts": 1})
-TWO = Variant("two experts", {"experts": 2})
 EIGHT = Variant("eight experts", {"experts": 8})
-WIDE = Variant("one as wide as four", {"experts": 1, "hidden": 128})
 NARROW = Variant("hidden width 16", {"hidden": 16})
-DROPOUT = Variant("dropout of .7 within experts", build=with_dropout)
-NO_SHRINKAGE = Variant("no dropout of features", {"shrinkage": 0.0})
-LESS_DECAY = Variant("weight decay 0.01, AdamW's own", {"weight_decay": 0.01})
-PLAIN_LAMBDAS = Variant("no regularisers", {"lambda_1": 0.0, "lambda_2": 0.0})
 NO_DIVERSITY = Variant("no L_diversity", {"lambda_1": 0.0})
 NO_SPARSITY = Variant("no L_sparsity", {"lambda_2": 0.0})
-STRONG = Variant("both ten times as strong", {"lambda_1": 0.2, "lambda_2": 0.2})
 NO_TASK = Variant("no second task", label=nothing)
-BY_CONDITION = Variant("second task: the condition", label=condition)
-BY_RATE = Variant("second task: the sampling rate", label=sampling_rate)
+PLAIN = Variant("one expert, no second task, rated clips only", {"experts": 1}, label=nothing,
+                unrated=False)
 FULL_WIDTH = Variant("the same at 18,432 features", features=at_full_width)
-FULL_WIDTH_UNDROPPED = Variant("there, no dropout of features", {"shrinkage": 0.0},
-                               features=at_full_width)
 RATED = Variant("rated clips only", unrated=False)
-SLOWER = Variant("lr of stage 2 at stage 1's 1e-4", stages=(
-    CLASSIFICATION, JOINT._replace(lr=1e-4), MOS))
-FEWER_STEPS = Variant("half the steps of stage 2", stages=(
-    CLASSIFICATION, JOINT._replace(steps=JOINT.steps // 2), MOS))
+FASTER_JOINT = Variant("lr of stage 2 at 1e-3", stages=(
+    CLASSIFICATION, JOINT._replace(lr=1e-3), MOS))
+FEWER = Variant("100 steps a stage", stages=with_steps(100))
+MORE = Variant("300 steps a stage", stages=with_steps(300))
 ONE_STAGE = Variant("one stage, joint", stages=(JOINT._replace(steps=ALL),))
 REVERSED = Variant("the stages reversed", stages=(MOS, JOINT, CLASSIFICATION))
 MOS_ALONE = Variant("MOS alone", stages=(
     JOINT._replace(steps=ALL, alpha_start=1.0, alpha_end=1.0),))
+AFTER_1 = Variant("after stage 1", stages=train.STAGES[:1])
+AFTER_2 = Variant("after stages 1 and 2", stages=train.STAGES[:2])

@@ -1,0 +1,35 @@
+"""Tests of the parts of studies/benchmark.py that measure nothing themselves."""
+
+import numpy as np
+import pytest
+import torch
+
+import data
+import train
+from studies import benchmark
+from test_moemos import no_network, small_corpus  # noqa: F401 - fixture
+
+
+def test_what_is_timed_is_the_start_and_the_stages_of_a_training(monkeypatch):
+    seen = []
+    monkeypatch.setattr(train, "run_stages", lambda *words: seen.append(words))
+    clips = train.Clips(torch.randn(20, 2, 6), torch.linspace(1, 5, 20), torch.arange(20) % 3)
+    durations = benchmark.training_itself(clips, np.arange(20) % 5)
+    assert min(durations) > 0
+    ((model, stages, config, training),) = seen
+    assert (stages, config, training) == (train.STAGES, train.Config(), clips)
+    torch.testing.assert_close(model.mean, torch.tensor(3.0))
+
+
+def test_a_corpus_of_some_clips_is_that_of_the_clips(tmp_path):
+    clips = data.read_manifest(small_corpus())[::5]
+    assert {bool(clip.ratings) for clip in clips} == {True, False}
+    benchmark.make_corpus(tmp_path, clips)
+    again = data.read_manifest(tmp_path)
+    assert [clip.ratings for clip in again] == [clip.ratings for clip in clips]
+    assert [clip.path.resolve() for clip in again] == [clip.path.resolve() for clip in clips]
+
+
+def test_a_process_that_fails_is_said():
+    with pytest.raises(data.InputError, match="-c raise SystemExit.3. ended with status 3"):
+        benchmark.finish(benchmark.start("-c", "raise SystemExit(3)"))
