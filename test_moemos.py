@@ -2868,8 +2868,8 @@ def test_a_container_without_a_locale_or_a_name_for_its_user_will_do(small, tmp_
     environment = {name: value for name, value in os.environ.items() if name not in names}
     environment |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0",
                     "PYTHONPATH": str(HERE)}
-    done = subprocess.run([sys.executable, "-c", BARE, "漢".encode(), "ré".encode()], cwd=tmp_path,
-                          env=environment, capture_output=True, check=False)
+    command = [sys.executable, "-c", BARE, "漢".encode(), "ré".encode()]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
     report, scores = done.stdout.split(b"wav,mos\n")
     assert rb"\u6a210" in report

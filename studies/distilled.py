@@ -5,8 +5,8 @@
 It is the encoder of DistillMOS (Stahl and Gamper, MIT licence), whose weights come within the
 package: a spectrum, six convolutions and seven transformer layers of width 200, 50 frames a second.
 It is no wav2vec2, but was distilled from a quality predictor that stands on one, wav2vec2 XLS-R. So
-it was trained to predict quality, perhaps on some of the very conditions that it is tried on here:
-what it says itself, zero_shot(), belongs beside whatever is made of its features.
+it was trained to predict quality, perhaps on some of the very conditions that it is tried on here.
+zero_shot() gives what it says itself.
 """
 
 import contextlib

@@ -34,7 +34,6 @@ import moemos
 import train
 from corpora import published, simulated
 from data import InputError
-from studies import distilled
 
 FOLDS = 6  # of whole groups
 ROOT = "runs/lab"
@@ -233,14 +232,6 @@ def by_labels(variant, corpus, learned, predicted, seed, how):
     return (line + expected.numpy()) / 2, None
 
 
-def by_encoder(variant, corpus, learned, predicted, seed, how):
-    """What the learned encoder says itself, zero-shot, always on the scale from 1 to 5."""
-    clips = [clip for clip, row in zip(corpus.clips, predicted) if row]
-    waveforms = (data.read_wav(clip.path, corpus.backbone.sample_rate) for clip in clips)
-    said = [distilled.zero_shot(corpus.backbone, waveform) for waveform in waveforms]
-    return np.array(said), None
-
-
 def synthesis_model(clip):
     return clip.model
 
@@ -274,7 +265,6 @@ HEAD = Variant("the head")
 RIDGE = Variant("ridge", predict=by_ridge, drawn=False)
 MEAN = Variant("condition's mean", predict=by_mean, drawn=False)
 LABELS = Variant("ridge, told the labels too", predict=by_labels, drawn=False)
-ZERO_SHOT = Variant("the encoder itself", predict=by_encoder, drawn=False)
 
 
 # -- Running ---------------------------------------------------------------------------------------

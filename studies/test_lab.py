@@ -13,8 +13,8 @@ import data
 import evaluate
 import moemos
 import train
-from studies import distilled, lab, questions, raters, tables, variants
-from studies.lab import HEAD, LABELS, MEAN, RIDGE, ZERO_SHOT, Cell, Job
+from studies import lab, questions, raters, tables, variants
+from studies.lab import HEAD, LABELS, MEAN, RIDGE, Cell, Job
 from test_moemos import HERE, draw_systems, nan, no_network, plain_ridge  # noqa: F401 - a fixture
 
 
@@ -183,7 +183,7 @@ ASKED = {variant.name: variant for question in questions.QUESTIONS.values()
          for variant in question.variants} | {one.name: one for one in raters.VARIANTS}
 
 
-@pytest.mark.parametrize("name", [name for name in ASKED if name != ZERO_SHOT.name])
+@pytest.mark.parametrize("name", ASKED)
 def test_no_prediction_depends_on_the_ratings_of_clips_that_are_not_learned_from(
         name, monkeypatch):
     variant = ASKED[name]
@@ -328,7 +328,7 @@ def something_else():
 @pytest.mark.parametrize(("module", "name", "variant"), [
     (moemos, "ALPHAS", RIDGE), (train, "FOLDS", RIDGE), (lab, "FOLDS", MEAN),
     (moemos, "ALPHAS", HEAD), (train, "FOLDS", HEAD), (moemos, "LEAST_KEPT", LABELS),
-    (train, "CLIP_NORM", HEAD), (raters, "REACH", raters.MODEL), (data, "SILENCE", ZERO_SHOT)])
+    (train, "CLIP_NORM", HEAD), (raters, "REACH", raters.MODEL)])
 def test_a_prediction_depends_on_the_values_that_its_code_names(
         lone, monkeypatch, module, name, variant):
     job = Job(variant, Cell("a", "b", "groups"), 0)
@@ -345,7 +345,7 @@ def test_a_prediction_depends_on_the_values_that_its_code_names(
     (data, "folds_of", RIDGE), (evaluate, "predict", HEAD), (moemos, "sparsity_loss", HEAD),
     (moemos, "FeatureFusion", HEAD), (train, "alpha", HEAD), (raters, "halves", raters.MEANS),
     (raters, "RaterMOS", raters.SINGLE), (variants, "LayerWeights", variants.LAYER_WEIGHTS),
-    (variants, "at_random", variants.NO_PATH), (distilled, "zero_shot", ZERO_SHOT)])
+    (variants, "at_random", variants.NO_PATH)])
 def test_a_prediction_depends_on_all_code_on_its_way(lone, monkeypatch, module, name, variant):
     job = Job(variant, Cell("a", "b", "groups"), 0)
     before = lab.digest(job, lone)
@@ -375,7 +375,7 @@ def test_a_prediction_depends_on_whole_groups_though_they_end_alike(lone):
 
 
 def test_a_prediction_does_not_depend_on_what_is_made_of_it(lone, monkeypatch):
-    jobs = [Job(variant, Cell("a", "b", "groups"), 0) for variant in (HEAD, RIDGE, ZERO_SHOT)]
+    jobs = [Job(variant, Cell("a", "b", "groups"), 0) for variant in (HEAD, RIDGE, LABELS)]
     before = [lab.digest(job, lone) for job in jobs]
     for module, name in ((evaluate, "PARTS"), (evaluate, "FEWEST"), (evaluate, "leave_one_out"),
                          (tables, "WITHIN"), (tables, "claim"), (raters, "SHOTS")):
