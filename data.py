@@ -1,7 +1,8 @@
 """WAV files, ratings and features: from what a user has to what the model is given.
 
-A corpus is a ratings.csv (see read_manifest) with its WAV files; corpora/ makes one from other data
-sets. Whatever comes from outside is checked here, before any work. Letters: see moemos.py.
+A corpus is a ratings.csv, which read_manifest describes, with its WAV files; corpora/ makes
+one from other data sets. What comes from outside is checked here, before any work. Letters of
+dimensions: see moemos.py.
 """
 
 import contextlib
@@ -25,97 +26,52 @@ import torch
 
 import moemos
 
-PAPER_BACKBONE = "WAV2VEC2_BASE"  # wav2vec2 is the paper's (III.B), the size ours: the smallest
-STALL_SECONDS = 30.0  # a download that is silent for so long is given up; torch.hub would wait
-MAX_BYTES = 2 ** 28   # of a file; a device or a pipe may never end
-SILENCE = 45.0        # dB below a clip's loudest 10 ms: what is so quiet at its ends is cut; ours
+PAPER_BACKBONE = "WAV2VEC2_BASE"  # wav2vec2 is the paper's (III.B), the smallest size is ours
+STALL_SECONDS = 30.0  # a download that sends nothing for so long is given up
+MAX_BYTES = 2 ** 28   # no file may have more; a device or a pipe may never end
+SILENCE = 45.0        # dB; the ends of a clip that are so far below its loudest 10 ms are cut; ours
 # (format, bytes) of a WAV file's samples, 1 being PCM and 3 float -> numpy's type, zero, full scale
 TYPES = {(1, 1): ("u1", 128.0, 2 ** 7), (1, 2): ("i2", 0.0, 2 ** 15), (1, 3): ("i4", 0.0, 2 ** 31),
          (1, 4): ("i4", 0.0, 2 ** 31), (3, 4): ("f4", 0.0, 1), (3, 8): ("f8", 0.0, 1)}
 OTHER_AUDIO = (".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".aif", ".aiff", ".au")
 
 
-class InputError(ValueError):
-    """Something handed in cannot be used; the text is one sentence: what, and what to do."""
-
-    def __init__(self, text):
-        super().__init__(printable(text)[:1000])  # a path may have any length
-
-
-def printable(text):
-    """On one line, whatever control characters the name of a file may hold."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
-def shown(value):
-    """A value from outside as a sentence quotes it: escaped, and cut at 80 characters."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-@contextlib.contextmanager
-def one_sentence(script):
-    """What ends a script early becomes one sentence on standard error, and status 2."""
-    nowhere = io.TextIOWrapper(io.BytesIO())
-    sys.stdout = sys.stdout or nowhere  # None where it was closed
-    sys.stderr = sys.stderr or nowhere
-    sys.stdout.reconfigure(errors="backslashreplace")  # a name may hold what the terminal has not
-    try:
-        yield
-        sys.stdout.flush()  # here, so that a full disk is noticed
-        return
-    except (InputError, FloatingPointError, KeyboardInterrupt, OSError) as error:
-        problem = first_line(error)
-        if isinstance(error, OSError):
-            sys.stdout = nowhere  # for what is left in the buffer of the one that failed
-        if isinstance(error, BrokenPipeError):  # who was reading has left
-            sys.exit(2)
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):  # as torch's says
-            raise
-        problem = "memory ran out; fewer or shorter clips need less"
-    print(f"{script}: {problem}", file=sys.stderr)
-    sys.exit(2)
-
-
-def first_line(error):
-    return str(error).partition("\n")[0] or type(error).__name__
-
-
 # -- Audio -----------------------------------------------------------------------------------------
 
-def read_bytes(path):
-    """What a file holds, up to MAX_BYTES. Raises InputError."""
-    try:
-        with open(path, "rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    if len(content) > MAX_BYTES:
-        raise InputError(f"{path}: is above {MAX_BYTES >> 20} MiB or never ends; cut it")
-    return content
+def read_wav(path, sample_rate, content=None):
+    """A WAV file, PCM or float at any rate -> (T,) float32 at sample_rate, mono, as loud as it is,
+    without the silence at its ends. The paper does not say how clips of 24 and 48 kHz are fed; to
+    resample them is ours.
+
+    content: the bytes of the file, if they have been read. Raises InputError, which names it."""
+    from scipy.signal import resample_poly  # here, so that --help need not wait for it
+    rate, mono = decode(path, read_bytes(path) if content is None else content)
+    # The filter of resample_poly grows with the denominator.
+    ratio = Fraction(sample_rate, rate).limit_denominator(100_000)
+    resampled = resample_poly(mono, ratio.numerator, ratio.denominator)
+    return torch.from_numpy(resampled.astype(np.float32))
 
 
 def decode(path, content):
-    """The bytes of a WAV file -> (rate, (T,) floats at that rate), channels averaged, silence at
-    both ends cut. Raises InputError naming the file."""
+    """The bytes of a WAV file -> (rate, (T,) floats at that rate). Channels are averaged, and
+    silence at both ends is cut. Raises InputError, which names the file."""
     order = ">" if content[:4] == b"RIFX" else "<"
     header, samples = find_samples(path, content, order)
     kind, channels, rate, block, bits, subkind = struct.unpack_from(f"{order}HHI4xHH8xI", header)
-    kind = subkind if kind == 0xFFFE else kind  # in the extensible form of the header
-    # Bytes of a sample: the bits count, as in libsndfile, but 24 of them may lie in blocks of four.
+    kind = subkind if kind == 0xFFFE else kind  # where the header has the extensible form
+    # The bytes of a sample follow from its bits, except that 24 bits may lie in four bytes.
     width = 4 if 16 < bits < 32 and block == 4 * channels else (bits + 7) // 8
     count = len(samples) // max(channels * width, 1) * channels
     if (kind, width) not in TYPES or count == 0 or not 1 <= rate <= 768000:
         raise InputError(f"{path}: {count} samples of {bits} bits in format {kind} at {rate} Hz; "
                          "save it as PCM of 8 to 32 bits or as float, at a rate up to 768 kHz")
     samples = np.frombuffer(samples, np.uint8, count * width)
-    if width == 3:  # which numpy has not: the lowest byte of four is 0
+    if width == 3:  # numpy has no such integers: a byte of 0 makes them four bytes long
         samples = np.insert(samples.reshape(-1, 3), 0 if order == "<" else 3, 0, axis=1).ravel()
     name, zero, full_scale = TYPES[kind, width]
     scaled = (samples.view(order + name).astype(float) - zero) / full_scale
     mono = scaled.reshape(-1, channels).mean(axis=1)  # (T,)
-    if not (np.abs(mono) < 1e6).all():  # full scale is 1; what is far above is no sound
+    if not (np.abs(mono) < 1e6).all():  # full scale is 1, and what is far above it is no sound
         raise InputError(f"{path}: holds NaN, infinite or huge samples")
     sound = cut_silence(mono, rate)
     if len(sound) / rate < moemos.MIN_SECONDS:
@@ -124,92 +80,23 @@ def decode(path, content):
     return rate, sound
 
 
-def find_samples(path, content, order):
-    """The bytes of a WAV file -> (its chunk "fmt ", zeros behind, the bytes of its samples). Of all
-    lengths only that of the samples counts. Who writes to a pipe cannot go back, and leaves 0 or a
-    huge number there: then the samples end with the file. Raises InputError."""
-    header, start, name, size = b"", 12, b"", 0
-    while name != b"data" and start + 8 <= len(content):
-        name, size = struct.unpack_from(f"{order}4sI", content, start)
-        start += 8
-        if name == b"fmt ":
-            header = content[start:start + size]
-        if name != b"data":
-            start += size + size % 2
-    riff, = struct.unpack_from(f"{order}I", content.ljust(8), 4)
-    if content[:4] in (b"RF64", b"BW64"):  # its lengths have 64 bits and stand in front
-        size = int.from_bytes(content[28:36], "little")
-    there = len(content) - start
-    if size > MAX_BYTES or size == 0 and not start < riff <= MAX_BYTES:  # else it has no samples
-        size = there
-    if content[8:12] != b"WAVE" or name != b"data" or size > there:
-        raise InputError(f"{path}: not a whole WAV file; save it again, as PCM or float")
-    return header.ljust(28, b"\0"), content[start:start + size]
-
-
 def cut_silence(mono, rate):
-    """(T,) -> what lies between its first and last 10 ms less than SILENCE dB below the loudest."""
+    """(T,) -> the part from the first to the last loud 10 ms. Loud is what is at most SILENCE dB
+    below the loudest 10 ms."""
     hop = max(rate // 100, 1)
     power = np.add.reduceat(np.square(mono), np.arange(0, len(mono), hop))
     loud = np.flatnonzero(power > 10 ** (-SILENCE / 10) * power.max())
     return mono[loud[0] * hop:(loud[-1] + 1) * hop] if len(loud) else mono
 
 
-def read_wav(path, sample_rate, content=None):
-    """A WAV file, PCM or float of any rate -> (T,) float32 at sample_rate, mono, as loud as it is.
-    The paper does not say how 24 and 48 kHz are fed; to resample them is ours.
-
-    content: the file's bytes, where they have been read. Raises InputError naming the file."""
-    from scipy.signal import resample_poly  # here, so that --help need not wait for it
-    rate, mono = decode(path, read_bytes(path) if content is None else content)
-    ratio = Fraction(sample_rate, rate).limit_denominator(100_000)  # as its filter grows with it
-    resampled = resample_poly(mono, ratio.numerator, ratio.denominator)
-    return torch.from_numpy(resampled.astype(np.float32))
-
-
-def check_clip(path, max_seconds, content=None):
-    """A clip's seconds. Raises InputError for one that cannot be used or is too long."""
-    rate, mono = decode(path, read_bytes(path) if content is None else content)
-    seconds = len(mono) / rate
-    if seconds > max_seconds:
-        raise InputError(f"{path}: {seconds:.2f} s long, above --max-seconds {max_seconds:g}; "
-                         "cut it, or raise --max-seconds")
-    if not mono.astype(np.float32).any():
-        silence = f"WARNING: {path} is all digital silence; its score says nothing"
-        print(printable(silence), file=sys.stderr)
-    return seconds
-
-
-def find_wavs(folder):
-    """All WAV files below a folder, sorted -> Paths; [] where there are none, or it is a file.
-    Links are followed, but each folder is entered once, as they may go round; hidden folders and
-    files are left out. Says how many files of other audio formats are passed over."""
-    entered, files = set(), []
-    for here, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(here)
-        if real in entered:
-            folders.clear()
-            continue
-        entered.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files += [Path(here, name) for name in names if not name.startswith(".")]
-    others = sum(file.suffix.lower() in OTHER_AUDIO for file in files)
-    if others:
-        print(printable(f"{folder}: {others} audio files that are no WAV are passed over"),
-              file=sys.stderr)
-    return sorted(file for file in files if file.suffix.lower() == ".wav")
-
-
 # -- Ratings ---------------------------------------------------------------------------------------
-
-HEADER = ("wav", "split", "system", "model", "group", "rater", "score")
-
 
 @dataclass
 class Clip:
-    """system: what system-level scores are means over. model: what the second task classifies.
-    group: what no split may tear apart, such as a talker or a sentence. ratings: rater -> score;
-    {"": mean} where the table gives only the mean; {} where the clip has no MOS."""
+    """A clip and its ratings. system: what made it; system-level scores are means over it. model:
+    the synthesis model, which the second task classifies. group: what no split may tear apart, such
+    as a talker or a sentence. ratings: {rater: score}, or {"": mean} if only the clip's mean is
+    known, or {} if it has no MOS."""
     wav: str
     path: Path
     split: str
@@ -220,48 +107,20 @@ class Clip:
 
     @property
     def mos(self):
-        """The plain mean of the clip's ratings, NaN without any."""
+        """The plain mean of the clip's ratings; NaN if it has none."""
         return sum(self.ratings.values()) / len(self.ratings) if self.ratings else math.nan
 
 
-def read_rows(path, columns, optional=(), header=True):
-    """Yields (place, row as a dict) of a CSV table in UTF-8. Its first row names the columns, in
-    any order; without header they are these. Others are ignored, optional ones may be missing.
-    Raises InputError naming file and row."""
-    try:
-        text = io.StringIO(read_bytes(path).decode("utf-8-sig"), newline="")
-        rows = csv.DictReader(text, None if header else columns, strict=True)
-        rows.fieldnames = names = [name.strip() for name in rows.fieldnames or []]
-        needed = [name for name in columns if name not in optional]
-        if not {*names} >= {*needed} or len(set(names)) < len(names):
-            raise InputError(f"{path}: the first row must name {','.join(needed)}, each once, with "
-                             f"commas between, not {shown(','.join(names))}; corpora.published "
-                             "--help says how to read another table")
-        ignored = [name for name in names if name not in columns]
-        if ignored:
-            said = f"{path}: columns that are ignored: {shown(','.join(ignored))}"
-            print(printable(said), file=sys.stderr)
-        for row in rows:
-            place = f"{path}, row {rows.line_num}"
-            if None in row or None in row.values():
-                raise InputError(f"{place}: a row needs one value for each of {','.join(names)}")
-            yield place, {name: cell.strip() for name, cell in row.items()}
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: is no CSV table in UTF-8 ({error}); save it as one") from None
-
-
-def table_of(corpus):
-    """The path of a corpus's ratings.csv; corpus: it, or the folder that holds it."""
-    return Path(corpus, "ratings.csv") if os.path.isdir(corpus) else Path(corpus)
+HEADER = ("wav", "split", "system", "model", "group", "rater", "score")
 
 
 def read_manifest(path, scale=(1.0, 5.0)):
     """A ratings.csv, or the folder that holds it -> clips, in order of first appearance.
 
-    A row is a rating, or a clip's mean with `rater` empty; a clip without MOS has one row with both
-    `rater` and `score` empty. `wav` is relative to the table, `split` is train, dev or test.
-    `model`, the synthesis model, and `group` may be left out: then it is the system, and a clip is
-    a group of its own. Raises InputError naming file and row."""
+    Each row is one rating, or a clip's mean if `rater` is empty. A clip without MOS has one row in
+    which `rater` and `score` are empty. `wav` is a path, starting from the table's folder. `split`
+    is train, dev or test. The columns `model` and `group` may be missing: then the synthesis model
+    is the system, and each clip is a group of its own. Raises InputError, which names the row."""
     path = table_of(path)
     clips = {}
     for place, row in read_rows(path, HEADER, optional=("model", "group")):
@@ -272,7 +131,7 @@ def read_manifest(path, scale=(1.0, 5.0)):
 
 
 def add_row(clips, row, folder, scale, place):
-    """Reads a row of a table into clips, {real path: Clip}; place: the row's, for messages."""
+    """Adds a row of a table to clips, {real path: Clip}. place: where the row is, for messages."""
     if not row["wav"] or not row["system"] or {"\0", "\r"} & set("".join(row.values())):
         raise InputError(f"{place}: wav and system must not be empty, nor a cell hold NUL or CR")
     if row["split"] not in ("train", "dev", "test"):
@@ -282,7 +141,7 @@ def add_row(clips, row, folder, scale, place):
     new = Clip(row["wav"], wav, row["split"], row["system"],
                row.get("model") or row["system"], row.get("group") or path)
     if path not in clips and not os.path.isfile(path):
-        raise InputError(f"{place}: {shown(row['wav'])} is not there, or no file, in {folder}")
+        raise InputError(f"{place}: {shown(row['wav'])} is missing, or is no file, in {folder}")
     clip = clips.setdefault(path, new)
     if any(getattr(clip, name) != getattr(new, name)
            for name in ("split", "system", "model", "group")):
@@ -306,16 +165,10 @@ def add_row(clips, row, folder, scale, place):
     clip.ratings[rater] = score
 
 
-def check_scale(scale):
-    """Raises InputError for a scale that cannot be."""
-    low, high = scale
-    if not -1e6 <= low < high <= 1e6:
-        raise InputError(f"--scale {low:g} {high:g}: the lower first, and no more than a million")
-
-
 def folds_of(clips, folds):
-    """(clips,) int: to which of so many folds each clip belongs. Groups, sorted by name, take
-    turns, so that none is torn apart; where all clips are of one group, the clips take turns."""
+    """Deals clips out into so many folds -> (clips,) int, the number of each clip's fold. Groups,
+    sorted by name, take turns, so that none is torn apart. If there is one group only, clips take
+    turns."""
     groups = [clip.group for clip in clips]
     names = sorted(set(groups))
     if len(names) < 2:
@@ -324,25 +177,8 @@ def folds_of(clips, folds):
     return np.array([number[group] for group in groups]) % folds
 
 
-def check_clips(clips, max_seconds=math.inf):
-    """Decodes every clip, so that a bad one is refused before any work -> a line on what they are.
-    Raises InputError naming the file."""
-    parts = []
-    for split in ("train", "dev", "test"):
-        these = [clip for clip in clips if clip.split == split]
-        raters = [rater for clip in these for rater in clip.ratings]
-        systems = {clip.system for clip in these}
-        seconds = sum(check_clip(clip.path, max_seconds) for clip in these)
-        if these:
-            parts.append(f"{split} {len(these)} clips, {len(raters)} ratings, {len(systems)} "
-                         f"systems, {len({*raters} - {''})} raters, {seconds:.0f} s")
-    scores = [score for clip in clips for score in clip.ratings.values()]
-    lowest_and_highest = [f"ratings from {min(scores):g} to {max(scores):g}"] if scores else []
-    return "; ".join(parts + lowest_and_highest)
-
-
 def read_corpus(path, scale=(1.0, 5.0), max_seconds=60.0):
-    """read_manifest and check_clips; prints what was found."""
+    """read_manifest() and check_clips(); prints what was found."""
     clips = read_manifest(path, scale)
     print(printable(f"{path}: {check_clips(clips, max_seconds)}"))
     return clips
@@ -350,53 +186,10 @@ def read_corpus(path, scale=(1.0, 5.0), max_seconds=60.0):
 
 # -- Features: each clip goes through the frozen backbone once; its statistics are kept ------------
 
-def pick_device(name=""):
-    """The device of that name, tried; without one the accelerator, or else the CPU."""
-    name = name or torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    try:
-        torch.ones(1, device=name).item()
-    except Exception as error:  # noqa: BLE001 - torch raises nearly anything
-        raise InputError(f"--device {name} cannot be used here ({first_line(error)})") from None
-    return torch.device(name)
-
-
-def open_backbone(name="", device=""):
-    """moemos.load_backbone, with a sentence for what can go wrong. Raises InputError.
-
-    Without a name it is the paper's, or, with a warning that cannot be missed, logmel where its
-    weights cannot be had. device: as of pick_device."""
-    device = pick_device(device)
-    socket.setdefaulttimeout(STALL_SECONDS)
-    try:
-        return moemos.load_backbone(name or PAPER_BACKBONE, device)
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    except SystemExit:
-        raise InputError(f"the module {name} ends the program; it must not") from None
-    except Exception as error:
-        bundle = moemos.torchaudio_bundle(name or PAPER_BACKBONE)
-        if bundle is None or "memory" in str(error):
-            raise  # a fault in a module of one's own is to be seen whole
-        file = Path(torch.hub.get_dir(), "checkpoints", Path(bundle._path).name)
-        if file.exists():
-            raise InputError(f"{file}: is no file of weights; delete it and start again") from None
-        problem = f"{file}: these weights are missing ({first_line(error)}); put them there"
-        if name:
-            raise InputError(problem) from None
-        line = "!" * 100
-        print(f"{line}\nWARNING: {problem}.\nUsing logmel, a stand-in that hears spectra only: "
-              f"the results are NOT those of the paper's method.\n{line}", file=sys.stderr)
-        return moemos.load_backbone("logmel", device)
-    finally:
-        socket.setdefaulttimeout(None)
-
-
 def extract_features(clips, backbone, cache="cache"):
-    """Clips -> (clips, L, 2D) float32, from the folder `cache` where they are there.
-
-    An entry is named by a digest of the file's content and of what its features depend on. Raises
-    InputError for a file that read_wav refuses.
-    """
+    """Clips -> (clips, L, 2D) float32. What has been extracted before is read from the folder
+    `cache`; there the name of a file is a digest of the clip's content and of all that its features
+    depend on. Raises InputError for a clip that read_wav refuses."""
     key = cache_key(backbone)
     shape = (backbone.layers, 2 * backbone.width)
     result = torch.empty(len(clips), *shape)
@@ -414,22 +207,9 @@ def extract_features(clips, backbone, cache="cache"):
     return result
 
 
-def cache_key(backbone):
-    """What features depend on besides the file: the backbone's identity and rate, and the source
-    code on the way, so that after a change of it, even of a comment, they are extracted anew."""
-    code = [decode, find_samples, cut_silence, read_wav, moemos.Backbone, type(backbone),
-            inspect.getmodule(type(backbone.network)), moemos.pool_statistics, clip_statistics]
-    numbers = f"{backbone.sample_rate} {TYPES} {SILENCE}"
-    try:
-        sources = [inspect.getsource(part) for part in code]
-    except (OSError, TypeError) as error:
-        raise InputError(f"features depend on the source code, and some is not there: {error}; put "
-                         "the .py files back") from None
-    return "\n".join([backbone.identity, numbers, *sources]).encode()
-
-
 def clip_statistics(waveform, backbone, path):
-    """(T,) -> (L, 2D) on the CPU. Raises InputError where there are none or they are not finite."""
+    """(T,) -> (L, 2D) on the CPU. Raises InputError if the backbone refuses the waveform, or if the
+    statistics are not finite."""
     try:
         statistics = moemos.pool_statistics(backbone.extract(waveform)).cpu()
     except ValueError as error:
@@ -440,8 +220,19 @@ def clip_statistics(waveform, backbone, path):
     return statistics
 
 
+def cache_key(backbone):
+    """What features depend on besides the file: the identity and rate of the backbone, and the
+    source code that computes them. After any change of the code, even of a comment, they are made
+    anew."""
+    code = [decode, find_samples, cut_silence, read_wav, moemos.Backbone, type(backbone),
+            inspect.getmodule(type(backbone.network)), moemos.pool_statistics, clip_statistics]
+    numbers = f"{backbone.sample_rate} {TYPES} {SILENCE}"
+    sources = [inspect.getsource(part) for part in code]
+    return "\n".join([backbone.identity, numbers, *sources]).encode()
+
+
 def read_entry(entry, shape):
-    """A cache entry -> its statistics; None where it is missing, damaged or may not be read."""
+    """A file of the cache -> its statistics, or None if it is missing, damaged or unreadable."""
     numbers = b""
     with contextlib.suppress(OSError):
         numbers = unsealed(entry.read_bytes())
@@ -450,31 +241,238 @@ def read_entry(entry, shape):
     return torch.frombuffer(bytearray(numbers), dtype=torch.float32).view(shape)
 
 
+# -- What follows is no part of the method: sentences, checks, files and folders -------------------
+
+class InputError(ValueError):
+    """Something that was handed in cannot be used. The text is one sentence, which says what, and
+    what to do."""
+
+    def __init__(self, text):
+        super().__init__(printable(text)[:1000])  # a path may have any length
+
+
+def printable(text):
+    """The text with its control characters escaped, as the name of a file may hold any."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def shown(value):
+    """A value from outside as a sentence quotes it: escaped and cut after 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+@contextlib.contextmanager
+def one_sentence(script):
+    """For the body of a script's main(): an error that a user can cause becomes one sentence on
+    standard error, and the exit status is 2. Other errors are faults of the program, and are raised
+    on."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # the terminal may lack a name's characters
+    try:
+        yield
+        sys.stdout.flush()  # here, where a full disk is noticed
+        return
+    except (InputError, FloatingPointError, KeyboardInterrupt, OSError) as error:
+        problem = first_line(error)
+        if isinstance(error, OSError):
+            sys.stdout = io.StringIO()  # so that Python does not try again to write what is left
+        if isinstance(error, BrokenPipeError):  # the reader of a pipe, such as head, has left
+            sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):  # torch raises these
+            raise
+        problem = "memory ran out; fewer or shorter clips need less"
+    print(f"{script}: {problem}", file=sys.stderr)
+    sys.exit(2)
+
+
+def first_line(error):
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def read_bytes(path):
+    """The bytes of a file, MAX_BYTES at most. Raises InputError."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    if len(content) > MAX_BYTES:
+        raise InputError(f"{path}: is above {MAX_BYTES >> 20} MiB or never ends; cut it")
+    return content
+
+
+def find_samples(path, content, order):
+    """The bytes of a WAV file -> (its chunk "fmt ", padded with zeros, the bytes of its samples).
+    A program that writes to a pipe does not yet know how long the samples are, and gives 0 or a
+    huge number as their length: then they end with the file. Raises InputError."""
+    header, start, name, size = b"", 12, b"", 0
+    while name != b"data" and start + 8 <= len(content):
+        name, size = struct.unpack_from(f"{order}4sI", content, start)
+        start += 8
+        if name == b"fmt ":
+            header = content[start:start + size]
+        if name != b"data":
+            start += size + size % 2
+    riff, = struct.unpack_from(f"{order}I", content.ljust(8), 4)
+    if content[:4] in (b"RF64", b"BW64"):  # formats whose lengths have 64 bits and come first
+        size = int.from_bytes(content[28:36], "little")
+    left = len(content) - start
+    if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):  # it was a pipe
+        size = left
+    if content[8:12] != b"WAVE" or name != b"data" or size > left:
+        raise InputError(f"{path}: not a whole WAV file; save it again, as PCM or float")
+    return header.ljust(28, b"\0"), content[start:start + size]
+
+
+def check_clip(path, max_seconds, content=None):
+    """The seconds of a clip, without the silence at its ends. Raises InputError if it cannot be
+    used or is too long."""
+    rate, mono = decode(path, read_bytes(path) if content is None else content)
+    seconds = len(mono) / rate
+    if seconds > max_seconds:
+        raise InputError(f"{path}: {seconds:.2f} s long, above --max-seconds {max_seconds:g}; "
+                         "cut it, or raise --max-seconds")
+    if not mono.astype(np.float32).any():
+        silence = f"WARNING: {path} is all digital silence; its score says nothing"
+        print(printable(silence), file=sys.stderr)
+    return seconds
+
+
+def check_clips(clips, max_seconds=math.inf):
+    """Decodes every clip, so that a bad one is refused before any work -> a line that counts them.
+    Raises InputError, which names the file."""
+    parts = []
+    for split in ("train", "dev", "test"):
+        these = [clip for clip in clips if clip.split == split]
+        raters = [rater for clip in these for rater in clip.ratings]
+        systems = {clip.system for clip in these}
+        seconds = sum(check_clip(clip.path, max_seconds) for clip in these)
+        if these:
+            parts.append(f"{split} {len(these)} clips, {len(raters)} ratings, {len(systems)} "
+                         f"systems, {len({*raters} - {''})} raters, {seconds:.0f} s")
+    scores = [score for clip in clips for score in clip.ratings.values()]
+    lowest_and_highest = [f"ratings from {min(scores):g} to {max(scores):g}"] if scores else []
+    return "; ".join(parts + lowest_and_highest)
+
+
+def find_wavs(folder):
+    """All WAV files in a folder and below it -> sorted Paths; [] if there are none, or if it is a
+    file. Hidden files, hidden folders and links to folders are left out. Prints how many files of
+    other audio formats there are."""
+    files = []
+    for here, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(here, name) for name in names if not name.startswith(".")]
+    others = sum(file.suffix.lower() in OTHER_AUDIO for file in files)
+    if others:
+        print(printable(f"{folder}: {others} audio files that are no WAV are passed over"),
+              file=sys.stderr)
+    return sorted(file for file in files if file.suffix.lower() == ".wav")
+
+
+def read_rows(path, columns, optional=(), header=True):
+    """Yields (place, row as a dict) for each row of a CSV table in UTF-8. Its first row names the
+    columns, in any order; if header is False, there is no such row. Columns that are not asked for
+    are ignored, and those in `optional` may be missing. Raises InputError, which names the row."""
+    try:
+        text = io.StringIO(read_bytes(path).decode("utf-8-sig"), newline="")
+        rows = csv.DictReader(text, None if header else columns, strict=True)
+        rows.fieldnames = names = [name.strip() for name in rows.fieldnames or []]
+        needed = [name for name in columns if name not in optional]
+        if not {*names} >= {*needed} or len(set(names)) < len(names):
+            raise InputError(f"{path}: the first row must name {','.join(needed)}, each once, with "
+                             f"commas between, not {shown(','.join(names))}; corpora.published "
+                             "--help says how to read another table")
+        ignored = [name for name in names if name not in columns]
+        if ignored:
+            said = f"{path}: columns that are ignored: {shown(','.join(ignored))}"
+            print(printable(said), file=sys.stderr)
+        for row in rows:
+            place = f"{path}, row {rows.line_num}"
+            if None in row or None in row.values():
+                raise InputError(f"{place}: a row needs one value for each of {','.join(names)}")
+            yield place, {name: cell.strip() for name, cell in row.items()}
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: is no CSV table in UTF-8 ({error}); save it as one") from None
+
+
+def table_of(corpus):
+    """The path of a corpus's ratings.csv. corpus: that path, or the folder of the table."""
+    return Path(corpus, "ratings.csv") if os.path.isdir(corpus) else Path(corpus)
+
+
+def check_scale(scale):
+    """Raises InputError for a scale that cannot be."""
+    low, high = scale
+    if not -1e6 <= low < high <= 1e6:
+        raise InputError(f"--scale {low:g} {high:g}: the lower first, and no more than a million")
+
+
+def pick_device(name=""):
+    """The device of that name, after a try; without a name, an accelerator or else the CPU."""
+    name = name or torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    try:
+        torch.ones(1, device=name).item()
+    except Exception as error:  # noqa: BLE001 - torch raises nearly anything
+        raise InputError(f"--device {name} cannot be used here ({first_line(error)})") from None
+    return torch.device(name)
+
+
+def open_backbone(name="", device=""):
+    """moemos.load_backbone, with a sentence for what can go wrong. Raises InputError.
+
+    Without a name it is the paper's backbone or, if its weights cannot be had, logmel, with a
+    warning that cannot be missed. device: as for pick_device."""
+    device = pick_device(device)
+    socket.setdefaulttimeout(STALL_SECONDS)
+    try:
+        return moemos.load_backbone(name or PAPER_BACKBONE, device)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    except SystemExit:
+        raise InputError(f"the module {name} ends the program; it must not") from None
+    except Exception as error:
+        bundle = moemos.torchaudio_bundle(name or PAPER_BACKBONE)
+        if bundle is None or "memory" in str(error):
+            raise  # a fault in a module of your own is shown whole
+        file = Path(torch.hub.get_dir(), "checkpoints", Path(bundle._path).name)
+        if file.exists():
+            raise InputError(f"{file}: is no file of weights; delete it and start again") from None
+        problem = f"{file}: these weights are missing ({first_line(error)}); put them there"
+        if name:
+            raise InputError(problem) from None
+        line = "!" * 100
+        print(f"{line}\nWARNING: {problem}.\nUsing logmel, a stand-in that hears spectra only: "
+              f"the results are NOT those of the paper's method.\n{line}", file=sys.stderr)
+        return moemos.load_backbone("logmel", device)
+    finally:
+        socket.setdefaulttimeout(None)
+
+
 def show_progress(what, done, clips, start):
-    """A line on a terminal, none in a pipe. start: time.monotonic() then."""
+    """Prints a line of progress, if it goes to a terminal. start: time.monotonic() at the start."""
     if sys.stderr.isatty():
         left = (time.monotonic() - start) / done * (clips - done)
         print(f"\r{what}: {done}/{clips} clips, {left:.0f} s left ",
               end="\n" * (done == clips), file=sys.stderr)
 
 
-# -- Output ----------------------------------------------------------------------------------------
-
 def sealed(content):
-    """Bytes with their SHA-256 behind them, so that damage shows."""
+    """Bytes, followed by their SHA-256, so that damage can be noticed."""
     return content + hashlib.sha256(content).digest()
 
 
 def unsealed(content):
-    """What was sealed; nothing, b"", where it is damaged."""
+    """The bytes that were sealed, or b"" if they are damaged."""
     content, digest = content[:-32], content[-32:]
     return content if hashlib.sha256(content).digest() == digest else b""
 
 
 def write_files(files, outdated=()):
-    """Writes {path: bytes, or the rows of a CSV table} and removes files that are then outdated.
-    All is written beside its place first, and then exchanged, so that a reader, or the next start
-    of a killed run, sees no file half done. Raises InputError where it cannot."""
+    """Writes {path: bytes, or the rows of a CSV table} and deletes the files that are then
+    outdated. Each file is written under another name first and then renamed, so that nobody ever
+    reads half a file, even if the program is killed. Raises InputError if that fails."""
     partial = {path: Path(f"{path}.{uuid.uuid4().hex}.partial") for path in files}
     for path in (*files, *outdated):
         if os.path.isdir(path):
@@ -502,10 +500,10 @@ def as_csv(rows):
 
 
 def check_writable(folder):
-    """Raises InputError for a folder in which no file can be made. Leaves nothing behind."""
-    there = Path(os.path.abspath(folder))
-    while not there.exists():  # what is missing would be made in it
-        there = there.parent
-    path = there / f".{uuid.uuid4().hex}"
+    """Raises InputError if no file can be made in a folder. Leaves nothing behind."""
+    existing = Path(os.path.abspath(folder))
+    while not existing.exists():  # folders that are missing would be made in this one
+        existing = existing.parent
+    path = existing / f".{uuid.uuid4().hex}"
     write_files({path: b""})
     path.unlink(missing_ok=True)

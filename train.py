@@ -4,10 +4,11 @@
     python train.py --data DIR --out runs/mine     learns from the ratings.csv in a folder
     python train.py --help                         every setting and where it comes from
 
-Letters of dimensions: see moemos.py. A value with a section of the paper is the paper's; others are
-ours. The paper does not say which weights a stage trains: here each stage trains all of them, with
-a new AdamW, and both regularisers are always on. Nor does it say what its "adaptive" weighting of
-the two losses is: here it is the ramp of stage 2, and the steps from stage to stage.
+A value is the paper's if a section is named and the word "ours" is not. The paper does not say
+which weights a stage trains. Here each stage trains all of them, with a new AdamW, and both
+regularisers are always on. Nor does it say what it means by an "adaptive" weighting of the two
+losses. Here that is alpha, the weight of the MOS loss: it rises during stage 2 and jumps between
+stages. Letters of dimensions: see moemos.py.
 """
 
 import argparse
@@ -20,30 +21,28 @@ from typing import NamedTuple
 
 import torch
 
-try:
-    import data
-    import moemos
-    from data import InputError
-except ModuleNotFoundError as error:  # Python's -I and -P leave out the script's own folder
-    raise SystemExit(f"train.py: {error}; start Python without -I and -P") from None
+import data
+import moemos
+from data import InputError
 
+# -- Settings --------------------------------------------------------------------------------------
 
 class Stage(NamedTuple):
     name: str
     steps: int
-    lr: float            # at the first step; annealed to 0 within the stage (which is ours)
+    lr: float            # at the first step; it falls to 0 within each stage (per stage: ours)
     alpha_start: float   # weight of the MOS loss; that of the second task, beta, is 1 - alpha
     alpha_end: float
 
 
-STAGES = (  # III.E; all steps are ours
+STAGES = (  # III.E; that each has 200 steps is ours
     Stage("classification", 200, 1e-4, 0.0, 0.0),
     Stage("joint", 200, 1e-4, 0.3, 0.7),  # lr: ours, that of stage 1
     Stage("mos", 200, 1e-5, 0.9, 0.9),
 )
-CLIP_NORM = 1.0  # gradient clipping (III.E); the paper's, and so no option
-FOLDS = 5        # of the rated clips, whole groups, for moemos.strength(); ours
-LOG_STEPS = 50   # a row of log.csv is the mean over so many steps; ours
+CLIP_NORM = 1.0  # gradient clipping (III.E)
+FOLDS = 5        # of the cross-validation in moemos.best_penalty(); ours
+LOG_STEPS = 50   # a row of log.csv is a mean over this many steps; ours
 RESULTS = ("metrics.json", "predictions.csv", "answer.txt")  # what evaluate.py writes
 
 
@@ -53,23 +52,186 @@ def option(default, help, **limits):
 
 @dataclass(frozen=True)
 class Config:
-    """The settings that are options of the command line, with - for _."""
-    data: str = option("corpus", "ratings.csv or its folder; corpus is simulated if missing")
-    scale: tuple = option((1.0, 5.0), "lowest and highest rating; others are refused")
-    max_seconds: float = option(60.0, "longer clips are refused", least=0)
-    backbone: str = option("", "a torchaudio bundle, logmel or a module of your own; not given: "
-                               "WAV2VEC2_BASE (III.B; its size is ours), else logmel")
-    out: str = option("runs/default", "folder of the run")
-    cache: str = option("cache", "folder of the features")
-    device: str = option("", "cpu, cuda, ...; not given: the accelerator if there is one")
-    seed: int = option(0, "of everything that is random in training", least=0, below=2 ** 63)
-    experts: int = option(4, "N of III.B; ours", least=1, below=100)
-    hidden: int = option(32, "width H of an expert; ours", least=1, below=2000)
-    batch_size: int = option(32, "ours", least=1, below=1e9)
-    lambda_1: float = option(0.02, "weight of diversity (III.B); ours", least=0)
-    lambda_2: float = option(0.02, "weight of sparsity (III.B); ours", least=0)
-    steps: int = option(0, "of each stage, for quick trials; 0: those of STAGES", least=0,
-                       below=1e9)
+    """The settings. Each is an option of the command line, with - in place of _."""
+    data: str = option("corpus", "a ratings.csv or its folder; if missing, corpus is simulated")
+    scale: tuple = option((1.0, 5.0), "the lowest and the highest rating; others are refused")
+    max_seconds: float = option(60.0, "clips that are longer are refused", least=0)
+    backbone: str = option("", "a torchaudio bundle, logmel or a module of your own; if none is "
+                               "named, WAV2VEC2_BASE (III.B; its size is ours) or, without its "
+                               "weights, logmel")
+    out: str = option("runs/default", "the folder of the run")
+    cache: str = option("cache", "the folder where features are kept")
+    device: str = option("", "cpu, cuda, ...; if none is named, an accelerator or else cpu")
+    seed: int = option(0, "the seed of all that is random in training", least=0, below=2 ** 63)
+    experts: int = option(4, "the number of experts, N of III.B; ours", least=1, below=100)
+    hidden: int = option(32, "the width H of an expert; ours", least=1, below=2000)
+    batch_size: int = option(32, "clips in a batch; ours", least=1, below=1e9)
+    lambda_1: float = option(0.02, "the weight of L_diversity (III.B); ours", least=0)
+    lambda_2: float = option(0.02, "the weight of L_sparsity (III.B); ours", least=0)
+    steps: int = option(0, "the steps of each stage, for quick trials; 0 means those in STAGES",
+                       least=0, below=1e9)
+
+
+# -- Three stages ----------------------------------------------------------------------------------
+
+def learning_rate(step, steps, peak):
+    """Cosine annealing (III.E): `peak` at step 0, and 0 when step == steps. It depends on the step
+    alone, so that no stage can inherit a rate of 0 from the one before."""
+    return 0.5 * peak * (1 + math.cos(math.pi * step / steps))
+
+
+def alpha(step, steps, start, end):
+    """The weight of the MOS loss: `start` at step 0, `end` at the last step, and on a straight line
+    between them (which is ours)."""
+    return start + (end - start) * (step / max(steps - 1, 1))
+
+
+class Clips(NamedTuple):
+    features: torch.Tensor  # (clips, L, 2D)
+    mos: torch.Tensor       # (clips,), NaN where a clip has none
+    label: torch.Tensor     # (clips,) the index of the synthesis model, the second task's class
+
+    def take(self, rows):
+        """Only the clips of these rows, which are indices or a mask."""
+        return Clips(*(tensor[rows] for tensor in self))
+
+
+def run_stage(model, stage, config, training, dev=None):
+    """Trains a model on Clips for one stage. Every LOG_STEPS steps it yields a row of log.csv, a
+    dict. dev: the Clips for validate(), if there are any.
+
+    Each step draws its batch anew from all clips, so that a small corpus gets as many steps as a
+    large one. Raises FloatingPointError if a loss or a gradient is not finite."""
+    os.environ.setdefault("USERNAME", "nobody")  # torch asks for it, and not every user has one
+    parameters = list(model.parameters())
+    optimiser = torch.optim.AdamW(parameters, fused=True)  # weight decay: torch's 0.01
+    logged, gates = [], []
+    for step in range(stage.steps):
+        lr = learning_rate(step, stage.steps, stage.lr)
+        mos_weight = alpha(step, stage.steps, stage.alpha_start, stage.alpha_end)
+        optimiser.param_groups[0]["lr"] = lr
+
+        rows = torch.randperm(len(training.mos))[:config.batch_size]
+        batch = training.take(rows.to(training.mos.device))
+        output = model.train()(batch.features)
+        terms = moemos.losses(output, batch.mos, batch.label, mos_weight, 1 - mos_weight,
+                              config.lambda_1, config.lambda_2, model.deviation)
+        optimiser.zero_grad()
+        terms["total"].backward()
+        terms["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
+        numbers = {name: term.item() for name, term in terms.items()}
+        if not math.isfinite(numbers["total"] + numbers["grad_norm"]):
+            raise FloatingPointError(f"the loss or its gradient is not finite in stage "
+                                     f"{stage.name}, step {step + 1}: {numbers}")
+        optimiser.step()
+
+        logged.append(numbers)
+        gates.append(output.gates.detach())
+        if (step + 1) % LOG_STEPS == 0 or step + 1 == stage.steps:
+            means = {name: sum(row[name] for row in logged) / len(logged) for name in numbers}
+            yield {"stage": stage.name, "step": step + 1, "lr": lr, "alpha": mos_weight, **means,
+                   **gate_columns(torch.cat(gates)), **(validate(model, dev) if dev else {})}
+            logged, gates = [], []
+
+
+def run_stages(model, stages, config, training, dev=None):
+    """Trains a model on Clips through all stages; prints and returns the rows of log.csv. dev: the
+    Clips for validate(), if there are any."""
+    model.to(training.features.device)
+    rows = []
+    for stage in stages:
+        print(f"stage {stage.name}\n{HEADING}")
+        for row in run_stage(model, stage, config, training, dev):
+            percent = [f"{100 * row[f'gate_{e + 1}']:2.0f}" for e in range(config.experts)]
+            print(LINE.format(**row), *percent)
+            rows.append(row)
+    return rows
+
+
+def build_model(config, weights):
+    """A model with these weights, from moemos.start() or from a stored run. Weights that are not
+    among them start random."""
+    layers, statistics = weights["fusion.center"].shape
+    axes, classes = weights["fusion.axes"].shape[1], len(weights["class_head.bias"])
+    model = moemos.MoEMOS(layers, statistics // 2, axes, classes, config.experts, config.hidden)
+    model.load_state_dict(weights, strict=False)
+    return model
+
+
+def train(config):
+    """Trains a model and returns it; writes model.pt and log.csv into config.out. Raises InputError
+    for input that cannot be used, before any long work."""
+    check(config)
+    device = data.pick_device(config.device)
+    data.check_writable(config.out)
+    clips, dev_clips = read_clips(config)
+    backbone = data.open_backbone(config.backbone, device)
+    config = replace(config, backbone=backbone.name)
+    training, classes = as_tensors(clips, backbone, config.cache)
+    dev = as_tensors(dev_clips, backbone, config.cache)[0] if dev_clips else None
+    rated = int((~training.mos.isnan()).sum())
+    print(f"{len(clips)} clips to train on, {rated} with MOS; {len(classes)} classes; backbone "
+          f"{backbone.name} on {backbone.device}")
+
+    torch.manual_seed(config.seed)
+    fold = data.folds_of([clip for clip in clips if clip.ratings], FOLDS)
+    on_cpu = [tensor.cpu() for tensor in training]  # as not every accelerator has float64
+    model = build_model(config, moemos.start(*on_cpu, len(classes), fold))
+    print("training starts from ridge regression with a penalty of {:.2g} a feature, found by "
+          "cross-validation; {} features become {} axes".format(
+              model.penalty, *model.fusion.axes.shape))
+    stages = [stage._replace(steps=config.steps or stage.steps) for stage in STAGES]
+    rows = run_stages(model, stages, config, training, dev)
+    write_run(config, model, stages, classes, backbone, rows)
+    return model
+
+
+# -- What follows is no part of the method: the log, files and the command line --------------------
+
+# H(g) and H(p) are the two numbers of moemos.gate_entropies(). norm is that of the gradient, before
+# it is clipped.
+HEADING = " step      lr alpha total   mos class  div spar norm H(g) H(p)  gates %"
+LINE = ("{step:5d} {lr:7.1e} {alpha:5.2f} {total:5.2f} {mos:5.3f} {classification:5.2f} "
+        "{diversity:4.2f} {sparsity:4.2f} {grad_norm:4.1f} {gate_entropy:4.2f} "
+        "{mean_gate_entropy:4.2f} ")
+
+
+def gate_columns(gates):
+    """The columns of log.csv about the gates; gates: (clips, E), all since the last row."""
+    of_a_clip, of_the_mean = moemos.gate_entropies(gates)
+    use = {f"gate_{e + 1}": share for e, share in enumerate(gates.mean(0).tolist())}
+    return {"gate_entropy": of_a_clip.item(), "mean_gate_entropy": of_the_mean.item(), **use}
+
+
+@torch.no_grad()
+def validate(model, clips):
+    """The columns of log.csv about the rated Clips of split dev, which train nothing."""
+    predicted = torch.cat([model.eval()(part).mos for part in clips.features.split(256)]).cpu()
+    mos = clips.mos.cpu()
+    return {"dev_mse": moemos.mse(predicted, mos), "dev_lcc": moemos.lcc(predicted, mos)}
+
+
+def read_clips(config):
+    """The corpus of a Config, simulated if it is missing -> (training clips, rated dev clips)."""
+    if config.data == Config.data and not Path(config.data).exists():
+        from corpora import simulated  # the core's one import of corpora/
+        print(f"{config.data}/ is missing: simulating it (python -m corpora.simulated corpus)")
+        simulated.simulate(config.data, 0)
+    clips = data.read_corpus(config.data, config.scale, config.max_seconds)
+    training = [clip for clip in clips if clip.split == "train"]
+    if sum(bool(clip.ratings) for clip in training) < 2:
+        raise InputError(f"{config.data}: fewer than two training clips with ratings")
+    return training, [clip for clip in clips if clip.split == "dev" and clip.ratings]
+
+
+def as_tensors(clips, backbone, cache):
+    """data.Clips -> (train.Clips on the backbone's device, the classes of the second task). A class
+    is a synthesis model (III.C)."""
+    features = data.extract_features(clips, backbone, cache).to(backbone.device)
+    mos = torch.tensor([clip.mos for clip in clips], device=backbone.device)
+    classes = sorted({clip.model for clip in clips})
+    label = torch.tensor([classes.index(clip.model) for clip in clips], device=backbone.device)
+    return Clips(features, mos, label), classes
 
 
 def flag(setting):
@@ -92,164 +254,12 @@ def check(config):
         raise InputError("--data, --out and --cache must not be empty")
 
 
-def learning_rate(step, steps, peak):
-    """Cosine annealing (III.E): peak at step 0, 0 at step == steps; it has no state."""
-    return 0.5 * peak * (1 + math.cos(math.pi * step / steps))
-
-
-def alpha(step, steps, start, end):
-    """Weight of the MOS loss: start at step 0, end at the last step; linear: ours."""
-    return start + (end - start) * (step / max(steps - 1, 1))
-
-
-class Clips(NamedTuple):
-    features: torch.Tensor  # (clips, L, 2D)
-    mos: torch.Tensor       # (clips,), NaN without
-    model: torch.Tensor     # (clips,) index of the class in the second task
-
-    def take(self, rows):
-        """The Clips of some rows: their indices, or a mask."""
-        return Clips(*(tensor[rows] for tensor in self))
-
-
-def gate_columns(gates):
-    """The gate columns of a row of log.csv, of the (clips, E) gates since the last row."""
-    of_a_clip, of_the_mean = moemos.gate_entropies(gates)
-    use = {f"gate_{e + 1}": share for e, share in enumerate(gates.mean(0).tolist())}
-    return {"gate_entropy": of_a_clip.item(), "mean_gate_entropy": of_the_mean.item(), **use}
-
-
-@torch.no_grad()
-def validate(model, clips):
-    """The dev columns of a row of log.csv; clips: rated Clips of split dev, which train nothing."""
-    predicted = torch.cat([model.eval()(part).mos for part in clips.features.split(256)]).cpu()
-    mos = clips.mos.cpu()
-    return {"dev_mse": moemos.mse(predicted, mos), "dev_lcc": moemos.lcc(predicted, mos)}
-
-
-def run_stage(model, stage, config, training, dev=None):
-    """Trains model on Clips for one stage; yields a row of log.csv, a dict, every LOG_STEPS steps.
-
-    Each step draws its batch anew from all clips, so that a small corpus gets as many steps as a
-    large one. Raises FloatingPointError, saying where, for a loss or gradient that is not finite.
-    """
-    os.environ.setdefault("USERNAME", "nobody")  # AdamW imports a compiler that asks for a name
-    parameters = list(model.parameters())
-    optimiser = torch.optim.AdamW(parameters, fused=True)
-    logged, gates = [], []
-    for step in range(stage.steps):
-        lr = learning_rate(step, stage.steps, stage.lr)
-        mos_weight = alpha(step, stage.steps, stage.alpha_start, stage.alpha_end)
-        optimiser.param_groups[0]["lr"] = lr
-
-        rows = torch.randperm(len(training.mos))[:config.batch_size]
-        batch = training.take(rows.to(training.mos.device))
-        output = model.train()(batch.features)
-        terms = moemos.losses(output, batch.mos, batch.model, mos_weight, 1 - mos_weight,
-                              config.lambda_1, config.lambda_2, model.deviation)
-        optimiser.zero_grad()
-        terms["total"].backward()
-        terms["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
-        terms = {name: term.item() for name, term in terms.items()}
-        if not math.isfinite(terms["total"] + terms["grad_norm"]):
-            raise FloatingPointError(f"the loss or its gradient is not finite in stage "
-                                     f"{stage.name}, step {step + 1}: {terms}")
-        optimiser.step()
-
-        logged.append(terms)
-        gates.append(output.gates.detach())
-        if (step + 1) % LOG_STEPS == 0 or step + 1 == stage.steps:
-            means = {name: sum(row[name] for row in logged) / len(logged) for name in terms}
-            yield {"stage": stage.name, "step": step + 1, "lr": lr, "alpha": mos_weight, **means,
-                   **gate_columns(torch.cat(gates)), **(validate(model, dev) if dev else {})}
-            logged, gates = [], []
-
-
-# H(g), H(p): the two of moemos.gate_entropies(); norm: of the gradient, before it is clipped
-HEADING = " step      lr alpha total   mos class  div spar norm H(g) H(p)  gates %"
-LINE = ("{step:5d} {lr:7.1e} {alpha:5.2f} {total:5.2f} {mos:5.3f} {classification:5.2f} "
-        "{diversity:4.2f} {sparsity:4.2f} {grad_norm:4.1f} {gate_entropy:4.2f} "
-        "{mean_gate_entropy:4.2f} ")
-
-
-def run_stages(model, stages, config, training, dev=None):
-    """Trains a model on Clips through all stages; prints and returns the rows of log.csv.
-    dev: as of validate(), if there are such clips."""
-    model.to(training.features.device)
-    rows = []
-    for stage in stages:
-        print(f"stage {stage.name}\n{HEADING}")
-        for row in run_stage(model, stage, config, training, dev):
-            gates = [f"{100 * row[f'gate_{e + 1}']:2.0f}" for e in range(config.experts)]
-            print(LINE.format(**row), *gates)
-            rows.append(row)
-    return rows
-
-
-def read_clips(config):
-    """-> (clips to train on, rated dev clips) of a configuration's corpus, simulated if need be."""
-    if config.data == Config.data and not Path(config.data).exists():
-        from corpora import simulated  # the core's one import of corpora/
-        print(f"{config.data}/ is missing: simulating it (python -m corpora.simulated corpus)")
-        simulated.simulate(config.data, 0)
-    clips = data.read_corpus(config.data, config.scale, config.max_seconds)
-    training = [clip for clip in clips if clip.split == "train"]
-    if sum(bool(clip.ratings) for clip in training) < 2:
-        raise InputError(f"{config.data}: fewer than two training clips with ratings")
-    return training, [clip for clip in clips if clip.split == "dev" and clip.ratings]
-
-
-def as_tensors(clips, backbone, cache):
-    """Clips -> (Clips on the backbone's device, the classes of the second task, III.C)."""
-    features = data.extract_features(clips, backbone, cache).to(backbone.device)
-    mos = torch.tensor([clip.mos for clip in clips], device=backbone.device)
-    classes = sorted({clip.model for clip in clips})
-    model = torch.tensor([classes.index(clip.model) for clip in clips], device=backbone.device)
-    return Clips(features, mos, model), classes
-
-
-def build_model(config, weights):
-    """The model that has these weights, of moemos.start() or of a run; others are random."""
-    layers, statistics = weights["fusion.center"].shape
-    axes, classes = weights["fusion.axes"].shape[1], len(weights["class_head.bias"])
-    model = moemos.MoEMOS(layers, statistics // 2, axes, classes, config.experts, config.hidden)
-    model.load_state_dict(weights, strict=False)
-    return model
-
-
-def train(config):
-    """Trains, and writes model.pt and log.csv into config.out; returns the model.
-    Raises InputError for whatever cannot be used, before any work that it would spoil."""
-    check(config)
-    device = data.pick_device(config.device)
-    data.check_writable(config.out)
-    clips, dev_clips = read_clips(config)
-    backbone = data.open_backbone(config.backbone, device)
-    config = replace(config, backbone=backbone.name)
-    training, classes = as_tensors(clips, backbone, config.cache)
-    dev = as_tensors(dev_clips, backbone, config.cache)[0] if dev_clips else None
-    rated = int((~training.mos.isnan()).sum())
-    print(f"{len(clips)} clips to train on, {rated} with MOS; {len(classes)} classes; backbone "
-          f"{backbone.name} on {backbone.device}")
-
-    torch.manual_seed(config.seed)
-    fold = data.folds_of([clip for clip in clips if clip.ratings], FOLDS)
-    on_cpu = [tensor.cpu() for tensor in training]  # not every accelerator has float64
-    model = build_model(config, moemos.start(*on_cpu, len(classes), fold))
-    print("ridge regression's penalty is {:.2g} a feature, by cross-validation; of {} axes {} are "
-          "used".format(model.strength, *model.fusion.axes.shape))
-    stages = [stage._replace(steps=config.steps or stage.steps) for stage in STAGES]
-    rows = run_stages(model, stages, config, training, dev)
-    write_run(config, model, stages, classes, backbone, rows)
-    return model
-
-
 def write_run(config, model, stages, classes, backbone, rows):
-    """Writes log.csv and model.pt, which holds the model as plain tensors and values; results that
-    evaluate.py wrote of an earlier model.pt are removed."""
+    """Writes log.csv and model.pt, which holds plain tensors and values. If the folder has results
+    that evaluate.py wrote about an older model.pt, it deletes them."""
     out = Path(config.out)
     settings = asdict(config)
-    del settings["out"]  # so that a run has the same bytes wherever it is written
+    del settings["out"]  # so that a run has the same bytes in every folder
     checkpoint = io.BytesIO()
     torch.save({"weights": {name: tensor.cpu() for name, tensor in model.state_dict().items()},
                 "config": settings, "stages": [stage._asdict() for stage in stages],
@@ -262,7 +272,7 @@ def write_run(config, model, stages, classes, backbone, rows):
 
 
 def results_in(run):
-    """-> Paths of what evaluate.py has written into a run's folder and its on_* folders."""
+    """The Paths of what evaluate.py has written into a run's folder and its on_* folders."""
     return [path for name in RESULTS for folder in ("", "on_*/")
             for path in run.glob(f"{folder}{name}")]
 

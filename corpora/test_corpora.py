@@ -35,7 +35,7 @@ from test_moemos import (
 LISTENING_TESTS = HERE.parent / "shared" / "data" / "listening_tests"
 REAL = pytest.mark.skipif(not LISTENING_TESTS.is_dir(),
                           reason="listening_tests does not lie beside the checkout")
-# "condition's mean training MOS" on the real Track 3: MSE, LCC, SRCC, KTAU of utterances, systems
+# "system's mean training MOS" on the real Track 3: MSE, LCC, SRCC, KTAU of utterances, systems
 CONDITION_MEAN = (0.222, 0.856, 0.702, 0.520, 0.101, 0.945, 0.748, 0.575)
 
 
@@ -497,7 +497,7 @@ TRAINSET, NV = "DATA/sets/TRAINSET", "audiomos-track3-16k_nv_1_2.wav"
     (POST_EVALUATION, UTT, f'{TRACK3}"{NV},01,4', ": is no CSV table in UTF-8 (unexpected end"),
     (POST_EVALUATION, "post_eval_distro/test/utt_mix_test.csv", f"{TRACK3}{NV},11,4\n",
      ", row 2: audiomos-track3-16k_nv_1_2.wav stood in another split, system, model or group"),
-    (PHASES, LIST, "audiomos-track3-16k_sys1_utt99\n", "sys1_utt99.wav' is not there, or no"),
+    (PHASES, LIST, "audiomos-track3-16k_sys1_utt99\n", "sys1_utt99.wav' is missing, or is no"),
     (PHASES, LIST, "utt51\n", ", row 1: {'uttID': 'utt51'} is no row of"),
     (PHASES, LIST, "audiomos-track3-16k_sys1_utt51,4\n", ", row 1: a row needs one value for each"),
     (BVCC, TRAINSET, "sys64e2f,sys64e2f-utt9c.wav,4,x\n", ", row 1: a row needs one value for"),
@@ -893,7 +893,7 @@ def test_a_table_leads_to_its_clips_through_linked_folders_too(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(("name", "target", "why"), [
-    ("more/tts1/broken.wav", "nowhere", "broken.wav' is not there, or no file"),
+    ("more/tts1/broken.wav", "nowhere", "broken.wav' is missing, or is no file"),
     ("more/tts2/b.wav", "../tts1/a.wav", "tts1/a.wav stood in another split, system, model or gro"),
     ("more/tts1/b.wav", "../../own/a.wav", "tts1/b.wav: is a clip of"),
     ("more/tts1/\udcff.wav", "", "its name is not in UTF-8; rename it")])
@@ -912,7 +912,7 @@ def test_names_that_a_table_cannot_hold_are_refused(tmp_path, monkeypatch, capsy
 
 
 @pytest.mark.parametrize(("name", "why"), [
-    ("mo\rre", "nor a cell hold NUL or CR"), (" more", "'more/tts1/a.wav' is not there")])
+    ("mo\rre", "nor a cell hold NUL or CR"), (" more", "'more/tts1/a.wav' is missing")])
 def test_a_table_that_could_not_be_read_again_leaves_the_good_one_as_it_was(
         tmp_path, monkeypatch, capsys, name, why):
     own, good = own_corpus(tmp_path / "own"), tmp_path / "own" / "good.csv"

@@ -91,7 +91,7 @@ def evaluation():
 def training_itself(training, fold):
     """train.Clips, fold as of moemos.start -> wall time of the start in closed form, and of the
     three stages."""
-    config, classes = train.Config(), int(training.model.max()) + 1
+    config, classes = train.Config(), int(training.label.max()) + 1
     torch.manual_seed(config.seed)
     begun = time.perf_counter()
     model = train.build_model(config, moemos.start(*training, classes, fold))

@@ -4,8 +4,8 @@
     python -m studies.crossvalidate RATINGS --scale 1 7 --backbone studies.distilled
 
 Every rated clip, whatever its split, is predicted once, by predictors that learned from clips of
-other groups: the method ("the head"), the same with one expert, ridge regression, and the mean MOS
-of the clip's system. Predictions are kept under runs/lab/, so that what was interrupted continues.
+other groups: the method, the same with one expert, ridge regression, and the mean MOS of the
+clip's system. Predictions are kept under runs/lab/, so that what was interrupted continues.
 """
 
 import argparse
@@ -21,11 +21,11 @@ import moemos
 import train
 from data import InputError
 from studies import lab, raters, tables
-from studies.lab import HEAD, MEAN, RIDGE, Cell, Job
+from studies.lab import MEAN, METHOD, RIDGE, Cell, Job
 from studies.variants import ONE
 
-VARIANTS = (HEAD, ONE, RIDGE, MEAN)  # the others are compared with the first
-HALF = "the head, half the clips"    # it learns from about half of each system's
+VARIANTS = (METHOD, ONE, RIDGE, MEAN)  # the others are compared with the first
+HALF = "the method, half the clips"    # it learns from about half of each system's
 FEWEST = 5                           # rated clips outside each part, which are learned from
 HALVINGS = 20                        # of the raters, at random
 
@@ -99,9 +99,9 @@ def cross_validate(table, backbone, seeds):
 
 
 def compare(predicted):
-    """{label: {metric: tables.claim}}: each of the others minus the head; at system level where
+    """{label: {metric: tables.claim}}: each of the others minus the method; at system level where
     there are enough systems."""
-    head = predicted[HEAD.name]
+    head = predicted[METHOD.name]
     metrics = ["utterance LCC", "utterance MSE", "system LCC"]
     if head.systems() < evaluate.FEWEST["systems"]:
         metrics.remove("system LCC")
@@ -119,29 +119,29 @@ def with_bounds(one, metric):
 
 
 def show(predicted, claims):
-    """Prints what each predictor reaches, and its difference from the head."""
+    """Prints what each predictor reaches, and its difference from the method."""
     metrics = list(claims[MEAN.name])
     rows = [[label, *(with_bounds(one, metric) for metric in metrics)]
             for label, one in predicted.items()]
     print(f"\n{tables.table([['95 % intervals', *metrics], *rows])}")
     rows = [[label, *map(tables.with_interval, own.values())] for label, own in claims.items()]
-    print(f"\n{tables.table([['minus the head', *metrics], *rows])}\n")
+    print(f"\n{tables.table([['minus the method', *metrics], *rows])}\n")
 
 
 def verdict(claim):
-    """In words what the head is, by a claim on another's utterance LCC minus its own."""
+    """In words what the method is, by a claim on another's utterance LCC minus its own."""
     low, high = -claim["high"], -claim["low"]
     return evaluate.WORDS[evaluate.verdict("utterance LCC", -claim["value"], low, high)]
 
 
 def in_words(clips, predicted, claims, ceiling, scale):
     """Yields sentences on what that says; clips: the rated ones; ceiling: of reliability()."""
-    head = predicted[HEAD.name]
+    head = predicted[METHOD.name]
     lcc, mse, tau = (head.numbers()[f"utterance {name}"] for name in ("LCC", "MSE", "KTAU"))
     other = {label: own["utterance LCC"] for label, own in claims.items()}
-    yield (f"Is it good? By the utterance LCC of {len(clips)} clips the head is "
+    yield (f"Is it good? By the utterance LCC of {len(clips)} clips the method is "
            f"{verdict(other[RIDGE.name])} {evaluate.MEANING[evaluate.RIDGE]}, and it is "
-           f"{verdict(other[MEAN.name])} {evaluate.MEANING[evaluate.CONDITION]}.")
+           f"{verdict(other[MEAN.name])} {evaluate.MEANING[evaluate.TOLD]}.")
     if not head.interval("utterance LCC")[0] > 0:
         yield "It is not even shown that its scores follow the ratings at all."
     if math.isnan(ceiling):
@@ -151,7 +151,7 @@ def in_words(clips, predicted, claims, ceiling, scale):
         yield (f"How good can it be? Another panel of as many raters would agree with this one by "
                f"an LCC of {tables.number(ceiling)} (from split halves, by Spearman-Brown), and a "
                f"predictor without error by {tables.number(math.sqrt(ceiling))}, the square root. "
-               f"The head has {tables.number(lcc)}.")
+               f"The method has {tables.number(lcc)}.")
     yield (f"What does a score mean? On the scale from {scale[0]:g} to {scale[1]:g} it is off by "
            f"{tables.number(math.sqrt(mse))} (root mean square). To give every clip the mean MOS "
            f"would be off by {tables.number(np.std(head.true))}. Of two clips, the one with the "

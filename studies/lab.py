@@ -184,7 +184,7 @@ def start(variant, corpus, learned, seed, how):
     mos = torch.from_numpy(means(clips.mos.numpy()))
     rated = ~np.isnan(means(variant.target(corpus, seed)))
     fold = folds_for(corpus, learned & rated, how)
-    return moemos.start(clips.features, mos, clips.model, int(clips.model.max()) + 1, fold)
+    return moemos.start(clips.features, mos, clips.label, int(clips.label.max()) + 1, fold)
 
 
 def by_head(variant, corpus, learned, predicted, seed, how):
@@ -206,7 +206,7 @@ def by_ridge(variant, corpus, learned, predicted, seed, how):
     mos = variant.target(corpus, seed)
     rows = learned & ~np.isnan(mos)
     x = corpus.features.flatten(1).double().numpy()
-    alpha = moemos.strength(x[rows], mos[rows], folds_for(corpus, rows, how))
+    alpha = moemos.best_penalty(x[rows], mos[rows], folds_for(corpus, rows, how))
     return moemos.ridge(x[rows], mos[rows], x[predicted], [alpha])[0], None
 
 
@@ -222,7 +222,7 @@ def by_mean(variant, corpus, learned, predicted, seed, how):
 
 def by_labels(variant, corpus, learned, predicted, seed, how):
     """The mean of ridge regression and of the MOS that a classifier expects which is linear, too,
-    and told the same labels: the class head of the head's start, its softmax, the classes' MOS."""
+    and told the same labels: the class head as training starts, its softmax, the classes' MOS."""
     weights = start(variant, corpus, learned, seed, how)
     network = train.build_model(train.Config(), weights).eval()
     logits = evaluate.predict(network, corpus.features[torch.from_numpy(predicted)]).logits
@@ -261,9 +261,9 @@ class Variant:
     drawn: bool = True                            # whether seeds differ
 
 
-HEAD = Variant("the head")
+METHOD = Variant("the method")
 RIDGE = Variant("ridge", predict=by_ridge, drawn=False)
-MEAN = Variant("condition's mean", predict=by_mean, drawn=False)
+MEAN = Variant("system's mean", predict=by_mean, drawn=False)
 LABELS = Variant("ridge, told the labels too", predict=by_labels, drawn=False)
 
 

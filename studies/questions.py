@@ -25,12 +25,13 @@ import train
 from data import InputError
 from studies import lab, raters, tables
 from studies import variants as v
-from studies.lab import HEAD, LABELS, MEAN, RIDGE, TESTS, Cell, Job, Variant
+from studies.lab import LABELS, MEAN, METHOD, RIDGE, TESTS, Cell, Job, Variant
 from studies.prosody import with_prosody
 
 HERE = Path(__file__).parent
 ENCODERS = {"": "studies.distilled", ", W": "studies.whispered"}  # W: Whisper's
 UTTERANCE, MSE = "utterance LCC", "utterance MSE"
+SEEDS = 5  # of an answer that claims something; a star marks what is then shown
 
 
 class Question(NamedTuple):
@@ -62,58 +63,61 @@ FIVE = {str(seed): (Cell(f"simulated {seed}", "logmel", "test"),) for seed in ra
 
 QUESTIONS = {
     "line": Question(
-        "Does it beat a straight line, one with the same labels, the condition's mean, its start?",
-        (HEAD, v.ONE, RIDGE, LABELS, v.START, MEAN), HEARD, 5,
+        "Does the method predict better than plainer predictors?",
+        (METHOD, v.ONE, RIDGE, LABELS, v.START, MEAN), HEARD, SEEDS,
         (UTTERANCE, MSE, "system LCC", tables.WITHIN)),
     "unheard": Question(
-        "Does it on a system that training never heard?",
-        (HEAD, RIDGE, LABELS, v.START), UNHEARD, 5, (UTTERANCE, MSE)),
+        "Does it predict better than a linear model for a system that training never heard?",
+        (METHOD, RIDGE, LABELS, v.START), UNHEARD, SEEDS, (UTTERANCE, MSE)),
     "families": Question(
-        "Does it on a whole synthesiser, codec or experiment that training never heard?",
-        (HEAD, RIDGE, LABELS, v.START), FAMILIES, 5),
+        "Does it predict better than a linear model for a whole family of systems?",
+        (METHOD, RIDGE, LABELS, v.START), FAMILIES, SEEDS),
     "all": Question(
-        "Does it beat a straight line on the mean of all that was heard and was not?",
-        (HEAD, RIDGE), HEARD | UNHEARD, 5),
+        "Does it predict better than a linear model on the mean of all columns?",
+        (METHOD, RIDGE), HEARD | UNHEARD, SEEDS),
     "logmel": Question(
-        "Does it with logmel, the stand-in, on simulated corpora that chose nothing?",
-        (HEAD, v.ONE, RIDGE, MEAN), FIVE, 5, (UTTERANCE, MSE)),
+        "Does it predict better than plainer predictors with logmel, on simulated corpora?",
+        (METHOD, v.ONE, RIDGE, v.START, MEAN), FIVE, SEEDS, (UTTERANCE, MSE)),
     "settings": Question(
-        "Are other values of what is ours better?",
-        (HEAD, v.LINE_ALONE, v.FEWER, v.MORE, v.FASTER_JOINT), HEARD | UNHEARD, nested=True),
+        "Would other values of what is ours be better?",
+        (METHOD, v.LINE_ALONE, v.FEWER, v.MORE, v.FASTER_JOINT), HEARD | UNHEARD, nested=True),
     "rule": Question(
-        "What does each part that is ours cost if it is left out, or bring if it is exchanged?",
-        (HEAD, v.RANDOM, v.NO_PATH, v.UNSHRUNK, v.MEANS_ONLY, v.ONE, v.NO_TASK,
-         v.LAYER_WEIGHTS, v.NARROW), HEARD),
+        "What does each part that is ours cost if it is left out?",
+        (METHOD, v.RANDOM, v.NO_PATH, v.UNSHRUNK), HEARD, SEEDS),
+    "parts": Question(
+        "What do other parts cost if they are left out or exchanged?",
+        (METHOD, v.MEANS_ONLY, v.ONE, v.NO_TASK, v.LAYER_WEIGHTS, v.NARROW), HEARD),
     "stages": Question(
-        "What does each stage move, and do three do better than one, reversed, MOS alone?",
-        (HEAD, v.START, v.AFTER_1, v.AFTER_2, v.ONE_STAGE, v.REVERSED, v.MOS_ALONE), HEARD,
-        stages=(v.START, v.AFTER_1, v.AFTER_2, HEAD)),
+        "What does each stage change, and would other stages be better?",
+        (METHOD, v.START, v.AFTER_1, v.AFTER_2, v.ONE_STAGE, v.REVERSED, v.MOS_ALONE), HEARD,
+        stages=(v.START, v.AFTER_1, v.AFTER_2, METHOD)),
     "width": Question(
-        "Does the recipe hold at the width of WAV2VEC2_BASE, on the same information?",
-        (HEAD, v.FULL_WIDTH), {name: HEARD[name] for name in TESTS}),
+        "Does the method hold with as many features as WAV2VEC2_BASE gives?",
+        (METHOD, v.FULL_WIDTH), HEARD),
     "experiment": Question(
-        "Does the whole beat one expert without a second task or clips without MOS?",
-        (HEAD, v.PLAIN), HEARD),
+        "Is the whole better than one expert, rated clips and no second task?",
+        (METHOD, v.PLAIN), HEARD, SEEDS),
     "experts": Question(
         "Do experts help, and what do the gates follow?",
-        (HEAD, v.ONE, v.EIGHT), HEARD, gates=True),
+        (METHOD, v.ONE, v.EIGHT), HEARD, gates=True),
     "regularisers": Question(
-        "Does L_diversity prevent collapse, and L_sparsity specialise?",
-        (HEAD, v.NO_DIVERSITY, v.NO_SPARSITY), HEARD, gates=True),
+        "Do the two regularisers change anything?",
+        (METHOD, v.NO_DIVERSITY, v.NO_SPARSITY), HEARD, gates=True),
     "task": Question(
-        "Do the second task and clips without MOS help on a method that was not heard?",
-        (HEAD, v.NO_TASK, v.RATED), SIMULATED),
+        "What do parts of the method bring on a synthesis method that training never heard?",
+        (METHOD, v.NO_TASK, v.RATED, v.MEANS_ONLY, RIDGE, v.START), SIMULATED, SEEDS),
     "prosody": Question(
         "Do pitch, energy and duration help?",
-        (HEAD, Variant("with prosody", features=with_prosody)),
-        {name: HEARD[name] for name in TESTS}),
+        (METHOD, Variant("with prosody", features=with_prosody)), HEARD),
     "curves": Question(
-        "How many clips a system are enough?",
-        (HEAD, RIDGE, MEAN),
-        {f"{name}, {k}": (Cell(name, ENCODERS[""], f"groups, {k} a system"),)
-         for name, k in itertools.product(("codecs", "YourTTS"), (2, 5))}),
+        "How many clips of each system are enough?",
+        (METHOD, RIDGE, MEAN),
+        {f"{name}, {k}{letter}": (Cell(name, encoder, f"groups, {k} a system"),)
+         for letter, encoder in ENCODERS.items()
+         for name, k in itertools.product(("codecs", "YourTTS"), (2, 5))}, SEEDS),
 }
-RATERS = (("Estonian", "codecs", "YourTTS"), 5)  # corpora, panels
+RATERS = {name: cells[0] for name, cells in HEARD.items() if not name.startswith("P.835")}
+PANELS = 5
 
 
 # -- Answers ---------------------------------------------------------------------------------------
@@ -156,7 +160,7 @@ def answer(question):
 
 
 def compare(question, predicted):
-    """{variant: {column or "all": claim}}: the variant less the first, in utterance LCC."""
+    """{variant: {column or "all": claim}}: the variant minus the method, in utterance LCC."""
     first, *others = question.variants
     weights = {name: dict.fromkeys(cells, 1 / len(cells))
                for name, cells in question.columns.items()}
@@ -196,19 +200,19 @@ def moves(question, predicted):
     """Rows of how far each stage moves the predictions of a clip: the root mean square, in standard
     deviations of the test's MOS."""
     rows = []
-    for before, after in itertools.pairwise(question.stages):
+    for stage, (before, after) in enumerate(itertools.pairwise(question.stages), start=1):
         numbers = []
         for cell, in question.columns.values():
             one, other = predicted[before.name, cell], predicted[after.name, cell]
             change = np.asarray(other.predictions) - np.asarray(one.predictions)
             numbers.append(np.sqrt(np.mean(change ** 2)) / np.std(one.true))
-        rows.append({"metric": "moved", "variant": after.name, "numbers": numbers})
+        rows.append({"metric": "moved", "variant": f"stage {stage}", "numbers": numbers})
     return rows
 
 
 def store(name):
     """Answers a question and writes it into results/."""
-    found = raters.answer(*RATERS) if name == "raters" else answer(QUESTIONS[name])
+    found = raters.answer(RATERS, PANELS) if name == "raters" else answer(QUESTIONS[name])
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     content = {"asks": ASKS[name], "versions": versions, "settings": SETTINGS, **found}
     path = HERE / "results" / f"{name}.json"
@@ -238,10 +242,14 @@ def read(name):
 
 
 def corrected():
-    """{(question, variant): p} of all that is claimed in all stored answers, by Holm."""
-    claims = {(path.stem, variant): claims["all"]["p"]
-              for path in sorted((HERE / "results").glob("*.json"))
-              for variant, claims in read(path.stem)["compared"].items()}
+    """{(question, variant): p} of all that is claimed in all stored answers, by Holm. What has
+    fewer than SEEDS seeds claims nothing."""
+    claims = {}
+    for path in sorted((HERE / "results").glob("*.json")):
+        stored = read(path.stem)
+        if len(stored["numbers"][0]["seeds"]) >= SEEDS:  # of the first variant, which is drawn
+            for variant, claim in stored["compared"].items():
+                claims[path.stem, variant] = claim["all"]["p"]
     return dict(zip(claims, tables.holm(list(claims.values()))))
 
 
@@ -252,13 +260,13 @@ def as_rows(name, metric=""):
     claims = stored["compared"]
     rows = [[stored["rows"][0]["metric"], *stored["columns"]]]
     if claims:
-        rows[0].append("less the first")
+        rows[0].append("minus the method")
     for row in stored["rows"]:
         variant = row["variant"]
         label = variant if row["metric"] == rows[0][0] else f"{variant}, {row['metric']}"
         cells = [label, *map(tables.number, row["numbers"])]
         if label in claims:
-            cells.append(tables.with_interval(claims[label]["all"], p[name, label]))
+            cells.append(tables.with_interval(claims[label]["all"], p.get((name, label), 1.0)))
         if metric in ("", row["metric"]):
             rows.append(cells + [""] * (len(rows[0]) - len(cells)))
     return rows
@@ -266,7 +274,7 @@ def as_rows(name, metric=""):
 
 def as_text(name):
     stored = read(name)
-    shown = [f"**{data.printable(stored['asks'])}**", tables.table(as_rows(name))]
+    shown = [f"**{data.printable(stored['asks'])}** (`{name}`)", tables.table(as_rows(name))]
     if stored["gates"]:
         rows = [[gates, *map(tables.number, use)] for gates, use in stored["gates"].items()]
         shown.append(tables.table([["gates", *tables.FOLLOWED], *rows]))
@@ -285,7 +293,7 @@ def written(text):
 
 def jobs_asked(name):
     """The jobs of a question by its name."""
-    return raters.jobs_of(*RATERS) if name == "raters" else jobs_of(QUESTIONS[name])
+    return raters.jobs_of(RATERS, PANELS) if name == "raters" else jobs_of(QUESTIONS[name])
 
 
 def check(name):
@@ -319,7 +327,7 @@ def listed(name):
 
 
 ASKS = {name: question.asks for name, question in QUESTIONS.items()} | {
-    "raters": "How much of the error is the panel of raters, and how much is noise?"}
+    "raters": "How much of the error comes from the panel of raters, and how much is noise?"}
 SETTINGS = {name: value for name, value in asdict(train.Config()).items()
             if isinstance(value, (int, float))}
 

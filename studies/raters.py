@@ -1,6 +1,6 @@
 """Raters: how much of the error of a predictor is the panel that it learned from (IV names it).
 
-The raters of a listening test are split into two panels. The head learns from the first, on clips
+The raters of a listening test are split into two panels. The method learns from the first, on clips
 of other groups, and is compared with both. Learning from single ratings, with or without a bias and
 a gain of each rater, and calibrating the second panel's raters by a few of their ratings are ours;
 IV names rater adaptation as future work. `python -m studies.questions raters`.
@@ -158,35 +158,32 @@ def label_noise(ratings):
     return np.sum(left ** 2) / freedom * np.mean(1 / np.maximum(rated.sum(1), 1))
 
 
-def jobs_of(corpora, panels):
-    cells = [lab.Cell(name, "studies.distilled", "groups") for name in corpora]
-    return [lab.Job(variant, cell, seed) for cell in cells for variant in VARIANTS
+def jobs_of(columns, panels):
+    return [lab.Job(variant, cell, seed) for cell in columns.values() for variant in VARIANTS
             for seed in range(panels)]
 
 
-def answer(corpora, panels):
-    """-> what studies.questions stores: each of errors() by corpus, [its mean over the pairs of
-    panels, the reach of its interval for others]."""
-    jobs = jobs_of(corpora, panels)
+def answer(columns, panels):
+    """columns: {name: Cell} -> what studies.questions stores: each of errors() by column, [its
+    mean over the pairs of panels, the reach of its interval for others]."""
+    jobs = jobs_of(columns, panels)
     results = lab.run(jobs)
     predictions = {(job.variant.name, job.cell, job.seed): result["mos"]
                    for job, result in zip(jobs, results)}
-    columns, numbers = {}, []
-    for cell in dict.fromkeys(job.cell for job in jobs):
+    shares, numbers = [], []
+    for cell in columns.values():
         corpus = lab.load(cell.corpus, cell.backbone)
         by_name = {variant.name: [predictions[variant.name, cell, seed] for seed in range(panels)]
                    for variant in VARIANTS}
         found = [errors(corpus, seed, {name: several[seed] for name, several in by_name.items()})
                  for seed in range(panels)]
-        columns[cell.corpus] = {name: with_reach([one[name] for one in found])
-                                for name in found[0]}
+        shares.append({name: with_reach([one[name] for one in found]) for name in found[0]})
         for name, several in by_name.items():
             said = tables.as_predicted(corpus, several)
             numbers.append({"variant": name, "cell": cell, "clips": len(said.true),
                             "seeds": said.value("utterance LCC").tolist()})
     rows = [{"metric": "MSE, share of the variance", "variant": name,
-             "numbers": [column[name] for column in columns.values()]}
-            for name in next(iter(columns.values()))]
+             "numbers": [share[name] for share in shares]} for name in shares[0]]
     return {"columns": list(columns), "rows": rows, "gates": {}, "compared": {},
             "numbers": numbers}
 

@@ -134,7 +134,8 @@ def holm(p):
     return corrected.tolist()
 
 
-FOLLOWED = ("H of a clip's", "H of the mean", "MOS", "systems", "sampling rates", "rater panels")
+FOLLOWED = ("entropy, a clip", "entropy, the mean", "MOS", "systems", "sampling rates",
+            "rater panels")
 
 
 def gate_use(gates, true, labels):
@@ -182,9 +183,9 @@ def mean_use(several):
 
 
 def number(value):
-    """.812, -.004, 12.3; a dash for what does not exist; a value and its reach with -+."""
+    """.812, -.004, 12.3; a dash for what does not exist; a value and its reach with ±."""
     if isinstance(value, list):
-        return " -+ ".join(map(number, value))
+        return " ± ".join(map(number, value))
     if value is None or not math.isfinite(value):
         return "-"
     text = f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"

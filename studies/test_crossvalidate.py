@@ -15,7 +15,7 @@ import evaluate
 import moemos
 import train
 from studies import crossvalidate, lab, tables
-from studies.lab import HEAD, MEAN, RIDGE, Cell, Job
+from studies.lab import MEAN, METHOD, RIDGE, Cell, Job
 from test_moemos import call, nan, no_network, plain_ridge  # noqa: F401 - a fixture
 
 SHORT = tuple(stage._replace(steps=5) for stage in train.STAGES)
@@ -58,7 +58,7 @@ def by_hand(clips, features, seed):
     """{predictor: (rated clips,) MOS} by a plain loop over the groups of ratings.csv."""
     rated = [i for i, clip in enumerate(clips) if clip.ratings]
     names = sorted(GROUPS)
-    said = {"the head": {}, "ridge": {}, "condition's mean": {}}
+    said = {"the method": {}, "ridge": {}, "system's mean": {}}
     for part in range(6):
         own = {name for place, name in enumerate(names) if place % 6 == part}
         test = [i for i in rated if clips[i].group in own]
@@ -79,13 +79,13 @@ def by_hand(clips, features, seed):
         train.run_stages(model, SHORT, config, training)
         x = features.flatten(1).double().numpy()
         rated_mos = np.array([clips[i].mos for i in rows])
-        alpha = weights["strength"].item()
+        alpha = weights["penalty"].item()
         line = plain_ridge(x[rows], rated_mos, x[test], alpha * 320)
         for place, i in enumerate(test):
-            said["the head"][i] = model.eval()(features[i:i + 1]).mos.item()
+            said["the method"][i] = model.eval()(features[i:i + 1]).mos.item()
             said["ridge"][i] = line[place]
             same = [clips[j].mos for j in rows if clips[j].system == clips[i].system]
-            said["condition's mean"][i] = sum(same) / len(same)
+            said["system's mean"][i] = sum(same) / len(same)
     return {name: np.array([own[i] for i in rated]) for name, own in said.items()}
 
 
@@ -108,7 +108,7 @@ def test_its_numbers_are_those_of_a_plain_loop_over_the_groups(quick, monkeypatc
     capsys.readouterr()
     true = np.array([clip.mos for clip in clips if clip.ratings])
     system = np.array([clip.system for clip in clips if clip.ratings])
-    reached, compared = (cells_of(out, name) for name in ("95 % intervals", "minus the head"))
+    reached, compared = (cells_of(out, name) for name in ("95 % intervals", "minus the method"))
     assert reached["columns"] == ["utterance LCC", "utterance MSE", "system LCC"]
     for name in seeds[0]:
         each = [moemos.metrics(one[name], true, system) for one in seeds]
@@ -131,8 +131,8 @@ def test_its_numbers_are_those_of_a_plain_loop_over_the_groups(quick, monkeypatc
     bounds = [float(text) for text in re.findall(r"-?[\d.]+", reached["ridge"][2])]
     assert bounds[1:] == pytest.approx(expected, abs=6e-4)
 
-    head = [system_lcc(one["the head"], system != "") for one in seeds]
-    change = without - [np.mean([system_lcc(one["the head"], system != name) for one in seeds])
+    head = [system_lcc(one["the method"], system != "") for one in seeds]
+    change = without - [np.mean([system_lcc(one["the method"], system != name) for one in seeds])
                         for name in np.unique(system)]
     value = system_lcc(ridge, system != "") - np.mean(head)
     of_systems, of_seeds = 4 * change.var(), np.var(head, ddof=1) / 2
@@ -159,7 +159,7 @@ def test_it_continues_and_keeps_what_it_predicted_apart_from_other_tables(
     assert call(monkeypatch, crossvalidate, tables_of[1], *words) == 0
     assert len(list(Path(lab.ROOT).glob("**/*.npz"))) == 10
     assert "system LCC" not in first  # of three systems
-    job = Job(HEAD, Cell("/etc/../ratings.csv", "logmel", "groups"), 0)
+    job = Job(METHOD, Cell("/etc/../ratings.csv", "logmel", "groups"), 0)
     assert len(job.path().parts) == len(Path(lab.ROOT).parts) + 4
     assert ".." not in job.path().parts
 
@@ -231,13 +231,13 @@ def say(lccs, ceiling=0.9, groups=4, systems=1, seeds=2):
 
 
 def test_the_words_say_what_the_intervals_show():
-    worse = {"the head": 0.6, "ridge": 0.95, "condition's mean": 0.2, crossvalidate.HALF: 0.1}
+    worse = {"the method": 0.6, "ridge": 0.95, "system's mean": 0.2, crossvalidate.HALF: 0.1}
     said = say(worse)
-    assert "the head is worse than a straight line" in said
-    assert "it is better than being told" in said
+    assert "the method is worse than a linear model" in said
+    assert "it is better than a predictor that hears nothing" in said
     assert "more clips should help" in said
     assert "not even shown" not in said
-    assert "intervals are for other clips of these systems, left out in turn." in said
+    assert "intervals are for other clips of these systems (left out in turn)." in said
     assert "a system that nobody has rated" in said
     assert "Are there enough clips to compare?" in said
     assert "trained once" not in said
@@ -246,16 +246,16 @@ def test_the_words_say_what_the_intervals_show():
     assert "a group of its own" not in said
     same = dict.fromkeys(worse, 0.9)
     said = say(same, nan, groups=80)
-    assert said.count("not shown to be better or worse than") == 2
+    assert said.count("not shown to differ from") == 2
     assert "not shown that more clips help" in said
     assert "That is not known: it takes clips with several raters" in said
     assert "Each clip is a group of its own." in said
     assert "a score alone says less" not in said
     said = say(worse, systems=5, seeds=1)
-    assert "intervals are for other systems: each is left out in turn." in said
+    assert "intervals are for other systems (each is left out in turn)." in said
     assert "Are there enough systems to compare?" in said
     assert "All was trained once." in said
-    said = say(worse | {"the head": 0})
+    said = say(worse | {"the method": 0})
     assert "not even shown" in said
     assert "a score alone says less than the mean MOS" in said
 
@@ -264,8 +264,8 @@ def test_a_score_is_explained_by_its_error_and_by_pairs():
     true = np.array([1.0, 2, 3, 4, 5] * 4) + np.arange(20) / 100
     clips = [data.Clip(f"{i}", None, "test", "s", "s", f"{i % 4}") for i in range(20)]
     one = tables.Predicted([true + 0.5 * (-1) ** np.arange(20)], true, ["s"] * 20)
-    predicted = dict.fromkeys(("the head",), one) | {
-        name: tables.Predicted([true], true, ["s"] * 20) for name in ("ridge", "condition's mean")}
+    predicted = dict.fromkeys(("the method",), one) | {
+        name: tables.Predicted([true], true, ["s"] * 20) for name in ("ridge", "system's mean")}
     said = " ".join(crossvalidate.in_words(clips, predicted, crossvalidate.compare(predicted), nan,
                                            (1.0, 5.0)))
     p = one.predictions[0]

@@ -14,7 +14,7 @@ import evaluate
 import moemos
 import train
 from studies import lab, questions, raters, tables, variants
-from studies.lab import HEAD, LABELS, MEAN, RIDGE, Cell, Job
+from studies.lab import LABELS, MEAN, METHOD, RIDGE, Cell, Job
 from test_moemos import HERE, draw_systems, nan, no_network, plain_ridge  # noqa: F401 - a fixture
 
 
@@ -100,11 +100,11 @@ def test_folds_for_the_strength_are_of_what_is_left_out_or_of_whole_groups():
 def test_what_is_learned_are_the_rows_of_the_learned_clips_with_their_classes():
     corpus = make_corpus()
     learned = np.arange(24) % 2 == 1
-    clips = lab.training_clips(HEAD, corpus, learned, 0)
+    clips = lab.training_clips(METHOD, corpus, learned, 0)
     assert torch.equal(clips.features, corpus.features[1::2])
     np.testing.assert_array_equal(clips.mos, corpus.mos[1::2])
     names = sorted({clip.model for clip in corpus.clips[1::2]})
-    assert [names[i] for i in clips.model] == [clip.model for clip in corpus.clips[1::2]]
+    assert [names[i] for i in clips.label] == [clip.model for clip in corpus.clips[1::2]]
     rated = lab.training_clips(variants.RATED, corpus, learned, 0)
     assert len(rated.mos) == (learned & corpus.rated).sum() < len(clips.mos)
     assert not rated.mos.isnan().any()
@@ -121,7 +121,7 @@ def test_a_method_with_super_resolution_is_that_method():
 def test_the_head_of_the_engine_is_the_one_that_train_has():
     corpus = make_corpus()
     rows = np.array([clip.split == "train" for clip in corpus.clips])
-    found = lab.predict(Job(HEAD, Cell("a", "b", "test"), 3), corpus)
+    found = lab.predict(Job(METHOD, Cell("a", "b", "test"), 3), corpus)
     config = train.Config(seed=3)
     learned = [clip for clip, row in zip(corpus.clips, rows) if row]
     classes = sorted({clip.model for clip in learned})
@@ -129,7 +129,7 @@ def test_the_head_of_the_engine_is_the_one_that_train_has():
                         torch.tensor([clip.mos for clip in learned]),
                         torch.tensor([classes.index(clip.model) for clip in learned]))
     fold = data.folds_of([clip for clip in learned if clip.ratings], train.FOLDS)
-    weights = moemos.start(clips.features, torch.from_numpy(corpus.mos[rows]), clips.model,
+    weights = moemos.start(clips.features, torch.from_numpy(corpus.mos[rows]), clips.label,
                            len(classes), fold)
     torch.manual_seed(3)
     network = train.build_model(config, weights)
@@ -151,7 +151,7 @@ def test_ridge_and_the_conditions_mean_by_hand():
     ridge, _ = lab.by_ridge(RIDGE, corpus, learned, predicted, 0, "groups")
     rows = learned & corpus.rated
     x = corpus.features.flatten(1).double().numpy()
-    alpha = lab.start(HEAD, corpus, learned, 0, "groups")["strength"].item()
+    alpha = lab.start(METHOD, corpus, learned, 0, "groups")["penalty"].item()
     said = plain_ridge(x[rows], corpus.mos[rows], x[predicted], alpha * 16)
     np.testing.assert_allclose(ridge, said, atol=1e-5)
 
@@ -163,7 +163,7 @@ def test_a_line_that_is_told_the_labels_is_averaged_with_the_mos_of_the_classes_
     assert gates is None
     rows = learned & corpus.rated
     x = corpus.features.flatten(1).double().numpy()
-    alpha = lab.start(HEAD, corpus, learned, 0, "groups")["strength"].item()
+    alpha = lab.start(METHOD, corpus, learned, 0, "groups")["penalty"].item()
     labels = np.array([clip.model for clip in corpus.clips])
     classes = np.unique(labels[learned])
     one_hot = (labels[learned][:, None] == classes).astype(float)
@@ -172,9 +172,8 @@ def test_a_line_that_is_told_the_labels_is_averaged_with_the_mos_of_the_classes_
                              alpha * 16 * learned.sum() / rows.sum())
     logits = np.log(share) + (of_classes - share) / share
     chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    overall = corpus.mos[rows].mean()
-    class_mos = np.array([corpus.mos[rows & (labels == name)].mean()
-                          if (rows & (labels == name)).any() else overall for name in classes])
+    known = np.where(rows, corpus.mos, plain_ridge(x[rows], corpus.mos[rows], x, alpha * 16))
+    class_mos = np.array([known[learned & (labels == name)].mean() for name in classes])
     line, _ = lab.by_ridge(RIDGE, corpus, learned, predicted, 0, "groups")
     np.testing.assert_allclose(found, (line + chances @ class_mos) / 2, atol=1e-5)
 
@@ -209,11 +208,11 @@ def test_no_prediction_depends_on_the_ratings_of_clips_that_are_not_learned_from
 
 
 def starts(*builds, **settings):
-    """The weights of the head's start, its training Clips, and a model by each build."""
+    """The weights of the method's start, its training Clips, and a model by each build."""
     corpus = make_corpus()
     learned = np.ones(24, bool)
-    weights = lab.start(HEAD, corpus, learned, 0, "groups")
-    clips = lab.training_clips(HEAD, corpus, learned, 0)
+    weights = lab.start(METHOD, corpus, learned, 0, "groups")
+    clips = lab.training_clips(METHOD, corpus, learned, 0)
     models = []
     for build in builds:
         torch.manual_seed(0)
@@ -241,7 +240,7 @@ def test_the_mos_head_may_start_as_ridge():
     line = ridge(clips.features).mos.detach()
     rated = ~clips.mos.isnan()
     x = clips.features.flatten(1).double().numpy()
-    said = plain_ridge(x[rated], clips.mos[rated].numpy(), x, usual.strength.item() * 16)
+    said = plain_ridge(x[rated], clips.mos[rated].numpy(), x, usual.penalty.item() * 16)
     np.testing.assert_allclose(line - line.mean(), said - said.mean(), atol=1e-4)
 
 
@@ -284,7 +283,7 @@ def test_means_only_has_no_deviations():
 def test_its_start_is_the_head_before_any_stage_and_stages_are_taken_from_the_front():
     corpus = make_corpus()
     learned, predicted = next(lab.split(corpus, "groups"))
-    weights = lab.start(HEAD, corpus, learned, 0, "groups")
+    weights = lab.start(METHOD, corpus, learned, 0, "groups")
     expected = train.build_model(train.Config(), weights)(corpus.features[predicted]).mos
     found, _ = lab.by_head(variants.START, corpus, learned, predicted, 0, "groups")
     np.testing.assert_allclose(found, expected.detach(), atol=1e-5)
@@ -326,9 +325,9 @@ def something_else():
 
 
 @pytest.mark.parametrize(("module", "name", "variant"), [
-    (moemos, "ALPHAS", RIDGE), (train, "FOLDS", RIDGE), (lab, "FOLDS", MEAN),
-    (moemos, "ALPHAS", HEAD), (train, "FOLDS", HEAD), (moemos, "LEAST_KEPT", LABELS),
-    (train, "CLIP_NORM", HEAD), (raters, "REACH", raters.MODEL)])
+    (moemos, "PENALTIES", RIDGE), (train, "FOLDS", RIDGE), (lab, "FOLDS", MEAN),
+    (moemos, "PENALTIES", METHOD), (train, "FOLDS", METHOD), (moemos, "LEAST_KEPT", LABELS),
+    (train, "CLIP_NORM", METHOD), (raters, "REACH", raters.MODEL)])
 def test_a_prediction_depends_on_the_values_that_its_code_names(
         lone, monkeypatch, module, name, variant):
     job = Job(variant, Cell("a", "b", "groups"), 0)
@@ -338,12 +337,12 @@ def test_a_prediction_depends_on_the_values_that_its_code_names(
 
 
 @pytest.mark.parametrize(("module", "name", "variant"), [
-    (lab, "some_of_each_system", MEAN), (moemos, "ridge", RIDGE), (moemos, "start", HEAD),
-    (moemos, "strength", RIDGE), (moemos, "strength", HEAD), (moemos, "start", LABELS),
-    (lab, "kind", MEAN), (lab, "method", RIDGE), (lab, "family", HEAD),
-    (lab, "folds_for", LABELS), (lab, "training_clips", HEAD), (train, "build_model", HEAD),
-    (data, "folds_of", RIDGE), (evaluate, "predict", HEAD), (moemos, "sparsity_loss", HEAD),
-    (moemos, "FeatureFusion", HEAD), (train, "alpha", HEAD), (raters, "halves", raters.MEANS),
+    (lab, "some_of_each_system", MEAN), (moemos, "ridge", RIDGE), (moemos, "start", METHOD),
+    (moemos, "best_penalty", RIDGE), (moemos, "best_penalty", METHOD), (moemos, "start", LABELS),
+    (lab, "kind", MEAN), (lab, "method", RIDGE), (lab, "family", METHOD),
+    (lab, "folds_for", LABELS), (lab, "training_clips", METHOD), (train, "build_model", METHOD),
+    (data, "folds_of", RIDGE), (evaluate, "predict", METHOD), (moemos, "sparsity_loss", METHOD),
+    (moemos, "FeatureFusion", METHOD), (train, "alpha", METHOD), (raters, "halves", raters.MEANS),
     (raters, "RaterMOS", raters.SINGLE), (variants, "LayerWeights", variants.LAYER_WEIGHTS),
     (variants, "at_random", variants.NO_PATH)])
 def test_a_prediction_depends_on_all_code_on_its_way(lone, monkeypatch, module, name, variant):
@@ -359,14 +358,14 @@ def test_a_prediction_depends_on_all_code_on_its_way(lone, monkeypatch, module, 
 def test_a_prediction_depends_on_which_clips_have_which_mos(
         lone, monkeypatch, owner, name, other):
     lone.clips[0].ratings["another rater"] = 1.0
-    job = Job(HEAD, Cell("a", "b", "groups"), 0)
+    job = Job(METHOD, Cell("a", "b", "groups"), 0)
     before = lab.digest(job, lone)
     monkeypatch.setattr(owner, name, other)
     assert lab.digest(job, lone) != before
 
 
 def test_a_prediction_depends_on_whole_groups_though_they_end_alike(lone):
-    job = Job(HEAD, Cell("a", "b", "groups"), 0)
+    job = Job(METHOD, Cell("a", "b", "groups"), 0)
     found = set()
     for group in ("one/talker", "other/talker"):
         lone.clips[0].group = group
@@ -375,7 +374,7 @@ def test_a_prediction_depends_on_whole_groups_though_they_end_alike(lone):
 
 
 def test_a_prediction_does_not_depend_on_what_is_made_of_it(lone, monkeypatch):
-    jobs = [Job(variant, Cell("a", "b", "groups"), 0) for variant in (HEAD, RIDGE, LABELS)]
+    jobs = [Job(variant, Cell("a", "b", "groups"), 0) for variant in (METHOD, RIDGE, LABELS)]
     before = [lab.digest(job, lone) for job in jobs]
     for module, name in ((evaluate, "PARTS"), (evaluate, "FEWEST"), (evaluate, "leave_one_out"),
                          (tables, "WITHIN"), (tables, "claim"), (raters, "SHOTS")):
@@ -527,13 +526,13 @@ def test_differences_of_one_corpus_are_taken_together_and_of_others_are_independ
     names = (("a", 0.25), ("b", 0.75))
     cells = {Cell("test", name, "groups"): weight for name, weight in names}
     predicted = {("x", cell): some for cell, some in zip(cells, (one, other))}
-    predicted |= {(HEAD.name, cell): third for cell in cells}
-    together = questions.claim_of(lab.Variant("x"), HEAD, cells, predicted)
+    predicted |= {(METHOD.name, cell): third for cell in cells}
+    together = questions.claim_of(lab.Variant("x"), METHOD, cells, predicted)
     assert together == tables.claim(tables.difference(terms, questions.UTTERANCE))
     apart = {cell._replace(corpus=cell.backbone): weight for cell, weight in cells.items()}
     predicted = {(name, cell._replace(corpus=cell.backbone)): some
                  for (name, cell), some in predicted.items()}
-    found = questions.claim_of(lab.Variant("x"), HEAD, apart, predicted)
+    found = questions.claim_of(lab.Variant("x"), METHOD, apart, predicted)
     each = [tables.difference([term], questions.UTTERANCE) for term in terms]
     assert found == tables.claim(tables.added(each))
     assert found["value"] == pytest.approx(together["value"])
@@ -572,7 +571,7 @@ def test_what_a_stage_moves_is_in_deviations_of_the_mos():
     question = questions.Question("?", stages, {"a": (cell,)}, stages=stages)
     first, second = questions.moves(question, predicted)
     noise = (predicted["after", cell].predictions - still.true) / still.true.std()
-    assert (first["variant"], second["variant"]) == ("after", "last")
+    assert (first["variant"], second["variant"]) == ("stage 1", "stage 2")
     assert first["numbers"] == [pytest.approx(np.sqrt(np.mean(noise ** 2)))]
     assert second["numbers"] == [0]
 
@@ -612,7 +611,7 @@ def test_a_share_that_is_chance_is_0_on_average():
 
 def test_numbers_and_tables_are_written_plainly():
     assert [tables.number(value) for value in (0.1234, -0.5, 12.04, nan, None, [0.5, 0.1])] == [
-        ".123", "-.500", "12.0", "-", "-", ".500 -+ .100"]
+        ".123", "-.500", "12.0", "-", "-", ".500 ± .100"]
     claim = {"value": -0.0123, "low": -0.02, "high": 0.001}
     assert tables.with_interval(claim, 0.04) == "-.012 [-.020, +.001]*"
     assert tables.with_interval(claim) == "-.012 [-.020, +.001]"
@@ -624,7 +623,7 @@ def test_numbers_and_tables_are_written_plainly():
 
 def test_a_question_is_answered_stored_and_checked(lone, monkeypatch, tmp_path, capsys):
     short = tuple(stage._replace(steps=20) for stage in train.STAGES)
-    head = lab.Variant("the head", stages=short)
+    head = lab.Variant("the method", stages=short)
     question = questions.Question(
         "Is it good?", (head, RIDGE, MEAN), {"one": (Cell("a", "b", "groups"),),
                                             "two": (Cell("a", "b", "system"),)},
@@ -640,8 +639,8 @@ def test_a_question_is_answered_stored_and_checked(lone, monkeypatch, tmp_path, 
     stored = json.loads(path.read_text())
     rows = questions.as_rows("good")
     assert [row[0] for row in rows] == [
-        "utterance LCC", "the head", "ridge", "condition's mean", "the head, utterance MSE",
-        "ridge, utterance MSE", "condition's mean, utterance MSE"]
+        "utterance LCC", "the method", "ridge", "system's mean", "the method, utterance MSE",
+        "ridge, utterance MSE", "system's mean, utterance MSE"]
     ridge = lab.do(Job(RIDGE, Cell("a", "b", "groups"), 0))["mos"]
     rated = lone.rated
     assert rows[2][1] == tables.number(moemos.lcc(ridge[rated], lone.mos[rated]))
@@ -653,7 +652,7 @@ def test_a_question_is_answered_stored_and_checked(lone, monkeypatch, tmp_path, 
               if row["variant"] == "ridge" and row["cell"][2] == "groups"]
     low, high = row["interval_95"]
     assert low < row["utterance LCC"] < high
-    assert list(stored["gates"]) == ["the head"]
+    assert list(stored["gates"]) == ["the method"]
     reach = np.median([claims["all"]["high"] - claims["all"]["value"]
                        for claims in stored["compared"].values()])
     assert questions.listed("good") == (
@@ -680,7 +679,7 @@ def a_stored_answer():
     stored = read("line")
     ridge = stored["compared"]["ridge"]
     claims = {"all": ridge["all"]}
-    gates = {"the head": read("experts")["gates"]["the head"]}
+    gates = {"the method": read("experts")["gates"]["the method"]}
     return stored | {"rows": stored["rows"][1:3], "numbers": stored["numbers"][:2],
                      "gates": gates, "compared": {"ridge": claims}, "versions": {}, "settings": {}}
 
@@ -740,10 +739,13 @@ def test_an_answer_to_another_question_or_with_other_columns_is_refused(monkeypa
         questions.read("line")
 
 
-def test_holm_is_over_all_that_is_claimed_in_all_answers(monkeypatch, tmp_path):
+def test_holm_is_over_all_that_is_claimed_in_all_answers_of_five_seeds(monkeypatch, tmp_path):
     monkeypatch.setattr(questions, "HERE", tmp_path)
-    for question, claimed in (("one", {"x": 0.01, "y": 0.5}), ("two", {"x": 0.02})):
+    for question, claimed, seeds in (("one", {"x": 0.01, "y": 0.5}, 5), ("two", {"x": 0.02}, 5),
+                                     ("line", {"ridge": 1e-9}, 2)):
         stored = a_stored_answer()
+        for row in stored["numbers"]:
+            row["seeds"] = row["seeds"][:seeds]
         (claims,) = stored["compared"].values()
         stored["compared"] = {name: {**claims, "all": {**claims["all"], "p": p}}
                               for name, p in claimed.items()}
@@ -751,6 +753,7 @@ def test_holm_is_over_all_that_is_claimed_in_all_answers(monkeypatch, tmp_path):
         data.write_files({tmp_path / "results" / f"{question}.json": content})
     assert questions.corrected() == pytest.approx(
         {("one", "x"): 0.03, ("one", "y"): 0.5, ("two", "x"): 0.04})
+    assert "*" not in str(questions.as_rows("line"))
 
 
 def test_at_full_width_the_start_predicts_nearly_the_same():
@@ -782,7 +785,7 @@ def test_full_width_holds_the_same_and_more_numbers():
 def test_every_question_has_a_first_variant_and_names_of_its_own():
     for question in questions.QUESTIONS.values():
         names = [variant.name for variant in question.variants]
-        assert names[0] == HEAD.name
+        assert names[0] == METHOD.name
         assert len(set(names)) == len(names)
         for variant in question.variants:
             train.check(train.Config(**variant.settings))

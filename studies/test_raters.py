@@ -48,7 +48,7 @@ def test_a_rater_model_learns_biases_and_gains():
     ratings = torch.from_numpy(raters.ratings_of(corpus)).float()
     clips = train.Clips(corpus.features, ratings, torch.zeros(200, dtype=torch.int64))
     config, mos = train.Config(), torch.from_numpy(corpus.mos)
-    weights = moemos.start(corpus.features, mos, clips.model, 1, np.arange(200) % 5)
+    weights = moemos.start(corpus.features, mos, clips.label, 1, np.arange(200) % 5)
     torch.manual_seed(0)
     model = raters.build_raters(config, weights, clips)
     before = train.build_model(config, weights).eval()(corpus.features).mos
@@ -129,7 +129,7 @@ def test_the_answer_is_the_mean_over_pairs_of_panels_with_its_reach(monkeypatch)
             said[job.variant.name, job.seed] = mos + 0.2 * noise
         return [{"mos": said[job.variant.name, job.seed]} for job in jobs]
     monkeypatch.setattr(lab, "run", run)
-    found = raters.answer(("one",), 3)
+    found = raters.answer({"one": lab.Cell("one", "logmel", "groups")}, 3)
     by_panel = [raters.errors(corpus, seed, {variant.name: said[variant.name, seed]
                                              for variant in raters.VARIANTS}) for seed in range(3)]
     for row in found["rows"]:

@@ -7,14 +7,15 @@ import re
 import pytest
 
 import train
-from studies import questions, tables
+from studies import questions
 from test_moemos import HERE
 
-PARTS = "moemos|train|evaluate|data|corpora|studies"
+PARTS = "moemos|train|evaluate|data|corpora|studies|course"
 TEXTS = {name: (HERE / name).read_text(encoding="utf-8")
-         for name in ("README.md", "studies/README.md", "studies/exercises.md")}
+         for name in ("README.md", "studies/README.md", "course/exercises.md",
+                      "course/teaching.md")}
 README = TEXTS["README.md"]
-AUDIT = re.search(r"## Audit\n(.*?)\n## ", README, re.DOTALL).group(1)
+AUDIT = README.partition("## Audit\n")[2]
 ROWS = [line for line in AUDIT.splitlines() if line.startswith("| ")][1:]
 STORED = {path.stem for path in (HERE / "studies" / "results").glob("*.json")}
 
@@ -41,7 +42,7 @@ def test_everything_that_is_named_exists(text):
 
 def test_every_test_that_is_named_exists():
     tests = set()
-    for pattern in ("test_*.py", "corpora/test_*.py", "studies/test_*.py"):
+    for pattern in ("test_*.py", "corpora/test_*.py", "studies/test_*.py", "course/test_*.py"):
         for path in HERE.glob(pattern):
             tests |= set(re.findall(r"^def (test_\w+)", path.read_text("utf-8"), re.MULTILINE))
     for text in TEXTS.values():
@@ -74,30 +75,6 @@ def test_every_question_is_answered_and_its_tables_are_in_the_readme():
         assert questions.written(text) == text
 
 
-COSTS = {  # (question, variant) -> what only its row of the audit says
-    ("rule", "no linear path, 500 steps at 1e-3"): "share a linear path",
-    ("rule", "random start, 500 steps at 1e-3"): "where training starts",
-    ("rule", "axes not shrunk"): "axes that are not shrunk",
-    ("rule", "means only, no deviations"): "without the deviations",
-    ("rule", "one expert"): "one expert costs",
-    ("rule", "no second task"): "second task: the synthesis model",
-    ("regularisers", "no L_diversity"): "| L_diversity",
-    ("regularisers", "no L_sparsity"): "| L_sparsity",
-    ("settings", "MOS head starts as ridge"): "where the MOS head starts",
-    ("settings", "lr of stage 2 at 1e-3"): "AdamW's own 1e-3"}
-
-
-def test_what_the_audit_says_that_a_part_costs_is_what_the_questions_found():
-    p = questions.corrected()
-    for (question, variant), words in COSTS.items():
-        (row,) = [row for row in ROWS if words in row]
-        cost = -questions.read(question)["compared"][variant]["all"]["value"]
-        shown = "" if p[question, variant] < 0.05 else ", not shown"
-        said = re.findall(r"costs (-?\.\d{3}(?:, not shown)?)", row)
-        assert said == [tables.number(cost) + shown], variant
-    assert AUDIT.count("costs ") == len(COSTS)
-
-
 def test_the_texts_are_not_wide():
     for text in TEXTS.values():
         lines = [line for line in text.splitlines() if not line.startswith("|")]
@@ -118,3 +95,10 @@ def test_the_counts_of_lines_are_right():
     for name, lines in counts.items():
         assert f"| `{name}.py` | {lines} |" in README
     assert f"has {sum(counts.values()):,} lines" in README
+
+
+@pytest.mark.parametrize("folder", ["corpora", "studies", "course"])
+def test_the_lines_of_a_folder_are_those_of_its_files_without_tests(folder):
+    files = [path for path in (HERE / folder).glob("*.py") if not path.name.startswith("test_")]
+    lines = sum(len(path.read_text("utf-8").splitlines()) for path in files)
+    assert f"| `{folder}/` | {lines} |" in README

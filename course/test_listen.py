@@ -12,7 +12,7 @@ from scipy.io import wavfile
 import data
 import evaluate
 import moemos
-from studies import listen
+from course import listen
 from test_moemos import call, no_network, run  # noqa: F401 - fixtures
 
 

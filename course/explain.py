@@ -1,10 +1,11 @@
 """One clip on its way: every tensor between a WAV file and its MOS.
 
-    python -m studies.explain WAV          by runs/default
-    python -m studies.explain WAV RUN      by another run of train.py
+    python -m course.explain WAV          by runs/default
+    python -m course.explain WAV RUN      by another run of train.py
 
-Where the run's corpus has the clip, its loss follows, term by term. Letters of dimensions: see
-moemos.py.
+First comes an overview of the tensors. Then comes all that you need to compute y and the MOS again
+by hand. Where the run's corpus has the clip, its loss follows, term by term. Letters of dimensions:
+see moemos.py.
 """
 
 import argparse
@@ -26,6 +27,7 @@ def explain(run, path, device="", backbone=""):
     output = trained.model(features)
     print(data.printable(f"{path} by {run}, backbone {trained.backbone.name}"))
     show_tensors(trained, waveform, features, output)
+    show_sum(trained, output)
     show_loss(run, path, trained, output)
 
 
@@ -49,6 +51,32 @@ def show_tensors(trained, waveform, features, output):
         more = " ..." if tensor.numel() > 4 else ""
         print(f"{what:26}{letters:15}{tuple(tensor.shape)!s:16}{values}{more}")
     print(data.printable(f"most probable class: {trained.classes[output.logits.argmax()]}"))
+
+
+def show_sum(trained, output):
+    """Prints the gated sum y and the MOS of one clip with every number that goes into them.
+
+    A row is one of the 1 + C numbers of y, so that more classes make the table longer, not wider.
+    The first one starts training as an estimate of the MOS, the others as estimates of the classes.
+    All have four decimals, so that a sum by hand is off by about a thousandth."""
+    model = trained.model
+    columns = [*output.experts[0], output.y[0], model.mos_head.weight[0]]  # each (1 + C,)
+    names = ["MOS", *(data.printable(name)[:24] for name in trained.classes)]
+    width = max(map(len, ["gates g", *names]))
+
+    def show_row(name, numbers):
+        print(f"{name:{width}}" + "".join(f"{number:10.4f}" for number in numbers))
+    print("\nby hand: y = g_1 E_1 + g_2 E_2 + ... in each row; MOS = mean + deviation (w . y + b)")
+    headings = [*(f"E_{i + 1}" for i in range(len(columns) - 2)), "y", "w"]
+    print(" " * width + "".join(f"{heading:>10}" for heading in headings))
+    show_row("gates g", output.gates[0].tolist())
+    for name, *numbers in zip(names, *(column.tolist() for column in columns), strict=True):
+        show_row(name, numbers)
+    bias, mean, deviation = model.mos_head.bias.item(), model.mean.item(), model.deviation.item()
+    print(f"w . y is the sum of w times y over the rows; b = {bias:.4f}")
+    print(f"of the training MOS: mean = {mean:.4f}, deviation = {deviation:.4f}")
+    print(f"MOS = {mean:.4f} + {deviation:.4f} * {(output.mos.item() - mean) / deviation:.4f} "
+          f"= {output.mos.item():.4f}\n")
 
 
 def show_loss(run, path, trained, output):
@@ -83,7 +111,7 @@ def main():
     parser.add_argument("--device", default="", help="as of train.py")
     parser.add_argument("--backbone", default="", help="as of evaluate.py")
     options = parser.parse_args()
-    with data.one_sentence("studies.explain"):
+    with data.one_sentence("course.explain"):
         explain(options.run, options.wav, options.device, options.backbone)
 
 

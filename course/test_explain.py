@@ -1,7 +1,8 @@
-"""Tests of studies/explain.py."""
+"""Tests of course/explain.py."""
 
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 import data
 import evaluate
 import moemos
-from studies import explain
+from course import explain
 from test_moemos import call, no_network, small_corpus, small_run  # noqa: F401 - fixture
 
 
@@ -49,6 +50,55 @@ def test_its_numbers_and_shapes_are_those_of_the_score(monkeypatch, capsys):
         assert first_values(out, what) == pytest.approx(expected, abs=1e-4)
     assert f"most probable class: {trained.classes[output.logits.argmax()]}\n" in out
     assert max(len(line) for line in out.splitlines()[1:]) < 100
+
+
+def some_trained(classes, experts):
+    """A model whose experts, unlike those of a short run, say different things, and its output."""
+    torch.manual_seed(classes)
+    model = moemos.MoEMOS(2, 5, 20, classes, experts, hidden=7).eval()
+    model.fusion.axes.copy_(torch.eye(20))
+    model.mean.fill_(3.25)
+    model.deviation.fill_(0.75)
+    for expert in model.moe.experts:
+        expert[2].reset_parameters()
+    with torch.no_grad():
+        output = model(torch.randn(1, 2, 10))
+    return SimpleNamespace(model=model, classes=[f"class {c}" for c in range(classes)]), output
+
+
+@pytest.mark.parametrize(("classes", "experts"), [(1, 1), (3, 4), (40, 4), (12, 7)])
+def test_y_and_the_mos_can_be_computed_by_hand_from_what_is_printed(capsys, classes, experts):
+    trained, output = some_trained(classes, experts)
+    explain.show_sum(trained, output)
+    out = capsys.readouterr().out
+    rows = re.findall(r"^(gates g|MOS|class \d+) +((?: *-?\d+\.\d{4})+)$", out, re.MULTILINE)
+    assert [name for name, _ in rows] == ["gates g", "MOS", *trained.classes]
+    gates, *rows = [[float(number) for number in numbers.split()] for _, numbers in rows]
+    assert len(gates) == experts
+
+    total = 0
+    for row, y in zip(rows, output.y[0].tolist(), strict=True):
+        *said, printed, weight = row
+        by_hand = sum(gate * number for gate, number in zip(gates, said, strict=True))
+        assert by_hand == pytest.approx(printed, abs=2e-4)
+        assert by_hand == pytest.approx(y, abs=2e-4)
+        total += weight * by_hand
+    bias, mean, deviation = (float(re.search(rf"{name} = (-?\d+\.\d{{4}})", out).group(1))
+                             for name in ("b", "mean", "deviation"))
+    assert (mean, deviation) == (3.25, 0.75)
+    by_hand = mean + deviation * (total + bias)
+    printed = float(re.search(r"^MOS = .* = (.*)$", out, re.MULTILINE).group(1))
+    assert by_hand == pytest.approx(printed, abs=1e-3)
+    assert by_hand == pytest.approx(output.mos.item(), abs=1e-3)
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_the_sum_by_hand_is_of_the_clips_own_score(capsys):
+    clip = a_test_clip()
+    explain.explain(small_run(), clip.path, "cpu")
+    printed = re.search(r"^MOS = .* = (.*)$", capsys.readouterr().out, re.MULTILINE).group(1)
+    ((_, mos),) = evaluate.score(small_run(), [clip.path], "cpu")
+    assert float(printed) == pytest.approx(mos, abs=1e-4)
 
 
 def test_the_loss_of_a_rated_clip_is_that_of_a_batch_of_it_alone(capsys):

@@ -1,7 +1,7 @@
 """One page to look and listen (ours): a single HTML file that needs no network.
 
-    python -m studies.listen          of runs/default, into runs/default/listen.html
-    python -m studies.listen RUN      of another run, into RUN/listen.html
+    python -m course.listen          of runs/default, into runs/default/listen.html
+    python -m course.listen RUN      of another run, into RUN/listen.html
 
 It has one test clip of each system, of one group as far as there is one, such as a sentence, and
 the WORST clips that the run gets most wrong; of each the audio, its log-mel picture up to 8 kHz,
@@ -34,15 +34,17 @@ ARTEFACTS = {  # of corpora.simulated
              "periodic, without breath",
     "SR": "super-resolution: above 6 kHz a mirror image of the band below",
 }
-STYLE = """
+PAGE_STYLE = """
 body { font: 15px/1.45 sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem;
        color: #222; background: #fff }
+"""
+STYLE = """
 .clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 1rem }
 .clip { border: 1px solid #bbb; border-radius: 4px; padding: .7rem; overflow-wrap: anywhere }
 .clip h3 { font-size: 1rem; margin: 0 0 .3rem }
 .clip p { margin: .3rem 0 }
-audio { width: 100%; height: 2.2rem }
-img { width: 100%; height: 8rem; image-rendering: pixelated; background: #000 }
+.clip audio { width: 100%; height: 2.2rem }
+.clip img { width: 100%; height: 8rem; image-rendering: pixelated; background: #000 }
 .gates { display: flex; gap: .4rem; align-items: end }
 .gates span { flex: 1; font-size: .8rem }
 .gates i { display: block; height: .6rem; background: #ddd }
@@ -125,6 +127,20 @@ def card(clip, predicted, gates, picture):
 """
 
 
+def cards(clips, output):
+    """Clips and the Output of them -> the part of the page of each; their pictures have one scale.
+    """
+    eyes = moemos.load_backbone(PICTURE)
+    log_mels = [log_mel(clip.path, eyes) for clip in clips]
+    dark, bright = np.quantile(np.concatenate([own.ravel() for own in log_mels]), (0.05, 0.995))
+    parts = []
+    for i, clip in enumerate(clips):
+        grey = np.clip((log_mels[i] - dark) / (bright - dark), 0, 1)
+        picture = (255 * grey).astype(np.uint8)
+        parts.append(card(clip, output.mos[i].item(), output.gates[i].tolist(), picture))
+    return parts
+
+
 def page(run, device="", backbone=""):
     """A run -> the page's text. Raises InputError."""
     trained = evaluate.load_run(run, device, backbone)
@@ -134,28 +150,20 @@ def page(run, device="", backbone=""):
     if not clips:
         raise InputError(f"{config.data} has no rated test clips; there is nothing to show")
     output = evaluate.predict_clips(trained, clips)
-    predicted = output.mos.tolist()
-    shown = {"Each system once": one_of_each_system(clips),
-             "Most wrong": most_wrong(predicted, [clip.mos for clip in clips])}
-    eyes = moemos.load_backbone(PICTURE)
-    log_mels = {i: log_mel(clips[i].path, eyes)
-                for indices in shown.values() for i in indices}
-    dark, bright = np.quantile(np.concatenate([own.ravel() for own in log_mels.values()]),
-                               (0.05, 0.995))
-    parts = []
-    for title, indices in shown.items():
-        cards = ""
-        for i in indices:
-            grey = np.clip((log_mels[i] - dark) / (bright - dark), 0, 1)
-            picture = (255 * grey).astype(np.uint8)
-            cards += card(clips[i], predicted[i], output.gates[i].tolist(), picture)
-        parts.append(f'<h2>{title}</h2>\n<div class="clips">\n{cards}</div>\n')
+    each = one_of_each_system(clips)
+    worst = most_wrong(output.mos.tolist(), [clip.mos for clip in clips])
+    shown = [*each, *worst]
+    made = cards([clips[i] for i in shown], moemos.Output(*(part[shown] for part in output)))
+    parts = [f'<h2>{title}</h2>\n<div class="clips">\n{"".join(some)}</div>\n'
+             for title, some in (("Each system once", made[:len(each)]),
+                                 ("Most wrong", made[len(each):]))]
     title = escaped(f"{run} on {config.data}, {trained.backbone.name}")
     return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<style>{PAGE_STYLE}{STYLE}</style></head>
 <body><h1>{title}</h1>
-<p>Time to the right, frequency up to 8 kHz, loud is bright. Bars: the gates of the experts,
-which add up to 100 %.</p>
+<p>In the pictures time goes to the right, frequency goes up to 8 kHz, and loud is bright. The bars
+are the gates: how much each expert counts for the clip. They add up to 100 %.</p>
 {"".join(parts)}</body></html>
 """
 
@@ -167,7 +175,7 @@ def main():
     parser.add_argument("--device", default="", help="as of train.py")
     parser.add_argument("--backbone", default="", help="as of evaluate.py")
     options = parser.parse_args()
-    with data.one_sentence("studies.listen"):
+    with data.one_sentence("course.listen"):
         text = page(options.run, options.device, options.backbone)
         path = Path(options.run, "listen.html")
         data.write_files({path: text.encode("utf-8", "replace")})

@@ -1,0 +1,1 @@
+"""What teaches: write the method yourself, explain, listen, a notebook, exercises."""
