@@ -72,7 +72,8 @@ def parts_of(system):
     """The system of each of n clips -> ((n,) the part of each clip, what the intervals hold for).
     An interval is found by leaving out one part at a time. A part is a system, because the clips of
     a system share its errors. With fewer systems than FEWEST, a part is a clip, or several if there
-    are more than PARTS. With fewer clips, too, all are one part, and there is no interval."""
+    are more than PARTS. If the clips, too, are fewer than FEWEST, all are one part, and there
+    is no interval."""
     if len(set(system)) >= FEWEST["systems"]:
         return np.asarray(system), "other systems (each is left out in turn)"
     if len(system) >= FEWEST["clips"]:
@@ -93,7 +94,7 @@ def interval(value, left_out, name=""):
         of a correlation    tanh(atanh(value) -+ reach / (1 - value^2))        on Fisher's scale
         of an MSE           exp(log(value) -+ (1 + 2 / n) reach / value)       on a log scale
 
-    A correlation cannot exceed 1, nor an MSE fall below 0, so near there their errors are not
+    A correlation cannot exceed 1, nor an MSE fall below 0, so close to these limits errors are not
     symmetric; on these scales they nearly are. To divide by 1 - value^2, or by value, is to
     multiply by the slope of the scale. The factor 1 + 2 / n is from a simulation, in which
     intervals from few parts were too narrow. NaN if no part moves the number by more than rounding
@@ -175,7 +176,8 @@ def minus_reference(numbers, left_out, reference, true, system, unit):
     """{"utterance MSE": [this run minus a reference, low, high, verdict], ...}. The same parts are
     left out of both at a time, so that what both have in common cancels.
 
-    numbers, left_out: the run's eight numbers, and with parts left out. reference: (n,) MOS."""
+    numbers, left_out: the run's eight numbers, and the same with each part left out. reference:
+    (n,) MOS."""
     reference_left_out = leave_one_out(reference, true, system)
     compared = {}
     for name, number in moemos.metrics(reference, true, system).items():
@@ -200,9 +202,9 @@ def evaluate(run, device="", corpus="", backbone="", scale=(), max_seconds=0.0):
     """Evaluates a run on the test clips of its corpus, or of another -> the dict of metrics.json.
 
     Prints the report and writes its files. Test clips without ratings are predicted into
-    answer.txt; if there are no others, it returns None. On another corpus there are no references,
-    because they would learn from its training clips, which the method has not seen. scale,
-    max_seconds: of the corpus; () and 0 mean those of the run. Raises InputError."""
+    answer.txt; if no test clip has ratings, it returns None. On another corpus there are no
+    references, because they would learn from its training clips, which the method has not seen.
+    scale, max_seconds: of the corpus; () and 0 mean those of the run. Raises InputError."""
     trained = load_run(run, device, backbone, max_seconds)
     config = trained.config
     corpus, scale = str(corpus or config.data), tuple(scale) or config.scale

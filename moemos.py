@@ -7,7 +7,7 @@ open, and we had to decide, is marked "ours".
 
 Letters of dimensions, the same in all modules:
     B clips     T samples     F frames      L layers of the backbone     D width of a layer
-    E experts   H hidden width of one       C classes of the second task
+    E experts   H hidden width of an expert C classes of the second task
     P = L * 2D features of a clip           A axes that they are projected onto
 """
 
@@ -35,8 +35,8 @@ class Backbone:
 
     Attributes: name; sample_rate, in Hz; layers (L); width (D); and identity, a fingerprint of the
     weights, of the code of a module of your own, and of what the network gives for a second of
-    noise, which shows changes in other code. That is rounded to two digits, so that nearly all
-    machines agree. Raises ValueError if the features are not finite."""
+    noise, which shows changes in other code. What it gives for the noise is rounded to two digits,
+    so that nearly all machines agree. Raises ValueError if the features are not finite."""
 
     def __init__(self, name, network, sample_rate, device="cpu", code=""):
         self.name = name
@@ -106,7 +106,8 @@ class FeatureFusion(nn.Module):
 class MixtureOfExperts(nn.Module):
     """y = sum_i g_i(x) E_i(x), as in the paper, with a softmax gate g over all experts.
 
-    Each expert is a small network of its own, MLP_i, plus a linear path V that all share:
+    Each expert is a small network of its own, the multi-layer perceptron MLP_i, plus a linear path
+    V that all share:
 
         E_i(x) = V x + MLP_i(x)     and so, as the gates sum to 1,     y = V x + sum_i g_i MLP_i(x)
 
@@ -144,7 +145,7 @@ class Output(NamedTuple):
 
 
 class MoEMOS(nn.Module):
-    """All that comes behind the frozen backbone: from its statistics to MOS and synthesis model.
+    """All that comes after the frozen backbone: from its statistics to MOS and synthesis model.
 
     Both heads are one linear layer on y. The MOS head predicts how far a clip is from the mean MOS
     of the training clips, in standard deviations of that MOS, so that the same settings fit every
@@ -174,14 +175,15 @@ class MoEMOS(nn.Module):
 #
 #     kept = v / (v + penalty * P / number of rated clips)
 #
-# Each axis is scaled to the deviation `kept`, so that axes along which clips hardly differ are
-# hardly heard in training either.
+# Each axis is scaled to the deviation `kept`, so that training, like ridge regression, hardly uses
+# axes along which clips hardly differ.
 #
 # y_0 starts as the MOS that ridge regression predicts, and y_c, for c = 1 to C, as what it predicts
 # for "is of class c" (1 or 0), both with the mean subtracted. share_c is the share of the training
 # clips that are of class c, so that share_c + y_c is about the probability of c. The class head
-# starts as its logarithm, log(share_c + y_c), or nearly so. The MOS head starts as the mean of two
-# predictions: that of ridge regression, and the MOS that one expects from the classes.
+# must be linear in y_c, and starts as the tangent to log(share_c + y_c) at y_c = 0. The MOS head
+# starts as the mean of two predictions: that of ridge regression, and the MOS that one expects from
+# the classes.
 #
 #     logit_c = log share_c + y_c / share_c
 #     MOS     = bias + (y_0 + sum_c y_c MOS_c) / 2             in standard deviations of the MOS
@@ -199,8 +201,8 @@ def ridge(x, y, new, penalties):
     of other clips -> the predictions for these with each of the penalties, (penalties, m).
 
     It finds the weights w that make |x w - y|^2 + penalty * P * |w|^2 least, where x is
-    standardised and y has its mean subtracted. With the eigenvalues v of x x', and its eigenvectors
-    as the columns of u, that is, where ' means transposed,
+    standardised and y has its mean subtracted. Let ' mean transposed, v be the eigenvalues of x x',
+    and the columns of u its eigenvectors. Then
 
         w = x' u diag(1 / (v + penalty * P)) u' y
     """
@@ -249,16 +251,18 @@ def start(features, mos, label, classes, fold):
     kept = variance / (variance + penalty * inputs / rated.sum())
     large = kept > LEAST_KEPT * kept[0]
     variance, kept = variance[large], kept[large]                           # (A,)
-    white = u[:, large] * math.sqrt(n)  # each clip on each axis, deviation 1 (n, A)
-    axes = x.T @ (white * kept / variance) / n  # so that x @ axes = white * kept (P, A)
+    # white: each clip on each axis, scaled to deviation 1. As x @ x.T @ white / n is
+    # white * variance, x @ axes becomes white * kept.
+    white = u[:, large] * math.sqrt(n)                                      # (n, A)
+    axes = x.T @ (white * kept / variance) / n                              # (P, A)
     sign = np.where(axes.sum(0) < 0, -1, 1)  # it is arbitrary, and so it is fixed here
     white, axes = white * sign, axes * sign
 
     one_hot = np.eye(classes)[label]                                        # (n, C)
     share = one_hot.mean(0)                                                 # (C,)
     class_mos = one_hot.T @ np.where(rated, y, ridge_mos) / one_hot.sum(0)  # (C,)
-    # As x @ axes is white * kept, `kept` is divided out of row 0: ridge_mos is shrunk already. The
-    # rows of the classes keep it, which turns least squares into ridge regression.
+    # In row 0 `kept` is divided out, as ridge_mos is shrunk already. The rows of the classes keep
+    # it, which turns least squares into ridge regression.
     path = np.vstack([ridge_mos @ white / kept, one_hot.T @ white]) / n     # (1 + C, A)
     weights = {
         "mean": mean, "deviation": deviation, "penalty": penalty,
@@ -266,7 +270,7 @@ def start(features, mos, label, classes, fold):
         "moe.path.weight": path,
         "class_head.weight": np.hstack([np.zeros((classes, 1)), np.diag(1 / share)]),
         "class_head.bias": np.log(share),
-        "mos_head.weight": np.hstack([1, class_mos])[None] / min(classes, 2),  # one class: y_1 is 0
+        "mos_head.weight": np.hstack([1, class_mos])[None] / min(classes, 2),  # one class: ridge
         "mos_head.bias": ridge_mos.mean()[None]}
     return {name: torch.as_tensor(value).float() for name, value in weights.items()}
 
@@ -329,7 +333,8 @@ def losses(output, mos, label, alpha, beta, lambda_1, lambda_2, deviation=1.0):
 
 
 def gate_entropies(gates):
-    """A diagnosis (ours): (B, E) gates -> two entropies, -sum_j g_j log g_j, in nats.
+    """A diagnosis (ours): (B, E) gates -> two entropies, -sum_j g_j log g_j, in nats, that
+    is, by the natural logarithm.
 
         mean entropy of a clip    entropy of the mean gate
         low                       low           collapse: one expert does everything

@@ -4,8 +4,8 @@
     python train.py --data DIR --out runs/mine     learns from the ratings.csv in a folder
     python train.py --help                         every setting and where it comes from
 
-A value is the paper's if a section is named and the word "ours" is not. The paper does not say
-which weights a stage trains. Here each stage trains all of them, with a new AdamW, and both
+A section marks a value of the paper, and "ours" what is not in it. The paper does not say which
+weights a stage trains. Here each stage trains all of them, with a new AdamW, and both
 regularisers are always on. Nor does it say what it means by an "adaptive" weighting of the two
 losses. Here that is alpha, the weight of the MOS loss: it rises during stage 2 and jumps between
 stages. Letters of dimensions: see moemos.py.
@@ -102,7 +102,7 @@ def run_stage(model, stage, config, training, dev=None):
 
     Each step draws its batch anew from all clips, so that a small corpus gets as many steps as a
     large one. Raises FloatingPointError if a loss or a gradient is not finite."""
-    os.environ.setdefault("USERNAME", "nobody")  # torch asks for it, and not every user has one
+    os.environ.setdefault("USERNAME", "nobody")  # no part of the method: torch asks for a name
     parameters = list(model.parameters())
     optimiser = torch.optim.AdamW(parameters, fused=True)  # weight decay: torch's 0.01
     logged, gates = [], []
@@ -113,7 +113,8 @@ def run_stage(model, stage, config, training, dev=None):
 
         rows = torch.randperm(len(training.mos))[:config.batch_size]
         batch = training.take(rows.to(training.mos.device))
-        output = model.train()(batch.features)
+        model.train()  # as validate() may have changed that
+        output = model(batch.features)
         terms = moemos.losses(output, batch.mos, batch.label, mos_weight, 1 - mos_weight,
                               config.lambda_1, config.lambda_2, model.deviation)
         optimiser.zero_grad()
@@ -136,7 +137,8 @@ def run_stage(model, stage, config, training, dev=None):
 
 def run_stages(model, stages, config, training, dev=None):
     """Trains a model on Clips through all stages; prints and returns the rows of log.csv. dev: the
-    Clips for validate(), if there are any."""
+    Clips for validate(), if there are any. HEADING and LINE, how a row is printed, are at the end
+    of the file."""
     model.to(training.features.device)
     rows = []
     for stage in stages:

@@ -95,7 +95,7 @@ QUESTIONS = {
         "Does the method hold with as many features as WAV2VEC2_BASE gives?",
         (METHOD, v.FULL_WIDTH), HEARD),
     "experiment": Question(
-        "Is the whole better than one expert, rated clips and no second task?",
+        "Is the whole better than one expert with neither second task nor unrated clips?",
         (METHOD, v.PLAIN), HEARD, SEEDS),
     "experts": Question(
         "Do experts help, and what do the gates follow?",

@@ -135,8 +135,8 @@ def errors(corpus, seed, predictions):
     found = {"the first panel's own MOS, no model": np.mean((own - other) ** 2)}
     for name, predicted in predictions.items():
         predicted = predicted[both]
-        found[f"{name}, by the first panel"] = np.mean((predicted - own) ** 2)
-        found[f"{name}, by the second"] = np.mean((predicted - other) ** 2)
+        found[f"{name}, against the first panel"] = np.mean((predicted - own) ** 2)
+        found[f"{name}, against the second"] = np.mean((predicted - other) ** 2)
         if name == MEANS.name:
             for shots in SHOTS:
                 said = calibrated(predicted, first, second, shots, seed)

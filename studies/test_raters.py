@@ -102,7 +102,7 @@ def test_the_parts_of_the_error_by_hand():
     own, other = lab.means(first), lab.means(second)
     share = found["the first panel's own MOS, no model"]
     assert share == pytest.approx(np.mean((own - other) ** 2) / other.var())
-    by_second = found["a panel's mean, by the second"]
+    by_second = found["a panel's mean, against the second"]
     assert by_second == pytest.approx(np.mean((mos - other) ** 2) / other.var())
     noise = found["noise of the second panel's ratings"]
     gains = 0.2 ** 2 * 0.8 ** 2 / 4  # gains count as noise
