@@ -906,7 +906,7 @@ def own_backbone(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
-def test_a_module_of_ones_own_is_a_backbone_and_no_run_imports_one_that_is_not_named(
+def test_a_module_of_your_own_is_a_backbone_and_no_run_imports_one_that_is_not_named(
         small, tmp_path, own_backbone, monkeypatch, capsys):
     name = own_backbone()
     backbone = moemos.load_backbone(name)
@@ -1016,7 +1016,7 @@ def test_other_code_of_a_backbone_is_another_key_of_the_cache_and_does_not_open_
     assert len(keys) == 6
 
 
-def test_what_a_module_of_ones_own_prints_does_not_go_into_the_scores(
+def test_what_a_module_of_your_own_prints_does_not_go_into_the_scores(
         small, tmp_path, own_backbone, monkeypatch, capsys):
     source = OWN_BACKBONE.replace("def load():", "print('import')\ndef load():\n    print('load')")
     name = own_backbone("[(print('extract'), frames)[1]]", source)
@@ -1096,7 +1096,7 @@ def test_weights_that_a_module_draws_are_the_same_every_time_and_no_others_chang
     assert len(identities) == 1
 
 
-def test_a_fault_within_a_module_of_ones_own_is_seen_whole(own_backbone):
+def test_a_fault_within_a_module_of_your_own_is_shown_whole(own_backbone):
     name = own_backbone("", "def load():\n    open('nowhere')")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         data.open_backbone(name, "cpu")
@@ -2184,7 +2184,7 @@ def test_clips_without_ratings_are_predicted_in_the_challenges_form_and_not_scor
     assert ids == ["a/x.wav", "b/x.wav"]
 
 
-def test_no_training_clips_no_test_clips_and_one_system_are_said(tmp_path, capsys):
+def test_no_training_clips_no_test_clips_and_one_system_get_a_sentence(tmp_path, capsys):
     lay_out(tmp_path, {}, [f"{i}.wav" for i in range(14)])
     rows = [(f"{i}.wav", "test" if i > 9 else "train", "s", f"m{i % 2}", "r", 1 + i % 4)
             for i in range(14)]
@@ -2492,7 +2492,7 @@ def test_the_strength_is_found_in_five_folds_of_whole_groups_of_the_rated_traini
     assert saved["fusion.axes"].shape[0] == 320
 
 
-def test_default_settings_beat_the_condition_mean_row_and_match_a_straight_line():
+def test_default_settings_beat_the_systems_mean_and_match_a_linear_model():
     _, result = simulated_run()
     own, reference = result["metrics"], result["reference"]
     for level, ahead in (("utterance", 0.02), ("system", 0.01)):

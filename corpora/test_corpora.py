@@ -862,7 +862,7 @@ def test_another_scale_is_read_where_it_is_given(tmp_path, monkeypatch):
     assert clip.ratings == {"": 78.1}
 
 
-def test_augmentation_is_appended_to_ones_own_table_and_trained_on(tmp_path, monkeypatch):
+def test_augmentation_is_appended_to_your_own_table_and_trained_on(tmp_path, monkeypatch):
     own = own_corpus(tmp_path / "own")
     more = lay_out(tmp_path / "more", {}, ["tts1/a.wav", "tts1/deep/b.WAV", "tts2/c.wav"])
     both = own / "both.csv"
@@ -939,7 +939,7 @@ def test_a_table_of_the_data_set_is_not_written_over_even_through_a_link(
         assert sentence in capsys.readouterr().err and (folder / out).read_bytes() == before
 
 
-def test_neither_ones_own_table_nor_a_clip_is_written_over(tmp_path, monkeypatch, capsys):
+def test_neither_your_own_table_nor_a_clip_is_written_over(tmp_path, monkeypatch, capsys):
     own = own_corpus(tmp_path / "own")
     (own / "a.wav").rename(own / "a.csv")
     text = (own / "ratings.csv").read_text().replace("a.wav", "a.csv")
@@ -980,7 +980,7 @@ def test_clips_without_ratings_are_predicted_in_the_challenges_form_and_not_scor
     assert np.isfinite(np.array(scores, float)).all()
 
 
-def test_the_conditions_means_alone_give_the_system_numbers_that_are_quoted_of_track_3():
+def test_the_systems_means_alone_give_the_system_numbers_that_are_quoted_of_track_3():
     trained, evaluated = np.array(list(simulated.CONDITIONS.values())).T
     found = [metric(trained, evaluated) for metric in moemos.METRICS.values()]
     np.testing.assert_allclose(found, [0.101, 0.945, 0.748, 0.575], atol=5e-4)

@@ -115,7 +115,7 @@ def test_webmushra_names_clips_by_trial_and_stimulus_on_a_scale_of_0_to_100(tmp_
 
 @pytest.mark.parametrize(("encoding", "said"), [
     ("latin-1", "latin-1"), ("utf-16", "UTF-16"), ("utf-8", "UTF-8"), ("utf-8-sig", "UTF-8")])
-def test_an_encoding_is_recognised_and_said_in_one_line(tmp_path, monkeypatch, capsys, encoding,
+def test_an_encoding_is_recognised_and_named_in_one_line(tmp_path, monkeypatch, capsys, encoding,
                                                         said):
     wavs = ["schön/grün.wav", "schön/u\u0308bel.wav"]  # the second as a Mac stores it
     path = export(tmp_path, "Datei\tNote\ngrün.wav\t4,5\nübel.wav\t2\n", encoding, wavs)

@@ -30,6 +30,6 @@ def test_a_corpus_of_some_clips_is_that_of_the_clips(tmp_path):
     assert [clip.path.resolve() for clip in again] == [clip.path.resolve() for clip in clips]
 
 
-def test_a_process_that_fails_is_said():
+def test_a_process_that_fails_gets_a_sentence():
     with pytest.raises(data.InputError, match="-c raise SystemExit.3. ended with status 3"):
         benchmark.finish(benchmark.start("-c", "raise SystemExit(3)"))

@@ -118,7 +118,7 @@ def test_a_method_with_super_resolution_is_that_method():
 
 # -- Variants --------------------------------------------------------------------------------------
 
-def test_the_head_of_the_engine_is_the_one_that_train_has():
+def test_the_method_of_the_engine_is_the_one_that_train_has():
     corpus = make_corpus()
     rows = np.array([clip.split == "train" for clip in corpus.clips])
     found = lab.predict(Job(METHOD, Cell("a", "b", "test"), 3), corpus)
@@ -140,7 +140,7 @@ def test_the_head_of_the_engine_is_the_one_that_train_has():
     assert np.isnan(found["mos"][~test.numpy()]).all()
 
 
-def test_ridge_and_the_conditions_mean_by_hand():
+def test_ridge_and_the_systems_mean_by_hand():
     corpus = make_corpus()
     learned, predicted = next(lab.split(corpus, "groups"))
     mean, _ = lab.by_mean(MEAN, corpus, learned, predicted, 0, "groups")
@@ -280,7 +280,7 @@ def test_means_only_has_no_deviations():
     assert torch.equal(variants.means_only(corpus).features, corpus.features[:, :, :4])
 
 
-def test_its_start_is_the_head_before_any_stage_and_stages_are_taken_from_the_front():
+def test_its_start_is_the_method_before_any_stage_and_stages_are_taken_from_the_front():
     corpus = make_corpus()
     learned, predicted = next(lab.split(corpus, "groups"))
     weights = lab.start(METHOD, corpus, learned, 0, "groups")
@@ -405,7 +405,7 @@ def test_code_counts_and_comments_do_not(tmp_path, monkeypatch):
         del sys.modules[f"code_{i}"]
 
 
-def test_a_missing_listening_test_is_said(monkeypatch, tmp_path):
+def test_a_missing_listening_test_gets_a_sentence(monkeypatch, tmp_path):
     monkeypatch.setenv("LISTENING_TESTS", str(tmp_path / "none"))
     with pytest.raises(data.InputError, match="is not there; studies/README.md"):
         lab.load("codecs", "logmel")
