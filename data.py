@@ -267,6 +267,9 @@ def one_sentence(script):
     """For the body of a script's main(): an error that a user can cause becomes one sentence on
     standard error, and the exit status is 2. Other errors are faults of the program, and are raised
     on."""
+    nowhere = io.TextIOWrapper(io.BytesIO())
+    sys.stdout = sys.stdout or nowhere  # None if it was closed
+    sys.stderr = sys.stderr or nowhere
     sys.stdout.reconfigure(errors="backslashreplace")  # the terminal may lack a name's characters
     try:
         yield
@@ -275,7 +278,7 @@ def one_sentence(script):
     except (InputError, FloatingPointError, KeyboardInterrupt, OSError) as error:
         problem = first_line(error)
         if isinstance(error, OSError):
-            sys.stdout = io.StringIO()  # so that Python does not try again to write what is left
+            sys.stdout = nowhere  # so that Python does not try again to write what is left
         if isinstance(error, BrokenPipeError):  # the reader of a pipe, such as head, has left
             sys.exit(2)
     except (MemoryError, RuntimeError) as error:

@@ -229,6 +229,9 @@ def evaluate(run, device="", corpus="", backbone="", scale=(), max_seconds=0.0):
                 for clip, mos in zip(test, output.mos.tolist())]
         files[out / "predictions.csv"] = [("wav", "system", "model", "mos", "predicted"), *rows]
         files[out / "metrics.json"] = as_json(result)
+    now = read_checkpoint(run)["weights"]["mos_head.weight"]
+    if not torch.equal(now, trained.model.mos_head.weight.cpu()):
+        raise InputError(f"{run} was trained anew meanwhile; evaluate it again")
     data.write_files(files, outdated=() if unrated else [answer])
     if unrated:
         print(data.printable(f"{len(unrated)} test clips without ratings: predicted in {answer}"))
@@ -357,6 +360,9 @@ def load_run(run, device="", backbone="", max_seconds=0.0):
     try:
         model = train.build_model(config, saved["weights"])
         model.load_state_dict(saved["weights"])  # all of them, or it raises
+        shape = (*model.fusion.center.shape, model.class_head.out_features)
+        if shape != (backbone.layers, 2 * backbone.width, len(saved["classes"])):
+            raise ValueError
     except Exception:  # noqa: BLE001 - torch raises nearly anything
         raise InputError(f"{run}/model.pt is of another version; train the run again") from None
     return Trained(model.to(backbone.device).eval(), backbone, saved["classes"], config)

@@ -469,7 +469,10 @@ def load_module(name):
     if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], nn.Module)
             and isinstance(found[1], (int, np.integer)) and found[1] > 0):
         raise ValueError(f"load() of {name} must give a torch module and its rate in whole Hz")
-    code = inspect.getsource(module) + inspect.getsource(inspect.getmodule(type(found[0])))
+    try:
+        code = inspect.getsource(module) + inspect.getsource(inspect.getmodule(type(found[0])))
+    except (OSError, TypeError):
+        raise ValueError(f"the source of {name} is missing; put its .py file there") from None
     return *found, code
 
 

@@ -955,14 +955,14 @@ def test_a_module_that_is_no_backbone_is_refused_in_a_sentence(own_backbone, lay
 
 @pytest.mark.parametrize("load", ["import torch\ndef load():\n    return torch.nn.Identity(), 8000",
                                   "import HELPER\ndef load():\n    return HELPER.load()"])
-def test_a_module_without_source_is_refused(own_backbone, tmp_path, load):
+def test_a_module_without_source_is_refused_in_a_sentence(own_backbone, tmp_path, load):
     """Either it lies there as bytes alone, or the module of the network's class does."""
     helper = own_backbone()
     name = own_backbone(source=load.replace("HELPER", helper))
     bare = helper if "import torch" not in load else name
     py_compile.compile(tmp_path / f"{bare}.py", tmp_path / f"{bare}.pyc")
     (tmp_path / f"{bare}.py").unlink()
-    with pytest.raises(OSError, match="source"):
+    with pytest.raises(data.InputError, match=f"the source of {name} is missing; put its .py"):
         data.open_backbone(name, "cpu")
 
 
@@ -1970,6 +1970,8 @@ def flip_a_bit(path):
     (lambda saved: saved["config"].update(scale=(5.0, 1.0)), "damaged"),
     (lambda saved: saved["config"].update(experts="4"), "damaged"),
     (lambda saved: saved["config"].update(max_seconds=nan), "damaged"),
+    (lambda saved: saved["classes"].append("y"), "model.pt is of another version"),
+    (lambda saved: saved["classes"].pop(), "model.pt is of another version"),
     (lambda saved: saved["weights"].pop("fusion.axes"), "model.pt is of another version"),
     (lambda saved: saved["weights"].update({"fusion.center": torch.zeros(3, 160)}),
      "model.pt is of another version"),
@@ -2130,6 +2132,22 @@ def test_the_report_is_the_same_on_any_scale(run, capsys, lowest, width):
     lines[1].remove(told)
     assert lines[0] == lines[1]
     assert "  shown to be                     better  better" in tables[0]
+
+
+def test_a_run_that_is_trained_anew_while_it_is_evaluated_gets_no_results_of_the_old_model(
+        small, tmp_path, run, monkeypatch):
+    predict_clips = evaluate.predict_clips
+    unrated = [(small / f"{i}.wav", "test", "s", "m", "", "") for i in range(3)]
+    data.write_files({tmp_path / "unrated.csv": [COLUMNS, *unrated]})
+    for seed, corpus in ((1, small), (2, tmp_path / "unrated.csv")):
+        def train_meanwhile(*words, seed=seed):
+            train.train(quick(small, tmp_path, seed=seed, experts=4 + seed))
+            return predict_clips(*words)
+        with monkeypatch.context() as patch:
+            patch.setattr(evaluate, "predict_clips", train_meanwhile)
+            with pytest.raises(data.InputError, match="run was trained anew meanwhile; evaluate"):
+                evaluate.evaluate(run, "cpu", corpus)
+        assert train.results_in(run) == []
 
 
 def test_escape_sequences_in_names_do_not_reach_the_terminal(
@@ -2783,16 +2801,19 @@ def score_into(stream, run, wav, errors):
     os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
     reading, writing = os.pipe()
     os.close(reading)
-    os.dup2(os.open("/dev/full", os.O_WRONLY) if stream == "full disk" else writing, 1)
+    if stream != "closed":
+        os.dup2(os.open("/dev/full", os.O_WRONLY) if stream == "full disk" else writing, 1)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
     sys.__stdout__ = sys.stdout  # An interpreter keeps its first one until it ends.
+    if stream == "closed":
+        sys.stdout = sys.stderr = None
     sys.argv = ["evaluate.py", str(run), "--device", "cpu", "--wav", str(wav)]
     evaluate.main()
 
 
 @pytest.mark.parametrize(("stream", "said", "status"), [
     ("full disk", "evaluate.py: [Errno 28] No space left on device\n", 2),
-    ("closed pipe", "", 2)])
+    ("closed pipe", "", 2), ("closed", "", 0)])
 def test_a_full_disk_behind_standard_output_is_said_and_a_closed_pipe_is_quiet(
         small, run, tmp_path, stream, said, status):
     process = processes().Process(target=score_into,
