@@ -30,13 +30,11 @@ MIN_SECONDS = 0.025  # what one frame of a wav2vec2 sees
 # -- Backbone: waveform -> frames of every layer, frozen (III.B) -----------------------------------
 
 class Backbone:
-    """A frozen network. It is not an nn.Module, so that a model which contains it cannot train it
-    by mistake.
+    """A frozen network, which turns a waveform into the frames of its layers. It is no nn.Module,
+    so that a model which contains it cannot train it by mistake.
 
-    Attributes: name; sample_rate, in Hz; layers (L); width (D); and identity, a fingerprint of the
-    weights, of the code of a module of your own, and of what the network gives for a second of
-    noise, which shows changes in other code. What it gives for the noise is rounded to two digits,
-    so that nearly all machines agree. Raises ValueError if the features are not finite."""
+    Attributes: name; sample_rate, in Hz; layers (L); width (D); and identity, a fingerprint(), by
+    which a run knows its backbone again. Raises ValueError if the features are not finite."""
 
     def __init__(self, name, network, sample_rate, device="cpu", code=""):
         self.name = name
@@ -48,13 +46,7 @@ class Backbone:
         if not frames.isfinite().all():
             raise ValueError(f"the features of backbone {name} are not finite")
         self.layers, _, self.width = frames.shape
-        statistics = pool_statistics(frames).flatten().cpu().double()
-        ramp = torch.linspace(1, 2, len(statistics), dtype=torch.float64)  # so that order counts
-        digest = hashlib.sha256(f"{code} {tuple(frames.shape)} {statistics @ ramp:.1e}".encode())
-        for key, tensor in network.state_dict().items():
-            content = tensor.cpu().flatten().view(torch.uint8)  # bytes: numpy has no bfloat16
-            digest.update(key.encode() + content.numpy().tobytes())
-        self.identity = digest.hexdigest()
+        self.identity = fingerprint(network, frames, code)
 
     @torch.no_grad()
     def extract(self, waveform):
@@ -121,19 +113,19 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         self.gate = nn.Linear(axes, experts)  # "lightweight" in the paper; one layer is ours
         self.path = nn.Linear(axes, outputs, bias=False)
-        self.experts = nn.ModuleList(
+        self.mlps = nn.ModuleList(
             nn.Sequential(nn.Linear(axes, hidden), nn.GELU(), nn.Linear(hidden, outputs))
             for _ in range(experts))
-        for expert in self.experts:
-            nn.init.zeros_(expert[2].weight)
-            nn.init.zeros_(expert[2].bias)
+        for mlp in self.mlps:
+            nn.init.zeros_(mlp[2].weight)
+            nn.init.zeros_(mlp[2].bias)
 
     def forward(self, x):                                                   # (B, A)
         gates = self.gate(x).softmax(1)                                     # (B, E)
-        outputs = torch.stack([expert(x) for expert in self.experts], 1)    # (B, E, 1 + C)
-        outputs = outputs + self.path(x)[:, None]                           # (B, E, 1 + C)
-        y = (gates[:, :, None] * outputs).sum(1)                            # (B, 1 + C)
-        return y, gates, outputs
+        mlps = torch.stack([mlp(x) for mlp in self.mlps], 1)                # (B, E, 1 + C)
+        experts = self.path(x)[:, None] + mlps                              # (B, E, 1 + C)
+        y = (gates[:, :, None] * experts).sum(1)                            # (B, 1 + C)
+        return y, gates, experts
 
 
 class Output(NamedTuple):
@@ -168,62 +160,102 @@ class MoEMOS(nn.Module):
         return Output(mos, logits, gates, experts, y)
 
 
-# -- Where training starts: two linear models, in closed form (ours) -------------------------------
+# -- Where training starts: as two linear models, which are computed exactly (ours) ----------------
 #
-# The fused features x lie along the principal axes of the training clips. Ridge regression
-# multiplies what least squares would find along an axis of variance v by
+# start() computes the first weights from the n training clips, in five steps. There the code has
+# the same numbers.
 #
-#     kept = v / (v + penalty * P / number of rated clips)
+# 1. The MOS is counted in standard deviations from its mean, and each feature is standardised.
 #
-# Each axis is scaled to the deviation `kept`, so that training, like ridge regression, hardly uses
-# axes along which clips hardly differ.
+# 2. Ridge regression, a linear model with small weights, learns to predict the MOS. How strong its
+#    penalty on large weights must be is found by cross-validation.
 #
-# y_0 starts as the MOS that ridge regression predicts, and y_c, for c = 1 to C, as what it predicts
-# for "is of class c" (1 or 0), both with the mean subtracted. share_c is the share of the training
-# clips that are of class c, so that share_c + y_c is about the probability of c. The class head
-# must be linear in y_c, and starts as the tangent to log(share_c + y_c) at y_c = 0. The MOS head
-# starts as the mean of two predictions: that of ridge regression, and the MOS that one expects from
-# the classes.
+# 3. The principal axes of the training clips are found. These are uncorrelated directions; the
+#    clips differ most along the first, and less along each further one. Let v be the variance of
+#    the clips along an axis. Ridge regression finds the slope that plain least squares would find
+#    along this axis, times
 #
-#     logit_c = log share_c + y_c / share_c
-#     MOS     = bias + (y_0 + sum_c y_c MOS_c) / 2             in standard deviations of the MOS
+#        kept = v / (v + penalty * P / number of rated clips)
 #
-# MOS_c is the mean MOS of the clips of class c; a clip without MOS counts as ridge regression
-# predicts it. bias is the mean of what ridge regression predicts for all training clips, which is 0
-# if all are rated. If there is only one class, it tells nothing, and MOS = bias + y_0.
+#    which is near 1 if clips differ much along the axis, and near 0 if they hardly differ. The axes
+#    of the fusion are the principal axes, scaled so that the clips have the deviation `kept` along
+#    each. So training, too, hardly uses the axes along which clips hardly differ.
+#
+# 4. The linear path makes y from the position of a clip on these axes. y_0 starts as the MOS that
+#    ridge regression predicts. y_c, for each class c, starts as what ridge regression predicts for
+#    a number that is 1 for the clips of class c and 0 for all others. From each its mean is
+#    subtracted. For a number of this kind the mean is share_c, the share of the clips that are of
+#    class c. So share_c + y_c is a rough estimate of how probable class c is.
+#
+# 5. The class head should say the logarithm of that. But the head is linear and the logarithm is
+#    not, and so the head starts as the tangent of log(share_c + y_c) at y_c = 0:
+#
+#        logit_c = log share_c + y_c / share_c
+#
+#    The MOS head starts as the mean of two predictions: that of ridge regression, and the mean MOS
+#    of each class, weighted by how probable the class is. Let MOS_c be the mean MOS of class c; a
+#    clip without MOS counts as ridge regression predicts it. Both predictions have the same mean
+#    over the training clips, which is the bias. So
+#
+#        MOS = bias + (y_0 + sum over the classes of  y_c MOS_c) / 2
+#
+#    If there is only one class, it tells nothing, and MOS = bias + y_0.
 
 PENALTIES = np.logspace(3, -4, 29)  # those that best_penalty() tries, per feature; strongest first
 LEAST_KEPT = 0.01  # an axis is dropped if its `kept` is below 1 % of the first axis's
 
 
-def ridge(x, y, new, penalties):
-    """Ridge regression. x: (n, P) features and y: (n,) MOS of training clips; new: (m, P) features
-    of other clips -> the predictions for these with each of the penalties, (penalties, m).
+def ridge(x, target, new, penalties):
+    """Ridge regression, a linear model with small weights. x: (n, P) features and target: (n,) MOS
+    of training clips. new: (m, P) features of other clips. Returns (penalties, m): for each penalty
+    the MOS that it predicts for the other clips.
 
-    It finds the weights w that make |x w - y|^2 + penalty * P * |w|^2 least, where x is
-    standardised and y has its mean subtracted. Let ' mean transposed, v be the eigenvalues of x x',
-    and the columns of u its eigenvectors. Then
+    Standardise x, and subtract from the target its mean. The weights w are those that make
 
-        w = x' u diag(1 / (v + penalty * P)) u' y
+        |x w - target|^2 + penalty * P * |w|^2
+
+    least. Let v be the eigenvalues of x x', where ' means transposed, and let the columns of u be
+    its eigenvectors. Then
+
+        w = x' u diag(1 / (v + penalty * P)) u' target
     """
     center, scale = x.mean(0), x.std(0)
     scale[scale <= 1e-6 * np.abs(center)] = math.inf  # what varies by rounding alone becomes 0
     x, new = (x - center) / scale, (new - center) / scale
     v, u = np.linalg.eigh(x @ x.T)                                          # (n,), (n, n)
     added = np.array(penalties)[:, None] * x.shape[1]                       # (penalties, 1)
-    shrunk = (y - y.mean()) @ u / (v + added)                               # (penalties, n)
-    return y.mean() + shrunk @ (u.T @ x) @ new.T                            # (penalties, m)
+    shrunk = (target - target.mean()) @ u / (v + added)                     # (penalties, n)
+    return target.mean() + shrunk @ (u.T @ x) @ new.T                       # (penalties, m)
 
 
-def best_penalty(x, y, fold):
+def best_penalty(x, target, fold):
     """The one of PENALTIES with the least squared error in cross-validation; of equal ones, the
-    strongest. x, y: as for ridge(). fold: (n,) int, the number of each clip's fold."""
+    strongest. x, target: as for ridge(). fold: (n,) int, the number of each clip's fold."""
     errors = np.zeros(len(PENALTIES))
     for number in np.unique(fold):
         held_out = fold == number
-        predicted = ridge(x[~held_out], y[~held_out], x[held_out], PENALTIES)
-        errors += np.square(predicted - y[held_out]).sum(1)
+        predicted = ridge(x[~held_out], target[~held_out], x[held_out], PENALTIES)
+        errors += np.square(predicted - target[held_out]).sum(1)
     return float(PENALTIES[errors.argmin()])
+
+
+def principal_axes(x, added):
+    """x: (n, P) standardised features of the training clips. added: penalty * P / number of rated
+    clips. Finds the A axes along which ridge regression keeps most -> (position, kept, axes):
+
+    position (n, A): where each clip lies along each axis, in standard deviations along it.
+    kept (A,): what ridge regression keeps, see above. axes (P, A): x @ axes is position * kept."""
+    n = len(x)
+    variance, u = np.linalg.eigh(x @ x.T / n)                               # (n,), (n, n)
+    variance, u = np.maximum(variance[::-1], 1e-12), u[:, ::-1]             # largest first, no 0
+    kept = variance / (variance + added)
+    large = kept > LEAST_KEPT * kept[0]
+    variance, kept = variance[large], kept[large]                           # (A,)
+    position = u[:, large] * math.sqrt(n)                                   # (n, A)
+    # The columns of position are eigenvectors: x @ x.T @ position / n is variance * position.
+    axes = x.T @ (position * kept / variance) / n                           # (P, A)
+    sign = np.where(axes.sum(0) < 0, -1, 1)  # an axis may point either way; this settles which
+    return position * sign, kept, axes * sign
 
 
 def start(features, mos, label, classes, fold):
@@ -234,43 +266,37 @@ def start(features, mos, label, classes, fold):
     features: (n, L, 2D). mos: (n,), NaN where a clip has none. label: (n,) int, the class of each
     clip. fold: as for best_penalty(), of the clips that have a MOS. All are on the CPU."""
     features, mos, label = features.double(), mos.double().numpy(), label.numpy()
-    spread, center = torch.std_mean(features, 0, correction=0)
-    scale = spread.clamp_min(1e-3)  # some never vary in training, but may in other clips
-    x = ((features - center) / scale).flatten(1).numpy()                    # (n, P)
-    n, inputs = x.shape
+    # 1. MOS and features, standardised
     rated = ~np.isnan(mos)
     mean = mos[rated].mean()
     deviation = mos[rated].std() if np.ptp(mos[rated]) > 0 else 1.0
-    y = (mos - mean) / deviation                                            # (n,)
-    raw = features.flatten(1).numpy()  # as ridge() standardises by the rated clips alone
-    penalty = best_penalty(raw[rated], y[rated], fold)
-    ridge_mos = ridge(raw[rated], y[rated], raw, [penalty])[0]              # (n,)
-
-    variance, u = np.linalg.eigh(x @ x.T / n)                               # (n,), (n, n)
-    variance, u = np.maximum(variance[::-1], 1e-12), u[:, ::-1]             # largest first, no 0
-    kept = variance / (variance + penalty * inputs / rated.sum())
-    large = kept > LEAST_KEPT * kept[0]
-    variance, kept = variance[large], kept[large]                           # (A,)
-    # white: each clip on each axis, scaled to deviation 1. As x @ x.T @ white / n is
-    # white * variance, x @ axes becomes white * kept.
-    white = u[:, large] * math.sqrt(n)                                      # (n, A)
-    axes = x.T @ (white * kept / variance) / n                              # (P, A)
-    sign = np.where(axes.sum(0) < 0, -1, 1)  # it is arbitrary, and so it is fixed here
-    white, axes = white * sign, axes * sign
-
+    mos = (mos - mean) / deviation                                          # (n,)
+    spread, center = torch.std_mean(features, 0, correction=0)
+    scale = spread.clamp_min(1e-3)  # some never vary in training, but may in other clips
+    x = ((features - center) / scale).flatten(1).numpy()                    # (n, P)
+    # 2. Ridge regression; it standardises the features itself, by the rated clips alone
+    raw = features.flatten(1).numpy()
+    penalty = best_penalty(raw[rated], mos[rated], fold)
+    ridge_mos = ridge(raw[rated], mos[rated], raw, [penalty])[0]            # (n,)
+    # 3. The axes of the fusion
+    position, kept, axes = principal_axes(x, penalty * x.shape[1] / rated.sum())
+    # 4. The linear path. Positions are uncorrelated and have variance 1, so that the slope of least
+    # squares along an axis is the mean of target * position. In ridge_mos it is shrunk already.
     one_hot = np.eye(classes)[label]                                        # (n, C)
+    slopes_of_mos = ridge_mos @ position / len(x)                           # (A,)
+    slopes_of_classes = kept * (one_hot.T @ position / len(x))              # (C, A)
+    path = np.vstack([slopes_of_mos, slopes_of_classes]) / kept  # as it reads position * kept
+    # 5. The two heads
     share = one_hot.mean(0)                                                 # (C,)
-    class_mos = one_hot.T @ np.where(rated, y, ridge_mos) / one_hot.sum(0)  # (C,)
-    # In row 0 `kept` is divided out, as ridge_mos is shrunk already. The rows of the classes keep
-    # it, which turns least squares into ridge regression.
-    path = np.vstack([ridge_mos @ white / kept, one_hot.T @ white]) / n     # (1 + C, A)
+    class_mos = one_hot.T @ np.where(rated, mos, ridge_mos) / one_hot.sum(0)  # (C,)
+    predictions = 2 if classes > 1 else 1
     weights = {
         "mean": mean, "deviation": deviation, "penalty": penalty,
         "fusion.center": center, "fusion.scale": scale, "fusion.axes": axes,
         "moe.path.weight": path,
         "class_head.weight": np.hstack([np.zeros((classes, 1)), np.diag(1 / share)]),
         "class_head.bias": np.log(share),
-        "mos_head.weight": np.hstack([1, class_mos])[None] / min(classes, 2),  # one class: ridge
+        "mos_head.weight": np.hstack([1, class_mos])[None] / predictions,
         "mos_head.bias": ridge_mos.mean()[None]}
     return {name: torch.as_tensor(value).float() for name, value in weights.items()}
 
@@ -445,6 +471,19 @@ def load_backbone(name, device="cpu"):
         else:
             network, sample_rate, code = load_module(name)
     return Backbone(name, network, sample_rate, device, code)
+
+
+def fingerprint(network, frames, code):
+    """A digest of a network's weights, of `code`, its source if it is a module of your own, and of
+    the frames (L, F, D) that it gives for noise, which shows changes in other code. The frames
+    count by one number of two digits, so that nearly all machines agree."""
+    statistics = pool_statistics(frames).flatten().cpu().double()
+    ramp = torch.linspace(1, 2, len(statistics), dtype=torch.float64)  # so that order counts
+    digest = hashlib.sha256(f"{code} {tuple(frames.shape)} {statistics @ ramp:.1e}".encode())
+    for key, tensor in network.state_dict().items():
+        content = tensor.cpu().flatten().view(torch.uint8)  # bytes: numpy has no bfloat16
+        digest.update(key.encode() + content.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def torchaudio_bundle(name):

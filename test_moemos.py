@@ -120,7 +120,7 @@ def some_output(clips=6, classes=3, experts=4, seed=0):
     torch.manual_seed(seed)
     model = moemos.MoEMOS(layers=3, width=5, axes=30, classes=classes, experts=experts, hidden=7)
     model.fusion.axes.copy_(torch.eye(30))
-    for expert in model.moe.experts:
+    for expert in model.moe.mlps:
         expert[2].reset_parameters()
     return model.eval(), model(torch.randn(clips, 3, 10))
 
@@ -214,7 +214,7 @@ def no_network(monkeypatch):
 def test_mixture_is_the_gated_sum_of_the_experts_as_a_plain_loop_computes_it():
     torch.manual_seed(1)
     moe = moemos.MixtureOfExperts(10, experts=3, hidden=7, outputs=5).eval()
-    for expert in moe.experts:
+    for expert in moe.mlps:
         expert[2].reset_parameters()
     x = torch.randn(4, 10)
     sums, gates, experts = moe(x)
@@ -223,7 +223,7 @@ def test_mixture_is_the_gated_sum_of_the_experts_as_a_plain_loop_computes_it():
         scores = moe.gate.weight @ x[b] + moe.gate.bias
         g = scores.exp() / scores.exp().sum()
         y = torch.zeros(5)
-        for e, (first, _, second) in enumerate(moe.experts):
+        for e, (first, _, second) in enumerate(moe.mlps):
             hidden = torch.nn.functional.gelu(first.weight @ x[b] + first.bias)
             expert = moe.path.weight @ x[b] + second.weight @ hidden + second.bias
             torch.testing.assert_close(experts[b, e], expert)
@@ -235,10 +235,10 @@ def test_mixture_is_the_gated_sum_of_the_experts_as_a_plain_loop_computes_it():
 def test_first_layers_of_experts_are_drawn_independently_and_second_ones_start_at_0():
     torch.manual_seed(0)
     moe = moemos.MixtureOfExperts(100, experts=4, hidden=50, outputs=3)
-    weights = np.stack([expert[0].weight.detach().numpy() for expert in moe.experts])
+    weights = np.stack([expert[0].weight.detach().numpy() for expert in moe.mlps])
     alike = np.corrcoef(weights.reshape(4, -1)) - np.eye(4)
     assert np.abs(alike).max() < 0.1
-    for expert in moe.experts:
+    for expert in moe.mlps:
         assert not expert[2].weight.any() and not expert[2].bias.any()
 
 
@@ -376,7 +376,7 @@ def test_experts_add_nothing_at_the_start_and_something_after_training_each_in_i
     def added():
         return (model(clips.features).experts - model.moe.path(fused)[:, None]).detach()
     assert not added().any()
-    first = torch.stack([expert[0].weight.detach().flatten() for expert in model.moe.experts])
+    first = torch.stack([expert[0].weight.detach().flatten() for expert in model.moe.mlps])
     assert (torch.corrcoef(first) - torch.eye(4)).abs().max() < 0.3
     clips = clips._replace(mos=clips.mos.float())
     for stage in train.STAGES:

@@ -59,7 +59,7 @@ def some_trained(classes, experts):
     model.fusion.axes.copy_(torch.eye(20))
     model.mean.fill_(3.25)
     model.deviation.fill_(0.75)
-    for expert in model.moe.experts:
+    for expert in model.moe.mlps:
         expert[2].reset_parameters()
     with torch.no_grad():
         output = model(torch.randn(1, 2, 10))

@@ -250,7 +250,7 @@ def test_what_starts_random_starts_as_torch_has_it_and_without_a_path_there_is_n
     for model in (random, without):
         for name in ("fusion.axes", "fusion.center", "mean", "deviation"):
             assert torch.equal(model.state_dict()[name], usual.state_dict()[name])
-        for layer in (model.class_head, model.mos_head, *(one[2] for one in model.moe.experts)):
+        for layer in (model.class_head, model.mos_head, *(one[2] for one in model.moe.mlps)):
             bound = layer.in_features ** -0.5
             assert 0 < layer.weight.abs().max() <= bound
             assert layer.weight.unique().numel() == layer.weight.numel()
@@ -261,7 +261,7 @@ def test_what_starts_random_starts_as_torch_has_it_and_without_a_path_there_is_n
     train.run_stages(without, [train.STAGES[1]._replace(steps=3, lr=0.1)], train.Config(),
                      clips._replace(mos=clips.mos.float()))
     assert not without.moe.path.weight.any()
-    assert random.moe.experts[0][2].weight.any()
+    assert random.moe.mlps[0][2].weight.any()
 
 
 def test_weights_of_layers_start_as_1_and_scale_a_layer_about_its_mean():
