@@ -1,8 +1,10 @@
-"""Tests as oracles: a number worked out by hand, a plain loop, scipy's function, or a property.
+"""Tests of the core. Each compares it with something that can be trusted: a number worked out by
+hand, a plain loop, scipy's function, or a property that must hold.
 
-No test downloads. Their order is the core's: model, losses, metrics, schedule, backbone, audio,
-ratings, features, training, evaluation, scoring, command lines, processes, the tests themselves,
-shape. The other files of tests import what they need from the first section.
+No test downloads anything. The tests stand in the order of the core: model, losses, metrics,
+schedule, backbone, audio, ratings, features, training, evaluation, scoring, command lines. At the
+end come processes, how the tests run, and the shape of the core. Other files of tests import what
+they need from the first section.
 """
 
 import ast
@@ -53,7 +55,7 @@ REAL_CLIPS = HERE.parent / "shared" / "data" / "p835_wb16k"
 FORMATS = HERE.parent / "shared" / "data" / "audio_formats"
 PREDICT = evaluate.predict
 DOWNLOAD = torch.hub.download_url_to_file
-COLUMNS = ("wav", "split", "system", "model", "rater", "score")  # Most tables here have these.
+COLUMNS = ("wav", "split", "system", "model", "rater", "score")  # what most tables have
 nan = float("nan")
 torch.set_num_threads(1)  # The tensors are small: threads would only wait for each other.
 
@@ -75,7 +77,7 @@ def call(monkeypatch, module, *words):
 
 
 def quick(corpus, tmp_path, **settings):
-    """Gives settings for a run of seconds. Features of the shared corpora are extracted once."""
+    """Gives settings for a run of a few seconds. Features of shared corpora are extracted once."""
     shared = Path(corpus).name in ("simulated", "small")
     cache = (scratch() if shared else tmp_path) / "cache"
     usual = {"data": str(corpus), "backbone": "logmel", "device": "cpu", "steps": 2,
@@ -88,7 +90,8 @@ def tone(rate, seconds=0.5):
 
 
 def header(channels, rate, width=2, samples=bytes(8000)):
-    """Gives a WAV file of PCM samples of `width` bytes that states these channels and this rate."""
+    """Gives a WAV file, as bytes, whose header states these channels and this rate, and PCM samples
+    of `width` bytes."""
     block = width * channels
     return struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + len(samples), b"WAVE",
                        b"fmt ", 16, 1, channels, rate, block * rate, block, 8 * width,
@@ -116,7 +119,7 @@ def manifest(folder, rows, header="wav,split,system,model,rater,score"):
 
 
 def some_output(clips=6, classes=3, experts=4, seed=0):
-    """Gives a small model, all of whose weights are random, and what it says of random features."""
+    """Gives a small model, all of whose weights are random, and its output for random features."""
     torch.manual_seed(seed)
     model = moemos.MoEMOS(layers=3, width=5, axes=30, classes=classes, experts=experts, hidden=7)
     model.fusion.axes.copy_(torch.eye(30))
@@ -137,7 +140,7 @@ def hub_with_base_weights(folder):
 
 @functools.cache
 def scratch():
-    """Makes a folder of what tests share, and must not change."""
+    """Makes a folder for what tests share and must not change."""
     folder = tempfile.TemporaryDirectory()
     atexit.register(folder.cleanup)
     return Path(folder.name)
@@ -151,12 +154,13 @@ def simulated_corpus():
 
 @functools.cache
 def small_corpus():
-    """Makes 48 clips: most are of four systems of two models, the others, unrated, of a fifth."""
+    """Makes 48 clips. Most are of four systems and two synthesis models; the others, which have no
+    ratings, are of one more system and model."""
     folder, rng = scratch() / "small", np.random.default_rng(0)
     folder.mkdir()
     rows = [COLUMNS]
     for i in range(48):
-        dullness = 0.1 * (i % 4 + rng.normal())  # so that the MOS, 1 + i % 4, is about heard
+        dullness = 0.1 * (i % 4 + rng.normal())  # so that features can roughly tell the MOS
         noise = scipy.signal.lfilter([0.1], [1, -dullness], rng.normal(size=4000))
         wavfile.write(folder / f"{i}.wav", 16000, noise.astype(np.float32))
         split = "test" if i >= 32 else "train"
@@ -203,7 +207,7 @@ def run(tmp_path):
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    """Fails the test that wants to download."""
+    """Makes a test fail if it wants to download."""
     def refuse(*args, **kwargs):
         pytest.fail("a test wants to download")
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
@@ -211,7 +215,7 @@ def no_network(monkeypatch):
 
 # -- Model -----------------------------------------------------------------------------------------
 
-def test_mixture_is_the_gated_sum_of_the_experts_as_a_plain_loop_computes_it():
+def test_mixture_gives_the_gated_sum_of_the_experts_that_a_plain_loop_computes():
     torch.manual_seed(1)
     moe = moemos.MixtureOfExperts(10, experts=3, hidden=7, outputs=5).eval()
     for expert in moe.mlps:
@@ -232,7 +236,7 @@ def test_mixture_is_the_gated_sum_of_the_experts_as_a_plain_loop_computes_it():
         torch.testing.assert_close(sums[b], y)
 
 
-def test_first_layers_of_experts_are_drawn_independently_and_second_ones_start_at_0():
+def test_first_layers_of_experts_are_drawn_independently_and_second_layers_start_at_0():
     torch.manual_seed(0)
     moe = moemos.MixtureOfExperts(100, experts=4, hidden=50, outputs=3)
     weights = np.stack([expert[0].weight.detach().numpy() for expert in moe.mlps])
@@ -242,7 +246,7 @@ def test_first_layers_of_experts_are_drawn_independently_and_second_ones_start_a
         assert not expert[2].weight.any() and not expert[2].bias.any()
 
 
-def test_both_heads_read_the_gated_sum_alone_and_mos_counts_from_the_training_mean():
+def test_both_heads_read_only_the_gated_sum_and_the_mos_is_counted_from_the_training_mean():
     model, _ = some_output()
     model.mean.fill_(2.5)
     model.deviation.fill_(1.5)
@@ -256,7 +260,7 @@ def test_both_heads_read_the_gated_sum_alone_and_mos_counts_from_the_training_me
     torch.testing.assert_close(output.mos, mos)
 
 
-def test_fusion_lays_layers_side_by_side_standardises_each_number_and_turns_them_to_axes():
+def test_fusion_standardises_each_feature_and_projects_all_layers_together_onto_the_axes():
     torch.manual_seed(0)
     fusion = moemos.FeatureFusion(3, 5, axes=4)
     center, axes = torch.randn(3, 10), torch.randn(30, 4)
@@ -271,7 +275,7 @@ def test_fusion_lays_layers_side_by_side_standardises_each_number_and_turns_them
     assert not list(fusion.parameters())
 
 
-def test_pool_statistics_are_mean_and_population_deviation_over_time():
+def test_pool_statistics_gives_mean_and_population_standard_deviation_over_time():
     frames = torch.randn(2, 9, 5, generator=torch.Generator().manual_seed(0))
     pooled = moemos.pool_statistics(frames).numpy()
     x = frames.numpy()
@@ -282,14 +286,14 @@ def test_pool_statistics_are_mean_and_population_deviation_over_time():
 # -- Where training starts -------------------------------------------------------------------------
 
 def some_clips(rated=40, unrated=0, classes=3, noise=0.25):
-    """Gives clips of 12 random features, of which the MOS is a noisy line, and their folds."""
+    """Gives clips of 12 random features. Their MOS is a linear function of these, plus noise."""
     rng = np.random.default_rng(0)
     n = rated + unrated
     x = rng.normal(size=(n, 12)) * np.linspace(0.5, 3, 12) + 1
     mos = 3 + x @ rng.normal(size=12) / 6 + noise * rng.normal(size=n)
     mos[rated:] = nan
     model = rng.integers(classes, size=n)
-    model[:classes] = np.arange(classes)  # Each has a clip.
+    model[:classes] = np.arange(classes)  # Each class has a clip.
     features = torch.from_numpy(x).float().view(n, 2, 6)
     return train.Clips(features, torch.from_numpy(mos), torch.from_numpy(model))
 
@@ -305,7 +309,8 @@ def start_of(clips, fold=None, **settings):
 
 
 def plain_ridge(x, target, new, penalty):
-    """Solves the normal equations of ridge regression; features are standardised by x."""
+    """Solves the normal equations of ridge regression -> predictions for the features `new`, which
+    are standardised as x is. The penalty is not per feature."""
     z, z_new = ((some - x.mean(0)) / x.std(0) for some in (x, new))
     weights = np.linalg.solve(z.T @ z + penalty * np.eye(x.shape[1]),
                               z.T @ (target - target.mean(0)))
@@ -313,25 +318,25 @@ def plain_ridge(x, target, new, penalty):
 
 
 @pytest.mark.parametrize("unrated", ["no clip", "some clips", "a class"])
-def test_training_starts_from_the_mean_of_ridge_and_of_the_mos_that_the_classes_let_expect(unrated):
+def test_training_starts_from_the_mean_of_ridge_and_of_the_mos_expected_from_the_classes(unrated):
     clips = some_clips(unrated=25 if unrated == "some clips" else 0, noise=1)
     if unrated == "a class":
         clips.mos[clips.label == 1] = nan
     weights, model = start_of(clips)
     x, mos = clips.features.flatten(1).double().numpy(), clips.mos.numpy()
     rated, classes = ~np.isnan(mos), clips.label.numpy()
-    penalty = weights["penalty"].item() * 12  # a feature
-    assert penalty > 1  # Else the test would not show whose penalty it is.
+    penalty = weights["penalty"].item() * 12  # It is stored per feature.
+    assert penalty > 1  # Else the test would not notice a wrong penalty.
     one_hot = np.eye(3)[classes]
 
-    line = plain_ridge(x[rated], mos[rated], x, penalty)
+    ridge_mos = plain_ridge(x[rated], mos[rated], x, penalty)
     of_classes = plain_ridge(x, one_hot, x, penalty * len(x) / rated.sum())
     mean = mos[rated].mean()
-    known = np.where(rated, mos, line)
+    known = np.where(rated, mos, ridge_mos)
     class_means = np.array([known[classes == c].mean() for c in range(3)])
-    expected = mean + of_classes @ (class_means - mean)
+    class_mos = mean + of_classes @ (class_means - mean)
     output = model(clips.features)
-    np.testing.assert_allclose(output.mos.detach(), (line + expected) / 2, atol=1e-5)
+    np.testing.assert_allclose(output.mos.detach(), (ridge_mos + class_mos) / 2, atol=1e-5)
     assert model.mean.item() == pytest.approx(mean)
     assert model.deviation.item() == pytest.approx(mos[rated].std())
 
@@ -339,24 +344,24 @@ def test_training_starts_from_the_mean_of_ridge_and_of_the_mos_that_the_classes_
     np.testing.assert_allclose(output.y[:, 1:].detach(), of_classes - share, atol=1e-5)
     logits = np.log(share) + (of_classes - share) / share
     np.testing.assert_allclose(output.logits.detach(), logits, atol=1e-4)
-    in_deviations = (line - line.mean()) / mos[rated].std()
+    in_deviations = (ridge_mos - ridge_mos.mean()) / mos[rated].std()
     np.testing.assert_allclose(output.y[:, 0].detach(), in_deviations, atol=1e-5)
 
 
 @pytest.mark.parametrize("unrated", [0, 25])
-def test_with_one_class_training_starts_from_ridge_alone(unrated):
+def test_training_starts_from_ridge_alone_if_there_is_only_one_class(unrated):
     clips = with_one_class(some_clips(unrated=unrated, noise=1))
     weights, model = start_of(clips)
     x, mos = clips.features.flatten(1).double().numpy(), clips.mos.numpy()
     rated = ~np.isnan(mos)
-    line = plain_ridge(x[rated], mos[rated], x, weights["penalty"].item() * 12)
-    np.testing.assert_allclose(model(clips.features).mos.detach(), line, atol=1e-5)
+    ridge_mos = plain_ridge(x[rated], mos[rated], x, weights["penalty"].item() * 12)
+    np.testing.assert_allclose(model(clips.features).mos.detach(), ridge_mos, atol=1e-5)
 
 
-def test_fused_features_are_uncorrelated_and_vary_as_ridge_keeps_them_and_faint_axes_are_left_out():
+def test_fused_features_are_uncorrelated_and_shrunk_as_by_ridge_and_the_weakest_axes_are_dropped():
     clips = some_clips(noise=20, unrated=15)
     features = clips.features.clone()
-    features[:, 1] = features[:, 0] + 0.05 * features[:, 1]  # Now half of the axes are faint.
+    features[:, 1] = features[:, 0] + 0.05 * features[:, 1]  # Now half of the axes are weak.
     weights, model = start_of(clips._replace(features=features))
     x = features.flatten(1).double().numpy()
     variance = np.linalg.eigvalsh(np.corrcoef(x.T))[::-1]
@@ -368,7 +373,7 @@ def test_fused_features_are_uncorrelated_and_vary_as_ridge_keeps_them_and_faint_
     np.testing.assert_allclose(fused.T @ fused / 55, np.diag(kept[large] ** 2), atol=1e-6)
 
 
-def test_experts_add_nothing_at_the_start_and_something_after_training_each_in_its_way():
+def test_experts_add_nothing_at_first_and_each_adds_something_different_after_training():
     clips = some_clips(unrated=20)
     _, model = start_of(clips)
     fused = model.fusion(clips.features)
@@ -386,28 +391,28 @@ def test_experts_add_nothing_at_the_start_and_something_after_training_each_in_i
     assert (torch.corrcoef(of_mos) - torch.eye(4)).abs().max() < 0.99
 
 
-def test_the_strength_is_the_alpha_whose_error_in_cross_validation_is_least():
+def test_best_penalty_is_the_one_with_the_least_error_in_cross_validation():
     found = set()
     for noise in (0.1, 1, 3, 20):
         clips = some_clips(noise=noise)
         x, mos = clips.features.flatten(1).double().numpy(), clips.mos.numpy()
-        fold = np.array([0] * 3 + [1] * 9 + [2] * 28)  # They need not be alike in size.
+        fold = np.array([0] * 3 + [1] * 9 + [2] * 28)  # Folds may differ in size.
         errors = []
-        for alpha in moemos.PENALTIES:
+        for penalty in moemos.PENALTIES:
             error = 0
             for i in range(40):
                 others = fold != fold[i]
-                said = plain_ridge(x[others], mos[others], x[i], alpha * 12)
-                error += (said - mos[i]) ** 2
+                predicted = plain_ridge(x[others], mos[others], x[i], penalty * 12)
+                error += (predicted - mos[i]) ** 2
             errors.append(error)
-        alpha = moemos.PENALTIES[np.argmin(errors)]
-        assert moemos.best_penalty(x, mos, fold) == alpha
-        assert start_of(clips, fold)[0]["penalty"].item() == pytest.approx(alpha)
-        found.add(alpha)
+        penalty = moemos.PENALTIES[np.argmin(errors)]
+        assert moemos.best_penalty(x, mos, fold) == penalty
+        assert start_of(clips, fold)[0]["penalty"].item() == pytest.approx(penalty)
+        found.add(penalty)
     assert len(found) == 4  # Else the test would show little.
 
 
-def test_ridge_is_the_least_of_its_loss():
+def test_ridge_minimises_its_loss_in_any_units_and_ignores_features_that_never_vary():
     rng = np.random.default_rng(0)
     for clips, features in ((12, 40), (40, 12)):
         heard = rng.normal(rng.normal(3, 2, features), 2, (clips + 5, features))
@@ -415,57 +420,57 @@ def test_ridge_is_the_least_of_its_loss():
         y = rng.normal(3, 2, clips)
         z, z_new = (x - x.mean(0)) / x.std(0), (new - x.mean(0)) / x.std(0)
         expected = []
-        for alpha in moemos.PENALTIES:
-            stacked = np.vstack([z, math.sqrt(alpha * features) * np.eye(features)])
+        for penalty in moemos.PENALTIES:
+            stacked = np.vstack([z, math.sqrt(penalty * features) * np.eye(features)])
             target = np.concatenate([y - y.mean(), np.zeros(features)])
             weights, *_ = np.linalg.lstsq(stacked, target, rcond=None)
             expected.append(z_new @ weights + y.mean())
         np.testing.assert_allclose(moemos.ridge(x, y, new, moemos.PENALTIES), expected, atol=1e-6)
-        # It fits features of any unit, and those that never vary, but for rounding, have no weight.
+        # The unit does not matter, and features that vary by rounding alone have no weight.
         tiny = moemos.ridge(1e-9 * x, y, 1e-9 * new, moemos.PENALTIES)
         np.testing.assert_allclose(tiny, expected, atol=1e-6)
-        still, new_still = np.full((clips, 1), 0.1), np.array([[-9.0], [0], [0.1], [1], [9]])
-        still[0] += 1e-9
-        said = [moemos.ridge(np.hstack([x, still]), y, np.hstack([new, other]), [0.1])
-                for other in (np.full((5, 1), 0.1), new_still)]
-        np.testing.assert_allclose(*said, atol=1e-6)
+        constant, new_constant = np.full((clips, 1), 0.1), np.array([[-9.0], [0], [0.1], [1], [9]])
+        constant[0] += 1e-9
+        predicted = [moemos.ridge(np.hstack([x, constant]), y, np.hstack([new, other]), [0.1])
+                     for other in (np.full((5, 1), 0.1), new_constant)]
+        np.testing.assert_allclose(*predicted, atol=1e-6)
     few = moemos.ridge(np.ones((2, 3)), np.array([1.0, 2.0]), np.ones((1, 3)), [1e-4])
     assert few == pytest.approx(1.5)
 
 
-def mos_alike(clips):
+def with_equal_mos(clips):
     return clips._replace(mos=torch.full_like(clips.mos, 3.7))
 
 
-def features_alike(clips):
+def with_equal_features(clips):
     return clips._replace(features=clips.features[:1].expand_as(clips.features))
 
 
-def mos_of_chance(clips):
-    """Gives 400 clips, so that cross-validation can tell that the features say nothing."""
+def with_random_mos(clips):
+    """Gives 400 clips, enough for cross-validation to tell that there is nothing to learn."""
     torch.manual_seed(0)
     return train.Clips(torch.randn(400, 2, 6), torch.randn(400).double(), torch.arange(400) % 3)
 
 
-@pytest.mark.parametrize("change", [mos_alike, features_alike, mos_of_chance])
-def test_where_nothing_can_be_learned_training_starts_from_the_mean(change):
+@pytest.mark.parametrize("change", [with_equal_mos, with_equal_features, with_random_mos])
+def test_training_starts_from_the_mean_mos_if_there_is_nothing_to_learn(change):
     clips = change(some_clips())
     weights, model = start_of(clips)
     assert all(weight.isfinite().all() for weight in weights.values())
     away = (model(clips.features).mos - clips.mos.mean()) / model.deviation
-    if change is mos_of_chance:
+    if change is with_random_mos:
         assert weights["penalty"] > 10
         assert away.std() < 0.1
     else:
         assert away.abs().max() < 1e-6
-    if change is mos_alike:
+    if change is with_equal_mos:
         assert (model.mean.item(), model.deviation.item()) == (pytest.approx(3.7), 1)
     clips = clips._replace(mos=clips.mos.float())
     list(train.run_stage(model, train.STAGES[1]._replace(steps=5), train.Config(), clips))
     assert model.eval()(clips.features).mos.isfinite().all()
 
 
-def with_still_feature(clips):
+def with_constant_feature(clips):
     features = clips.features.clone()
     features[:, 1, 3] = 0.1
     return clips._replace(features=features)
@@ -491,9 +496,9 @@ def with_two_clips(clips):
     return clips.take(slice(2))
 
 
-@pytest.mark.parametrize("change", [with_still_feature, with_two_rated, with_one_class,
+@pytest.mark.parametrize("change", [with_constant_feature, with_two_rated, with_one_class,
                                     with_class_that_nobody_rated, with_two_clips])
-def test_whatever_is_lacking_training_starts_from_finite_weights_and_near_the_ratings(change):
+def test_training_starts_from_finite_weights_that_fit_even_few_clips_classes_or_ratings(change):
     clips = change(some_clips())
     weights, model = start_of(clips)
     assert all(weight.isfinite().all() for weight in weights.values())
@@ -502,13 +507,13 @@ def test_whatever_is_lacking_training_starts_from_finite_weights_and_near_the_ra
     assert moemos.lcc(output.mos[rated].tolist(), clips.mos[rated].tolist()) > 0.9
     assert output.mos.isfinite().all()
     torch.testing.assert_close(weights["class_head.bias"].exp().sum(), torch.tensor(1.0))
-    if change is with_still_feature:
+    if change is with_constant_feature:
         features = clips.features.clone()
-        features[:, 1, 3] += 0.01  # This, too, it hardly hears, though it is 10 times its unit.
+        features[:, 1, 3] += 0.01  # Even 10 times its scale hardly changes the MOS.
         torch.testing.assert_close(model(features).mos, output.mos, atol=1e-3, rtol=0)
 
 
-def test_the_axes_do_not_depend_on_the_signs_that_a_decomposition_gives(monkeypatch):
+def test_the_first_weights_do_not_depend_on_the_signs_of_the_eigenvectors(monkeypatch):
     clips, eigh = some_clips(), np.linalg.eigh
     plain, _ = start_of(clips)
     rng = np.random.default_rng(0)
@@ -522,8 +527,8 @@ def test_the_axes_do_not_depend_on_the_signs_that_a_decomposition_gives(monkeypa
     torch.testing.assert_close(start_of(clips)[0], plain, rtol=1e-5, atol=1e-6)
 
 
-def test_the_start_knows_no_units_and_no_number_of_features():
-    """288 features, or 18,432, 64 of which are always copies in other units, say the same."""
+def test_copies_of_the_features_in_other_units_do_not_change_where_training_starts():
+    """288 features give the same predictions as 64 copies of each, 18,432, in other units."""
     torch.manual_seed(0)
     features = torch.randn(60, 1, 20).double() @ torch.randn(20, 288).double()
     features += torch.randn(60, 1, 288)
@@ -542,12 +547,12 @@ def test_the_start_knows_no_units_and_no_number_of_features():
 
 # -- Losses ----------------------------------------------------------------------------------------
 
-def test_mos_loss_by_hand():
+def test_mos_loss_is_smooth_l1_over_the_rated_clips_as_computed_by_hand():
     predicted, mos = torch.tensor([1.0, 2.0, 9.0]), torch.tensor([1.5, 4.0, nan])
     assert moemos.mos_loss(predicted, mos).item() == pytest.approx((0.5 * 0.25 + 1.5) / 2)
 
 
-def test_classification_loss_by_hand_and_unknown_classes_left_out():
+def test_classification_loss_is_cross_entropy_over_the_known_classes_as_computed_by_hand():
     logits = torch.tensor([[0.0, math.log(3)], [5.0, 1.0]])
     loss = moemos.classification_loss(logits, torch.tensor([1, -1]))
     assert loss.item() == pytest.approx(math.log(4 / 3))
@@ -561,13 +566,13 @@ def test_classification_loss_by_hand_and_unknown_classes_left_out():
      (1 / math.sqrt(0.5) + 1 / math.sqrt(0.82)) / 2),
     ([[1.0]] * 3, 1.0, 1.0),           # There is one expert.
 ])
-def test_regularisers_by_hand(gates, diversity, sparsity):
+def test_diversity_and_sparsity_loss_agree_with_values_computed_by_hand(gates, diversity, sparsity):
     gates = torch.tensor(gates)
     assert moemos.diversity_loss(gates).item() == pytest.approx(diversity, rel=1e-6)
     assert moemos.sparsity_loss(gates).item() == pytest.approx(sparsity, rel=1e-6)
 
 
-def test_total_is_the_weighted_sum():
+def test_total_loss_is_the_weighted_sum_of_its_four_terms():
     _, output = some_output()
     mos, model = torch.tensor([1.0, 2, 3, 4, 5, nan]), torch.tensor([0, 1, 2, 0, 1, -1])
     terms = moemos.losses(output, mos, model, alpha=0.3, beta=0.6, lambda_1=0.11, lambda_2=0.13,
@@ -593,7 +598,7 @@ def test_gradients_are_finite_without_labels_and_with_saturated_gates(experts):
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_clips_without_mos_give_the_mos_head_no_gradient_but_the_classifier_one():
+def test_clips_without_mos_give_a_gradient_to_the_class_head_but_none_to_the_mos_head():
     model, _ = some_output()
     output = model(torch.randn(6, 3, 10))
     labels = torch.full((6,), nan), torch.zeros(6, dtype=torch.long)
@@ -614,7 +619,7 @@ def test_gate_entropies_tell_collapse_from_specialisation():
 # -- Metrics ---------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("ties", [False, True])
-def test_metrics_agree_with_scipy(ties):
+def test_metrics_agree_with_numpy_scipy_and_a_plain_loop_with_and_without_ties(ties):
     rng = np.random.default_rng(0)
     p, t = rng.normal(size=(2, 40))
     if ties:
@@ -651,7 +656,7 @@ def test_losses_and_metrics_refuse_shapes_that_would_broadcast():
         moemos.mse([1, 2], [[1], [2]])
 
 
-def test_system_level_is_the_plain_mean_of_a_systems_clips():
+def test_system_level_metrics_compare_the_plain_means_of_each_systems_clips():
     result = moemos.metrics([5, 1, 3, 5], [4, 2, 2, 4.5], ["b", "a", "a", "c"])
     assert list(result) == [f"{level} {name}" for level in ("utterance", "system")
                             for name in ("MSE", "LCC", "SRCC", "KTAU")]
@@ -661,27 +666,28 @@ def test_system_level_is_the_plain_mean_of_a_systems_clips():
     assert [list(part) for part in means] == [[2, 5, 5], [2, 4, 4.5]]
 
 
-def test_equal_means_tie_in_whatever_order_their_clips_come():
-    """Systems a and b have one mean, but in some orders their sums differ in the last bit."""
+def test_systems_with_equal_means_tie_whatever_the_order_of_their_clips():
+    """Systems a and b have the same mean, but in some orders of their clips the sums differ in the
+    last bit."""
     mos = [1.1, 2.2, 3.3, 1.1, 2.2, 3.3, 1.5, 1.6, 4.4, 4.5]
     system = [*"aaabbbccdd"]
     predicted = [3.0, 3.0, 3.0, 2.0, 2.0, 2.0, 1.0, 1.0, 4.0, 4.0]
     rng, found, bits = np.random.default_rng(0), [], set()
     for _ in range(30):
         order = rng.permutation(10)
-        right = [[values[i] for i in order] for values in (mos, system)]
-        found.append(moemos.metrics([predicted[i] for i in order], *right))
-        bits.add(tuple(moemos.system_means(*right)[:2]))
+        true_and_system = [[values[i] for i in order] for values in (mos, system)]
+        found.append(moemos.metrics([predicted[i] for i in order], *true_and_system))
+        bits.add(tuple(moemos.system_means(*true_and_system)[:2]))
     assert any(a != b for a, b in bits)  # Else the test would show nothing.
     a_and_b_tie = scipy.stats.spearmanr([3, 2, 1, 4], [2.2, 2.2, 1.55, 4.45])[0]
-    assert {round(own["system SRCC"], 12) for own in found} == {round(a_and_b_tie, 12)}
+    assert {round(result["system SRCC"], 12) for result in found} == {round(a_and_b_tie, 12)}
     tau = scipy.stats.kendalltau([3, 2, 1, 4], [2.2, 2.2, 1.55, 4.45])[0]
-    assert {round(own["system KTAU"], 12) for own in found} == {round(tau, 12)}
+    assert {round(result["system KTAU"], 12) for result in found} == {round(tau, 12)}
 
 
 # -- Schedule --------------------------------------------------------------------------------------
 
-def test_stages_are_of_one_length_and_have_the_papers_rates_and_weights():
+def test_stages_have_equal_length_and_the_papers_learning_rates_and_loss_weights():
     first, second, third = train.STAGES
     assert [stage.name for stage in train.STAGES] == ["classification", "joint", "mos"]
     assert [stage.steps for stage in train.STAGES] == [200] * 3  # These are ours.
@@ -692,7 +698,7 @@ def test_stages_are_of_one_length_and_have_the_papers_rates_and_weights():
     assert train.CLIP_NORM == 1.0
 
 
-def test_learning_rate_is_torchs_cosine():
+def test_learning_rate_is_that_of_torchs_cosine_annealing():
     optimiser = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=0.3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=10)
     for step in range(10):
@@ -702,7 +708,7 @@ def test_learning_rate_is_torchs_cosine():
     assert train.learning_rate(10, 10, 0.3) == pytest.approx(0)
 
 
-def test_alpha_ramps_from_start_to_end():
+def test_alpha_rises_linearly_from_its_start_to_its_end():
     ramp = [train.alpha(step, 5, 0.3, 0.7) for step in range(5)]
     assert ramp == pytest.approx([0.3, 0.4, 0.5, 0.6, 0.7])
     assert train.alpha(0, 1, 0.9, 0.9) == 0.9
@@ -721,7 +727,7 @@ class Noisy(moemos.LogMel):
         return list(self.weight * noisy), None
 
 
-def test_a_backbone_is_frozen_and_in_eval_whatever_it_is_given():
+def test_a_backbone_is_frozen_and_in_evaluation_mode_even_if_its_network_was_in_training_mode():
     backbone, waveform = moemos.Backbone("x", Noisy(1.0).train(), 16000), torch.randn(8000)
     assert torch.equal(backbone.extract(waveform), backbone.extract(waveform))
     assert not backbone.network.weight.requires_grad
@@ -744,17 +750,18 @@ def identity(*words, **options):
     return moemos.Backbone("x", Named(*words, **options), 16000).identity
 
 
-def test_the_identity_is_of_the_weights_and_their_names_and_of_what_is_heard_to_two_digits():
+def test_the_identity_changes_with_weights_their_names_or_features_but_not_with_rounding():
     assert identity("a") == identity("a") != identity("b")
-    assert identity("a") != identity("a", weight=1.0 + 2 ** -23)  # It is the next number.
-    assert identity("a") == identity("a", setting=1.0 + 1e-6)  # So much do machines differ.
+    assert identity("a") != identity("a", weight=1.0 + 2 ** -23)  # This is the next larger float32.
+    assert identity("a") == identity("a", setting=1.0 + 1e-6)  # Machines differ by as much.
     assert len({identity("a", setting=setting) for setting in (-1.0, 0.5, 1.0, 2.0)}) == 4
     swapped = Named("a")
     swapped.extract_features = lambda waveforms: (Named("a").extract_features(waveforms)[0][::-1],)
     assert moemos.Backbone("x", swapped, 16000).identity != identity("a")
 
 
-def test_the_identity_of_logmel_does_not_hang_on_the_last_bits_of_what_is_computed(monkeypatch):
+def test_the_identity_of_logmel_ignores_the_last_bits_of_its_filters_but_no_larger_change(
+        monkeypatch):
     usual, filters = moemos.load_backbone("logmel"), torchaudio.functional.melscale_fbanks
     for change, same in ((lambda bands: bands * (1 + 2 ** -22), True),
                          (lambda bands: bands.flip(1), False), (lambda bands: 4 * bands, False)):
@@ -765,7 +772,7 @@ def test_the_identity_of_logmel_does_not_hang_on_the_last_bits_of_what_is_comput
         assert (changed.identity == usual.identity) == same
 
 
-def test_weights_of_a_type_that_numpy_lacks_are_told_apart():
+def test_the_identity_distinguishes_bfloat16_weights_although_numpy_lacks_this_type():
     half = [identity("a", weight=weight, dtype=torch.bfloat16) for weight in (1.0, 1.0, 1.0078125)]
     assert half[0] == half[1] != half[2]
 
@@ -773,7 +780,7 @@ def test_weights_of_a_type_that_numpy_lacks_are_told_apart():
 def test_wav2vec2_base_is_loaded_frozen_from_the_hub_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     network = hub_with_base_weights(tmp_path)
-    backbone = data.open_backbone(device="cpu")  # Without a name it is the paper's.
+    backbone = data.open_backbone(device="cpu")  # The default is the paper's backbone.
     assert (backbone.name, backbone.layers, backbone.width) == ("WAV2VEC2_BASE", 12, 768)
     assert backbone.sample_rate == 16000
     waveform = torch.randn(8000)
@@ -784,7 +791,7 @@ def test_wav2vec2_base_is_loaded_frozen_from_the_hub_folder(tmp_path, monkeypatc
     assert not any(p.requires_grad for p in backbone.network.parameters())
 
 
-def test_logmel_has_two_layers_hears_spectra_and_their_change_but_no_level():
+def test_logmel_has_two_layers_the_spectrum_and_its_change_and_does_not_depend_on_the_level():
     backbone = moemos.load_backbone("logmel")
     assert (backbone.layers, backbone.width, backbone.sample_rate) == (2, 80, 16000)
     rng = np.random.default_rng(0)
@@ -805,7 +812,7 @@ def test_logmel_has_two_layers_hears_spectra_and_their_change_but_no_level():
             backbone.extract(wrong)
 
 
-def test_without_weights_the_default_falls_back_and_a_named_bundle_does_not(
+def test_if_weights_are_missing_the_default_backbone_becomes_logmel_but_a_named_one_fails(
         tmp_path, monkeypatch, capsys):
     def refuse(*words, **options):
         raise OSError("no network in tests")
@@ -829,7 +836,7 @@ def test_without_weights_the_default_falls_back_and_a_named_bundle_does_not(
 @pytest.mark.parametrize("damage", [
     lambda content: b"", lambda content: content[:-1000], lambda content: content[:1000],
     lambda content: content[:-2000], lambda content: b"<!DOCTYPE html><html></html>"])
-def test_a_broken_download_is_named_and_to_be_deleted_and_is_no_reason_for_another_backbone(
+def test_a_broken_download_raises_an_error_that_names_it_instead_of_falling_back_to_logmel(
         tmp_path, monkeypatch, capsys, damage):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     weights = tmp_path / "checkpoints" / torchaudio.pipelines.WAV2VEC2_BASE._path
@@ -844,11 +851,11 @@ def test_a_broken_download_is_named_and_to_be_deleted_and_is_no_reason_for_anoth
     assert capsys.readouterr().err == ""
 
 
-def test_weights_that_are_too_many_for_the_memory_are_not_to_be_deleted(monkeypatch):
+def test_running_out_of_memory_is_not_mistaken_for_a_damaged_file_of_weights(monkeypatch):
     def too_many(*words, **options):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
     monkeypatch.setattr(moemos, "load_backbone", too_many)
-    with pytest.raises(RuntimeError, match="can't allocate memory"):  # one_sentence() knows it.
+    with pytest.raises(RuntimeError, match="can't allocate memory"):  # one_sentence() handles it.
         data.open_backbone("WAV2VEC2_BASE", "cpu")
 
 
@@ -858,7 +865,7 @@ class Surprise:
         return Path.write_text, (Path("surprise"), "")
 
 
-def test_a_planted_file_of_weights_runs_no_code_and_a_download_is_said_on_standard_error(
+def test_code_hidden_in_weights_is_not_run_and_a_download_is_announced_on_standard_error(
         tmp_path, monkeypatch, capsys):
     weights = tmp_path / "checkpoints" / torchaudio.pipelines.WAV2VEC2_BASE._path
     weights.parent.mkdir()
@@ -890,9 +897,10 @@ def load():
 
 @pytest.fixture
 def own_backbone(tmp_path, monkeypatch):
-    """Writes a module of one's own -> its name. None stays imported after the test."""
+    """Gives a function that writes a module with a backbone -> its name. After the test no such
+    module stays imported."""
     monkeypatch.syspath_prepend(tmp_path)
-    # A stored bytecode would pass for that of another text of the same length and second.
+    # Stored bytecode would be taken for that of another source of the same length and second.
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     names = []
 
@@ -906,7 +914,7 @@ def own_backbone(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
-def test_a_module_of_your_own_is_a_backbone_and_no_run_imports_one_that_is_not_named(
+def test_your_own_module_can_be_the_backbone_and_is_imported_only_if_you_name_it(
         small, tmp_path, own_backbone, monkeypatch, capsys):
     name = own_backbone()
     backbone = moemos.load_backbone(name)
@@ -920,8 +928,8 @@ def test_a_module_of_your_own_is_a_backbone_and_no_run_imports_one_that_is_not_n
     capsys.readouterr()
     for words in ([run], [run, "--backbone", "logmel"], [run, "--wav", small / "1.wav"]):
         assert call(monkeypatch, evaluate, *words) == 2
-        said = f"{run} was trained on backbone '{name}': give it as --backbone\n"
-        assert capsys.readouterr().err == f"evaluate.py: {said}"
+        message = f"{run} was trained on backbone '{name}': give it as --backbone\n"
+        assert capsys.readouterr().err == f"evaluate.py: {message}"
     assert name not in sys.modules
 
 
@@ -947,7 +955,8 @@ AT_A_RATE = OWN_BACKBONE.replace("8000", "LAYERS")
     ("", "raise SystemExit", "ends the program"), ("", "exit(0)", "ends the program"),
     ("", "def load():\n    exit(1)", "ends the program"),
     ("exit()", OWN_BACKBONE, "ends the program")])
-def test_a_module_that_is_no_backbone_is_refused_in_a_sentence(own_backbone, layers, source, why):
+def test_a_module_that_is_no_backbone_is_refused_with_a_sentence_that_says_why(
+        own_backbone, layers, source, why):
     name = own_backbone(layers, source)
     with pytest.raises(data.InputError, match=f"{name}.*{why}"):
         data.open_backbone(name, "cpu")
@@ -955,8 +964,9 @@ def test_a_module_that_is_no_backbone_is_refused_in_a_sentence(own_backbone, lay
 
 @pytest.mark.parametrize("load", ["import torch\ndef load():\n    return torch.nn.Identity(), 8000",
                                   "import HELPER\ndef load():\n    return HELPER.load()"])
-def test_a_module_without_source_is_refused_in_a_sentence(own_backbone, tmp_path, load):
-    """Either it lies there as bytes alone, or the module of the network's class does."""
+def test_a_module_whose_source_is_missing_is_refused_with_a_sentence_that_says_so(
+        own_backbone, tmp_path, load):
+    """Only the bytecode is left of the module, or of the one that defines the network's class."""
     helper = own_backbone()
     name = own_backbone(source=load.replace("HELPER", helper))
     bare = helper if "import torch" not in load else name
@@ -967,7 +977,7 @@ def test_a_module_without_source_is_refused_in_a_sentence(own_backbone, tmp_path
 
 
 @pytest.mark.parametrize("name", [".x", "..", "../x", "./x"])
-def test_a_name_that_leads_elsewhere_is_no_backbone(name):
+def test_a_relative_path_is_not_accepted_as_the_name_of_a_backbone(name):
     with pytest.raises(data.InputError, match="there is no backbone"):
         data.open_backbone(name, "cpu")
 
@@ -991,10 +1001,11 @@ class Network(torch.nn.Module):
 MORE = "def louder(frames):\n    return 1 * frames\n"
 
 
-def test_other_code_of_a_backbone_is_another_key_of_the_cache_and_does_not_open_the_run(
+def test_if_the_code_of_a_backbone_changes_the_cache_key_changes_and_the_old_run_is_refused(
         small, tmp_path, own_backbone):
-    """The module takes its network from a helper, which calls more. The weights, of which there are
-    none, stay the same. In the first two any change counts, in more what moves the features."""
+    """The module gets its network from a helper module, which calls a function of a third one. No
+    weights are changed, as there are none. In the first two modules every change of the text
+    counts, in the third one only what changes the features."""
     more = own_backbone(source=MORE)
     helper = own_backbone(source=HELPER.replace("MORE", more))
     name = own_backbone(source=MINE.replace("HELPER", helper))
@@ -1016,7 +1027,7 @@ def test_other_code_of_a_backbone_is_another_key_of_the_cache_and_does_not_open_
     assert len(keys) == 6
 
 
-def test_what_a_module_of_your_own_prints_does_not_go_into_the_scores(
+def test_what_your_own_module_prints_goes_to_standard_error_and_not_into_the_scores(
         small, tmp_path, own_backbone, monkeypatch, capsys):
     source = OWN_BACKBONE.replace("def load():", "print('import')\ndef load():\n    print('load')")
     name = own_backbone("[(print('extract'), frames)[1]]", source)
@@ -1031,7 +1042,7 @@ def test_what_a_module_of_your_own_prints_does_not_go_into_the_scores(
     assert lines[1].startswith(f"{small / '1.wav'},")
 
 
-def test_a_clip_of_which_a_backbone_makes_no_frames_is_refused_naming_it(own_backbone, tmp_path):
+def test_a_clip_for_which_the_backbone_gives_no_frames_is_refused_and_named(own_backbone, tmp_path):
     wavfile.write(tmp_path / "a.wav", 8000, tone(8000, 0.1).astype(np.float32))
     backbone = moemos.load_backbone(own_backbone("[frames[:, 200:]]"))
     clip = data.Clip("a.wav", tmp_path / "a.wav", "train", "s", "m", "g")
@@ -1040,8 +1051,7 @@ def test_a_clip_of_which_a_backbone_makes_no_frames_is_refused_naming_it(own_bac
         data.extract_features([clip], backbone, tmp_path / "cache")
 
 
-def test_a_score_that_is_infinite_is_skipped_as_one_that_is_no_number(
-        small, run, monkeypatch, capsys):
+def test_a_clip_whose_score_is_infinite_is_skipped_and_reported(small, run, monkeypatch, capsys):
     def infinite(model, features):
         output = PREDICT(model, features)
         return output._replace(mos=output.mos * math.inf)
@@ -1054,33 +1064,34 @@ def test_a_score_that_is_infinite_is_skipped_as_one_that_is_no_number(
 
 @pytest.mark.parametrize("cells", ["a\0.wav,train,s,m,,4", '"a\r.wav",train,s,m,,4',
                                    '"a.wav",train,"s\r0",m,,4'])
-def test_cells_that_would_break_a_table_are_refused(tmp_path, cells):
-    refused = "nor a cell hold NUL or CR|line contains NUL"  # The latter is Python 3.10's own.
+def test_a_cell_with_a_null_character_or_a_carriage_return_is_refused(tmp_path, cells):
+    refused = "nor a cell hold NUL or CR|line contains NUL"  # The latter is from Python 3.10.
     with pytest.raises(data.InputError, match=refused):
         data.read_manifest(manifest(tmp_path, [cells]))
 
 
-def test_a_clip_that_float32_hears_as_silence_is_warned_of(tmp_path, capsys):
+def test_a_clip_so_faint_that_float32_rounds_it_to_silence_causes_a_warning(tmp_path, capsys):
     wavfile.write(tmp_path / "a.wav", 16000, np.full(8000, 1e-300))
     data.check_clip(tmp_path / "a.wav", 60)
     assert "is all digital silence" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("classes", [{"m0"}, {"m0": 0}, b"m0", "m0", [1], [None]])
-def test_classes_that_are_no_list_of_names_are_refused(run, classes):
+def test_a_run_whose_classes_are_not_a_list_of_names_is_refused(run, classes):
     edit(run, lambda saved: saved.update(classes=classes))
     with pytest.raises(data.InputError, match="is damaged or of another version"):
         evaluate.read_checkpoint(run)
 
 
-def test_trying_a_folder_spoils_no_file_in_it(tmp_path):
+def test_checking_that_a_folder_is_writable_leaves_its_files_as_they_were(tmp_path):
     (tmp_path / ".writable").write_text("mine")
     data.check_writable(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [".writable"]
     assert (tmp_path / ".writable").read_text() == "mine"
 
 
-def test_weights_that_a_module_draws_are_the_same_every_time_and_no_others_change(own_backbone):
+def test_random_weights_of_your_own_module_are_always_the_same_and_do_not_reseed_torch(
+        own_backbone):
     """A checkpoint may lack weights, which a library then draws at random."""
     source = OWN_BACKBONE.replace("    return Network(), 8000", """
     network = Network()
@@ -1096,14 +1107,15 @@ def test_weights_that_a_module_draws_are_the_same_every_time_and_no_others_chang
     assert len(identities) == 1
 
 
-def test_a_fault_within_a_module_of_your_own_is_shown_whole(own_backbone):
+def test_an_error_inside_your_own_module_is_raised_unchanged(own_backbone):
     name = own_backbone("", "def load():\n    open('nowhere')")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         data.open_backbone(name, "cpu")
 
 
-def test_a_wav2vec2_of_hugging_face_is_a_backbone_that_hears_no_level(own_backbone, monkeypatch):
-    """README's lines are run as they are, with a small random model for the pretrained one."""
+def test_the_readmes_wav2vec2_of_hugging_face_is_a_backbone_that_ignores_the_level(
+        own_backbone, monkeypatch):
+    """README's lines are run as they are, but a small random model replaces the pretrained one."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     blocks = re.findall(r"(?:^    .*\n(?:^\n(?=    ))*)+", (HERE / "README.md").read_text(),
                         re.MULTILINE)
@@ -1126,7 +1138,7 @@ def test_a_wav2vec2_of_hugging_face_is_a_backbone_that_hears_no_level(own_backbo
 
 
 def test_a_stalled_download_is_given_up(tmp_path, monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as server:  # It accepts, and never answers.
+    with socket.create_server(("127.0.0.1", 0)) as server:  # It accepts but never answers.
         url = f"http://127.0.0.1:{server.getsockname()[1]}/weights"
         monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
         monkeypatch.setattr(torch.hub, "download_url_to_file",
@@ -1137,12 +1149,13 @@ def test_a_stalled_download_is_given_up(tmp_path, monkeypatch):
     assert socket.getdefaulttimeout() is None
 
 
-def test_the_accelerator_is_taken_where_there_is_one_and_the_cpu_elsewhere(monkeypatch):
+def test_the_default_device_is_an_accelerator_or_else_the_cpu_and_an_unusable_one_is_refused(
+        monkeypatch):
     for accelerator, taken in ((None, "cpu"), (torch.device("cpu", 1), "cpu:1")):
         monkeypatch.setattr(torch.accelerator, "current_accelerator",
                             lambda check_available, accelerator=accelerator: accelerator)
         assert data.pick_device() == torch.device(taken)
-    for unusable in ("meta", "cuda:99"):  # The first is there, but holds no numbers.
+    for unusable in ("meta", "cuda:99"):  # The first exists, but holds no numbers.
         with pytest.raises(data.InputError, match=f"--device {unusable} cannot be used here"):
             data.open_backbone("logmel", unusable)
 
@@ -1162,7 +1175,7 @@ def test_read_wav_gives_the_same_tone_from_every_encoding_and_rate(tmp_path, enc
         np.testing.assert_allclose(wave[500:-500], tone(sample_rate)[500:-500], atol=0.012)
 
 
-def test_read_wav_averages_channels_keeps_the_level_and_knows_24_bits(tmp_path):
+def test_read_wav_averages_the_channels_keeps_the_level_and_reads_24_bits(tmp_path):
     stereo = np.stack([np.zeros(8000), tone(16000)], 1).astype(np.float32)
     wavfile.write(tmp_path / "a.wav", 16000, stereo)
     np.testing.assert_allclose(data.read_wav(tmp_path / "a.wav", 16000), tone(16000) / 2, atol=1e-6)
@@ -1182,7 +1195,8 @@ def test_read_wav_averages_channels_keeps_the_level_and_knows_24_bits(tmp_path):
     (np.full(8000, np.nan, np.float32), "NaN"), (np.full(8000, 1e7), "huge"),
     (np.full(8000, np.inf), "NaN, infinite or huge"),
     (np.zeros(8000, np.int64), "64 bits in format 1 at .*; save it as PCM of 8 to 32 bits")])
-def test_read_wav_refuses_the_rest_naming_the_file(tmp_path, content, why):
+def test_read_wav_refuses_an_unusable_file_with_one_line_that_names_it_and_says_why(
+        tmp_path, content, why):
     path = tmp_path / "bad.wav"
     if isinstance(content, np.ndarray):
         wavfile.write(path, 16000, content)
@@ -1193,7 +1207,7 @@ def test_read_wav_refuses_the_rest_naming_the_file(tmp_path, content, why):
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
 
-def test_a_file_above_the_bound_or_without_end_is_refused(tmp_path, monkeypatch):
+def test_a_file_that_is_too_large_or_never_ends_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "MAX_BYTES", 2 ** 20)
     long = tmp_path / "long.wav"
     long.write_bytes(bytes(2 ** 20))
@@ -1204,11 +1218,11 @@ def test_a_file_above_the_bound_or_without_end_is_refused(tmp_path, monkeypatch)
             data.read_wav(path, 16000)
 
 
-def test_silence_is_warned_of_and_a_long_clip_refused(tmp_path, capsys):
+def test_a_silent_clip_causes_a_warning_and_a_clip_that_is_too_long_is_refused(tmp_path, capsys):
     wavfile.write(tmp_path / "a.wav", 8000, np.zeros(8000, np.int16))
     assert data.check_clip(tmp_path / "a.wav", 1.0) == 1.0
-    said = f"WARNING: {tmp_path / 'a.wav'} is all digital silence; its score says nothing\n"
-    assert capsys.readouterr().err == said
+    warning = f"WARNING: {tmp_path / 'a.wav'} is all digital silence; its score says nothing\n"
+    assert capsys.readouterr().err == warning
     why = "1.00 s long, above --max-seconds 0.9; cut it, or raise --max-seconds$"
     with pytest.raises(data.InputError, match=why):
         data.check_clip(tmp_path / "a.wav", 0.9)
@@ -1217,7 +1231,7 @@ def test_silence_is_warned_of_and_a_long_clip_refused(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_folders_and_names_with_brackets_are_searched_and_hidden_ones_and_linked_folders_not(
+def test_find_wavs_searches_subfolders_but_neither_hidden_ones_nor_links_to_folders(
         tmp_path, capsys):
     lay_out(tmp_path, {"clips[1]/notes.txt": ""}, ["clips[1]/a.wav", "clips[1]/tts/b.WAV"])
     (tmp_path / "clips[1]" / "broken.wav").symlink_to(tmp_path / "nowhere")
@@ -1228,13 +1242,13 @@ def test_folders_and_names_with_brackets_are_searched_and_hidden_ones_and_linked
     lay_out(tmp_path, {}, ["round/x/c.wav", "round/.hidden/d.wav", "round/x/._c.wav"])
     (tmp_path / "round" / "x" / "back").symlink_to(tmp_path / "round")
     assert data.find_wavs(tmp_path / "round") == [tmp_path / "round" / "x" / "c.wav"]
-    (tmp_path / "linked").symlink_to(tmp_path / "round")  # What is named itself may be a link.
+    (tmp_path / "linked").symlink_to(tmp_path / "round")  # The named folder itself may be a link.
     assert data.find_wavs(tmp_path / "linked") == [tmp_path / "linked" / "x" / "c.wav"]
     assert capsys.readouterr().err == ""
     lay_out(tmp_path, {"round/d.flac": "", "round/x/e.MP3": "", "round/x/.f.mp3": ""}, [])
     assert data.find_wavs(str(tmp_path / "round")) == [tmp_path / "round" / "x" / "c.wav"]
-    said = f"{tmp_path / 'round'}: 2 audio files that are no WAV are passed over\n"
-    assert capsys.readouterr().err == said
+    message = f"{tmp_path / 'round'}: 2 audio files that are no WAV are passed over\n"
+    assert capsys.readouterr().err == message
     with pytest.raises(data.InputError, match="broken.wav: cannot be read"):
         data.read_wav(found[1], 16000)
 
@@ -1253,7 +1267,7 @@ def decode_by_hand(content):
             at += size + size % 2
     width = (bits + 7) // 8
     block = width * channels
-    size = min(size, len(content) - at) // block * block  # RF64 says 2^32 - 1.
+    size = min(size, len(content) - at) // block * block  # RF64 states 2^32 - 1.
     if kind == 3:
         values = np.frombuffer(content, f"{order}f{width}", size // width, at).astype(float)
         return rate, values.reshape(-1, channels)
@@ -1270,7 +1284,8 @@ REFUSED = {"early-eof": "not a whole WAV file", "incomplete-chunk": "not a whole
 
 
 @pytest.mark.skipif(not FORMATS.is_dir(), reason="audio_formats does not lie beside the checkout")
-def test_every_encoding_is_read_as_an_independent_decoding_has_it_or_truly_refused(monkeypatch):
+def test_every_wav_format_agrees_with_a_decoder_written_by_hand_or_is_refused_with_a_reason(
+        monkeypatch):
     for row in table(FORMATS / "formats.csv"):
         path = FORMATS / "wav" / row["wav"]
         why = next((reason for part, reason in REFUSED.items() if part in path.name), "")
@@ -1295,10 +1310,11 @@ def test_every_encoding_is_read_as_an_independent_decoding_has_it_or_truly_refus
 @pytest.mark.parametrize(("riff", "length"), [
     (0xFFFFFFFF, 0xFFFFFFFF), (0x7FFFFFFF, 0x7FFFFFFF), (0, 0), (36, 0), (0x7FFFF024, 0x7FFFF000),
     (0xFFFFFFFF, 0xFFFFFFDB), (0, 16000), (0xFFFFFFFF, 16000)])
-def test_a_wav_that_was_written_to_a_pipe_is_what_its_samples_are(tmp_path, riff, length):
+def test_a_wav_written_to_a_pipe_is_read_to_its_end_although_its_stated_length_is_wrong(
+        tmp_path, riff, length):
     samples = (1e4 * tone(16000)).astype("<i2").tobytes()
     right = header(1, 16000, samples=samples)
-    listed = right[:36] + struct.pack("<4sI4s", b"LIST", 4, b"INFO") + right[36:]  # ffmpeg does so.
+    listed = right[:36] + struct.pack("<4sI4s", b"LIST", 4, b"INFO") + right[36:]  # as by ffmpeg
     for content in (right, listed):
         at = content.index(b"data")
         piped = b"".join([content[:4], struct.pack("<I", riff), content[8:at + 4],
@@ -1308,14 +1324,14 @@ def test_a_wav_that_was_written_to_a_pipe_is_what_its_samples_are(tmp_path, riff
             found = data.read_wav(tmp_path / "a.wav", 16000)
             assert torch.equal(found, data.read_wav(tmp_path / "b.wav", 16000, right))
     with pytest.raises(data.InputError, match="not a whole WAV file"):
-        data.read_wav(tmp_path / "a.wav", 16000, right[:-100])  # It is shorter than it says.
+        data.read_wav(tmp_path / "a.wav", 16000, right[:-100])  # The file is too short.
     unset = right[:4] + struct.pack("<I", 0) + right[8:-100]
     with pytest.raises(data.InputError, match="not a whole WAV file"):
         data.read_wav(tmp_path / "a.wav", 16000, unset)
 
 
 @pytest.mark.parametrize("more", [8, 36, 44])
-def test_where_only_the_length_of_the_whole_file_is_wrong_it_is_read(tmp_path, more):
+def test_a_wav_is_read_even_if_its_header_states_a_wrong_length_of_the_whole_file(tmp_path, more):
     right = header(1, 16000, samples=(1e4 * tone(16000)).astype("<i2").tobytes())
     listed = right + struct.pack("<4sI4s", b"LIST", 4, b"INFO")
     expected = data.read_wav("", 16000, right)
@@ -1331,11 +1347,11 @@ def test_where_only_the_length_of_the_whole_file_is_wrong_it_is_read(tmp_path, m
         assert torch.equal(data.read_wav("", 16000, long + behind), expected)
     empty = header(1, 16000, samples=b"") + struct.pack("<4sI", b"LIST", 8000) + bytes(8000)
     empty = empty[:4] + struct.pack("<I", len(empty) - 8) + empty[8:]
-    with pytest.raises(data.InputError, match="0 samples"):  # And the list is none.
+    with pytest.raises(data.InputError, match="0 samples"):  # LIST holds no samples.
         data.read_wav("", 16000, empty)
 
 
-def test_of_a_header_that_contradicts_itself_the_bits_count_but_24_may_take_four_bytes():
+def test_if_a_header_contradicts_itself_the_bits_per_sample_decide_but_24_may_take_4_bytes():
     values = np.rint(2 ** 15 * tone(16000)).astype("<i2")
     expected = data.read_wav("", 16000, header(1, 16000, samples=values.tobytes()))
     for block, rate in ((4, 64000), (4, 32000), (1, 16000), (0, 0), (2, 7)):
@@ -1353,7 +1369,7 @@ OUR_WORDS = (r"a\.wav: (not a whole WAV file; save it again|\d+ samples of \d+ b
              r"at|holds NaN, infinite or huge|[\d.]+ ms long, silence)")
 
 
-def test_no_damage_to_a_wav_gets_other_words_than_ours():
+def test_every_damaged_wav_is_either_read_or_refused_with_one_of_our_own_sentences():
     whole = header(2, 16000, samples=bytes(range(256)) * 8)
     damaged = [whole[:end] for end in range(64)]
     damaged += [whole[:at] + bytes([value]) + whole[at + 1:] for at in range(44)
@@ -1370,7 +1386,7 @@ def test_no_damage_to_a_wav_gets_other_words_than_ours():
 
 @pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 22255, 24000, 32000, 44056, 44100,
                                   48000, 88200, 96000, 192000])
-def test_a_usual_rate_is_resampled_exactly_as_its_ratio_has_it(rate):
+def test_a_usual_sampling_rate_is_resampled_by_the_exact_ratio_of_the_two_rates(rate):
     samples = np.random.default_rng(rate).normal(size=rate // 10).astype("<f4")
     content = io.BytesIO()
     wavfile.write(content, rate, samples)
@@ -1380,7 +1396,7 @@ def test_a_usual_rate_is_resampled_exactly_as_its_ratio_has_it(rate):
 
 
 @pytest.mark.parametrize("rate", [767_999, 500_009])
-def test_an_odd_rate_takes_no_filter_of_millions_and_keeps_a_tone(monkeypatch, rate):
+def test_an_odd_sampling_rate_needs_no_huge_filter_and_a_tone_is_still_kept(monkeypatch, rate):
     resample, terms = scipy.signal.resample_poly, []
 
     def noting(samples, up, down):
@@ -1394,8 +1410,8 @@ def test_an_odd_rate_takes_no_filter_of_millions_and_keeps_a_tone(monkeypatch, r
     np.testing.assert_allclose(found[500:7500], tone(16000)[500:7500], atol=0.01)
 
 
-def test_silence_at_both_ends_is_cut_and_none_within(tmp_path):
-    """45 dB below the loudest 10 ms is a 178th of its amplitude."""
+def test_silence_is_cut_at_both_ends_of_a_clip_but_not_within_it(tmp_path):
+    """A level 45 dB below the loudest 10 ms is 1 / 178 of their amplitude."""
     loud, soft, silent = tone(16000, 0.5), tone(16000, 0.1) / 100, tone(16000, 0.2) / 300
     clip = np.concatenate([silent, soft, loud, silent, np.zeros(3200), loud, silent])
     wavfile.write(tmp_path / "a.wav", 16000, clip.astype(np.float32))
@@ -1424,7 +1440,7 @@ def test_manifest_is_read_with_and_without_mos_model_and_group(tmp_path):
     assert [(clip.model, clip.group) for clip in clips] == [("s", "ann")] * 2
 
 
-def test_spaces_around_a_cell_or_a_name_of_a_column_do_not_count(tmp_path):
+def test_spaces_around_a_cell_or_a_column_name_are_ignored(tmp_path):
     rows = ["a.wav , train,s ,m , A1,4", "b.wav,train ,s, m,A1 , 5"]
     clips = data.read_manifest(manifest(tmp_path, rows, "wav, split,system ,model,rater,score"))
     assert [(clip.wav, clip.split, clip.system, clip.model, clip.ratings) for clip in clips] == [
@@ -1436,7 +1452,7 @@ def test_spaces_around_a_cell_or_a_name_of_a_column_do_not_count(tmp_path):
             data.read_manifest(manifest(tmp_path, rows))
 
 
-def test_a_link_to_a_wav_or_another_way_to_write_its_path_is_the_same_clip(tmp_path):
+def test_a_link_to_a_wav_or_another_spelling_of_its_path_means_the_same_clip(tmp_path):
     (tmp_path / "c.wav").symlink_to(tmp_path / "a.wav")
     rows = ["a.wav,train,s,m,0,4", "c.wav,train,s,m,1,5", "../NAME/a.wav,train,s,m,2,3"]
     rows = [row.replace("NAME", tmp_path.name) for row in rows]
@@ -1448,26 +1464,26 @@ def test_a_link_to_a_wav_or_another_way_to_write_its_path_is_the_same_clip(tmp_p
 
 @pytest.mark.parametrize(("groups", "folds"), [
     ("dacabdefg", [0, 0, 2, 0, 1, 0, 1, 2, 0]), ("aaaaaaa", [0, 1, 2, 0, 1, 2, 0])])
-def test_folds_are_of_whole_groups_in_order_of_name_or_of_clips_where_there_is_one_group(
+def test_folds_consist_of_whole_groups_in_order_of_name_or_of_clips_if_there_is_one_group(
         groups, folds):
     clips = [data.Clip("a.wav", None, "train", "s", "m", group) for group in groups]
     assert list(data.folds_of(clips, 3)) == folds
 
 
-@pytest.mark.parametrize(("text", "said"), [
+@pytest.mark.parametrize(("text", "warning"), [
     ("\ufeffwav,split,system,model,rater,score\r\n\"a,b é.wav\",train,s,m,0,4\r\n", ""),
     ("score,wav,split,system,rater,model\n4,\"a,b é.wav\",train,s,0,m\n", ""),
     ("wav,split,system,model,rater,score\n\n\"FOLDER/a,b é.wav\",train,s,m,0,4\n", ""),
     ("wav,split,system,model,age,rater,score\n\"a,b é.wav\",train,s,m,30,0,4\n",
      "columns that are ignored: 'age'\n")])
-def test_tables_with_bom_crlf_quotes_other_order_or_columns_and_absolute_paths_are_read(
-        tmp_path, capsys, text, said):
+def test_a_table_may_have_a_bom_crlf_quotes_another_order_more_columns_or_absolute_paths(
+        tmp_path, capsys, text, warning):
     wavfile.write(tmp_path / "a,b é.wav", 16000, tone(16000).astype(np.float32))
     (tmp_path / "ratings[1].csv").write_bytes(text.replace("FOLDER", str(tmp_path)).encode())
     (clip,) = data.read_manifest(tmp_path / "ratings[1].csv")
     assert (clip.path, clip.split, clip.system) == (tmp_path / "a,b é.wav", "train", "s")
     assert (clip.model, clip.ratings) == ("m", {"0": 4.0})
-    assert capsys.readouterr().err == (said and f"{tmp_path / 'ratings[1].csv'}: {said}")
+    assert capsys.readouterr().err == (warning and f"{tmp_path / 'ratings[1].csv'}: {warning}")
 
 
 @pytest.mark.parametrize(("rows", "why"), [
@@ -1489,7 +1505,8 @@ def test_tables_with_bom_crlf_quotes_other_order_or_columns_and_absolute_paths_a
     (["a.wav,train,s,m,mean,5", "a.wav,train,s,m,,1"], ", row 3: a.wav has a mean, without rater"),
     (["a.wav,train,s,m,0,good"], "no number"), (["a.wav,train,s,m,0,"], "no number"),
     (["a.wav,train,s,m,0,6"], "off the scale of 1 to 5"), (["a.wav,train,s,m,0,nan"], "off the")])
-def test_bad_tables_are_refused_by_file_and_row(tmp_path, rows, why):
+def test_a_bad_table_is_refused_with_a_sentence_that_names_the_file_and_says_why(
+        tmp_path, rows, why):
     manifest(tmp_path, rows if isinstance(rows, list) else [])
     if isinstance(rows, bytes):
         (tmp_path / "ratings.csv").write_bytes(rows)
@@ -1498,7 +1515,7 @@ def test_bad_tables_are_refused_by_file_and_row(tmp_path, rows, why):
     assert str(caught.value).startswith(str(tmp_path / "ratings.csv"))
 
 
-def test_a_corpus_is_summed_up_in_a_line_and_every_clip_is_decoded(tmp_path, capsys):
+def test_reading_a_corpus_prints_one_line_of_counts_and_decodes_every_clip(tmp_path, capsys):
     rows = ["a.wav,train,s,m,0,4", "a.wav,train,s,m,1,5", "b.wav,test,t,m,,"]
     data.read_corpus(manifest(tmp_path, rows))
     assert capsys.readouterr().out == (
@@ -1531,7 +1548,7 @@ def two_clips(folder):
     return data.read_manifest(manifest(folder, ["a.wav,train,s,m,0,4", "b.wav,train,s,m,0,4"]))
 
 
-def test_each_clip_goes_through_the_backbone_once_alone_and_unpadded(tmp_path):
+def test_each_clip_goes_through_the_backbone_only_once_and_alone_without_padding(tmp_path):
     clips, backbone, cache = two_clips(tmp_path), CountingBackbone(), tmp_path / "cache"
     first = data.extract_features(clips, backbone, cache)
     assert backbone.lengths == [8000, 9600]
@@ -1542,8 +1559,8 @@ def test_each_clip_goes_through_the_backbone_once_alone_and_unpadded(tmp_path):
     assert len(list(cache.iterdir())) == 2
 
 
-def test_a_damaged_or_stale_entry_of_the_cache_is_made_again(tmp_path, monkeypatch):
-    """Stale is an entry of another content, other weights, another sampling rate, other code."""
+def test_a_damaged_or_outdated_entry_of_the_cache_is_computed_again(tmp_path, monkeypatch):
+    """It is outdated if the clip, the weights, the sampling rate or the code has changed since."""
     clips, backbone, cache = two_clips(tmp_path), CountingBackbone(), tmp_path / "cache"
     first = data.extract_features(clips, backbone, cache)
     for damage in (lambda content: b"damaged" * 20,
@@ -1582,7 +1599,7 @@ def test_progress_is_shown_on_a_terminal_and_not_in_a_pipe(tmp_path, monkeypatch
         assert ("2/2 clips, 0 s left" in shown) if terminal else not shown
 
 
-def test_an_entry_that_may_not_be_read_is_made_again_and_a_full_cache_need_not_be_writable(
+def test_an_unreadable_cache_entry_is_computed_again_and_a_complete_cache_is_not_written(
         tmp_path, monkeypatch):
     clips, backbone, cache = two_clips(tmp_path), CountingBackbone(), tmp_path / "cache"
     first = data.extract_features(clips, backbone, cache)
@@ -1601,7 +1618,8 @@ def test_an_entry_that_may_not_be_read_is_made_again_and_a_full_cache_need_not_b
     assert torch.equal(data.extract_features(clips, backbone, cache), first)
 
 
-def test_features_of_a_network_without_source_are_refused(tmp_path, monkeypatch):
+def test_extracting_features_fails_if_the_source_code_of_the_network_is_missing(
+        tmp_path, monkeypatch):
     (tmp_path / "source.py").write_text("import moemos\nclass Network(moemos.LogMel):\n    pass\n")
     py_compile.compile(str(tmp_path / "source.py"), str(tmp_path / "compiled_alone.pyc"))
     monkeypatch.syspath_prepend(tmp_path)
@@ -1611,14 +1629,16 @@ def test_features_of_a_network_without_source_are_refused(tmp_path, monkeypatch)
         data.extract_features(two_clips(tmp_path), backbone, tmp_path / "cache")
 
 
-def test_features_that_are_not_finite_are_refused_naming_the_file(tmp_path, monkeypatch):
+def test_features_that_are_not_finite_are_refused_with_a_sentence_that_names_the_clip(
+        tmp_path, monkeypatch):
     monkeypatch.setattr(CountingBackbone, "extract", lambda *_: torch.full((2, 2, 3), np.inf))
     with pytest.raises(data.InputError, match="a.wav: too loud for counting, its features are not"):
         data.extract_features(two_clips(tmp_path), CountingBackbone(), tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 
-def test_of_several_files_none_is_exchanged_where_one_cannot_be_written(tmp_path, monkeypatch):
+def test_if_one_of_several_files_cannot_be_written_none_is_replaced_or_deleted(
+        tmp_path, monkeypatch):
     old, new, gone = tmp_path / "old", tmp_path / "new", tmp_path / "outdated"
     data.write_files({old: b"good", gone: b"results"})
     new.mkdir()
@@ -1637,7 +1657,7 @@ def contents(folder):
 
 
 def fill_disk(monkeypatch, name):
-    """Makes the disk full within the file of that name."""
+    """Makes the disk full while half of a file of that name is written."""
     write_bytes = Path.write_bytes
 
     def no_room(path, content):
@@ -1657,13 +1677,13 @@ def edit(run, change):
 
 
 def write_checkpoint(run, checkpoint):
-    """Writes a model.pt that is whole, whatever it holds."""
+    """Writes a model.pt whose checksum is right, whatever it holds."""
     content = io.BytesIO()
     torch.save(checkpoint, content)
     (run / "model.pt").write_bytes(data.sealed(content.getvalue()))
 
 
-def test_same_seed_same_bytes_other_seed_other_bytes(small, tmp_path):
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_gives_others(small, tmp_path):
     runs = {}
     for name, seed in (("one", 1), ("two", 1), ("three", 2)):
         train.train(quick(small, tmp_path, seed=seed, out=str(tmp_path / name)))
@@ -1671,7 +1691,7 @@ def test_same_seed_same_bytes_other_seed_other_bytes(small, tmp_path):
     assert runs["one"] == runs["two"] != runs["three"]
 
 
-def test_a_run_holds_plain_values_and_a_full_log(run):
+def test_a_run_stores_its_settings_as_plain_values_and_logs_every_loss_term_and_gate(run):
     assert sorted(path.name for path in run.iterdir()) == ["log.csv", "model.pt"]
     checkpoint = evaluate.read_checkpoint(run)
     assert list(checkpoint) == ["weights", "config", "stages", "classes", "backbone"]
@@ -1682,7 +1702,7 @@ def test_a_run_holds_plain_values_and_a_full_log(run):
     assert [(stage["name"], stage["steps"]) for stage in checkpoint["stages"]] == [
         (name, 2) for name in stages]
     settings = json.loads(json.dumps(checkpoint["config"]))
-    assert "out" not in settings  # A run is the same bytes in any folder.
+    assert "out" not in settings  # A run has the same bytes in any folder.
     assert evaluate.evaluate(run, "cpu")["settings"]["steps"] == 2
     in_results = json.loads((run / "metrics.json").read_text())["settings"]
     assert in_results == settings | {"out": str(run)}
@@ -1696,7 +1716,8 @@ def test_a_run_holds_plain_values_and_a_full_log(run):
 
 
 def loop_stage(model, stage, clips):
-    """Runs a stage of AdamW by its formulas, gradients clipped at 5 -> their norms."""
+    """Trains for one stage by the formulas of AdamW, with gradients clipped to a norm of 5 -> their
+    norms before that."""
     parameters, norms = list(model.parameters()), []
     first, second = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
     for step in range(stage.steps):
@@ -1716,12 +1737,12 @@ def loop_stage(model, stage, clips):
             m.mul_(0.9).add_(0.1 * g)
             v.mul_(0.999).add_(0.001 * g * g)
             change = (m / (1 - 0.9 ** (step + 1))) / ((v / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
-            p.data -= lr * (0.01 * p.data + change)  # AdamW's own weight decay
+            p.data -= lr * (0.01 * p.data + change)  # AdamW's weight decay
     return norms
 
 
-def test_a_stage_is_the_plain_loop_of_adamw_cosine_alpha_and_clipping(monkeypatch):
-    """Each stage trains all weights from moments of 0, also the MOS head where alpha is 0."""
+def test_a_stage_trains_like_a_plain_loop_of_adamw_cosine_annealing_alpha_and_clipping(monkeypatch):
+    """Each stage trains all weights, even the MOS head while alpha is 0, and starts AdamW anew."""
     monkeypatch.setattr(train, "CLIP_NORM", 5)
     monkeypatch.setattr(train, "LOG_STEPS", 3)
     config = train.Config(batch_size=5, lambda_1=0.3, lambda_2=0.7)
@@ -1739,14 +1760,14 @@ def test_a_stage_is_the_plain_loop_of_adamw_cosine_alpha_and_clipping(monkeypatc
     assert min(norms[1]) < 5 < max(norms[1])
     for ours, theirs in zip(model.parameters(), loop.parameters()):
         torch.testing.assert_close(ours, theirs, atol=1e-7, rtol=1e-6)
-    # A row of log.csv has the means of each third step, and of those that are left at the end.
+    # A row of log.csv has the means over three steps, or over those that are left at the end.
     assert [row["step"] for row in rows[1]] == [3, 4]
     means = [np.mean(norms[1][:3]), norms[1][3]]
     assert [row["grad_norm"] for row in rows[1]] == pytest.approx(means, rel=1e-3)
     assert [row["alpha"] for row in rows[1]] == pytest.approx([0.3 + 0.8 / 3, 0.7])
 
 
-def test_all_training_clips_train_and_rated_dev_clips_are_for_the_log_alone(
+def test_all_training_clips_are_trained_on_and_rated_dev_clips_only_appear_in_the_log(
         small, tmp_path, monkeypatch):
     rows = [{**row, "wav": str(small / row["wav"])} for row in table(small / "ratings.csv")]
     for row in rows:
@@ -1797,7 +1818,7 @@ class WithoutFloat64(torch.Tensor):
         return self.as_subclass(torch.Tensor)
 
 
-def test_training_goes_through_on_an_accelerator_without_float64_and_is_the_same(
+def test_training_gives_the_same_run_on_an_accelerator_that_has_no_float64(
         small, tmp_path, monkeypatch):
     as_tensors, runs = train.as_tensors, []
     for kind in (torch.Tensor, WithoutFloat64):
@@ -1810,7 +1831,7 @@ def test_training_goes_through_on_an_accelerator_without_float64_and_is_the_same
     assert runs[0] == runs[1]
 
 
-def test_no_test_clip_nor_its_ratings_can_change_a_run(small, tmp_path):
+def test_a_run_depends_neither_on_the_test_clips_nor_on_their_ratings(small, tmp_path):
     header, *rows = list(csv.reader((small / "ratings.csv").read_text().splitlines()))
     split, score = header.index("split"), header.index("score")
     rows = [[str(small / wav), *rest] for wav, *rest in rows]
@@ -1824,13 +1845,13 @@ def test_no_test_clip_nor_its_ratings_can_change_a_run(small, tmp_path):
     assert runs[0] == runs[1] == runs[2]
 
 
-def test_steps_are_in_training_mode_and_validation_is_not():
+def test_steps_run_in_training_mode_and_validation_in_evaluation_mode():
     model, _ = some_output()
     clips = train.Clips(torch.randn(6, 3, 10), torch.arange(6.0), torch.arange(6) % 3)
-    said = train.validate(model.train(), clips)
+    columns = train.validate(model.train(), clips)
     predicted = model.eval()(clips.features).mos.tolist()
-    assert said == {"dev_mse": pytest.approx(moemos.mse(predicted, clips.mos.tolist())),
-                    "dev_lcc": pytest.approx(moemos.lcc(predicted, clips.mos.tolist()))}
+    assert columns == {"dev_mse": pytest.approx(moemos.mse(predicted, clips.mos.tolist())),
+                       "dev_lcc": pytest.approx(moemos.lcc(predicted, clips.mos.tolist()))}
     modes = []
     model.register_forward_hook(lambda model, *_: modes.append(model.training))
     stage = train.Stage("mos", 51, 0.1, 0.9, 0.9)
@@ -1838,7 +1859,7 @@ def test_steps_are_in_training_mode_and_validation_is_not():
     assert modes == [True] * 50 + [False, True, False]
 
 
-def test_a_loss_or_gradient_that_is_not_finite_stops_the_run_and_says_where(
+def test_training_stops_at_a_loss_or_gradient_that_is_not_finite_and_names_stage_and_step(
         small, tmp_path, monkeypatch):
     where = "stage classification, step 1"
     with pytest.raises(FloatingPointError, match=f"{where}.*grad_norm.*inf"):
@@ -1866,10 +1887,10 @@ def test_training_again_removes_the_old_results_and_nothing_else(small, tmp_path
     assert list(elsewhere.iterdir()) == []
     lay_out(tmp_path, {"mine/metrics.json": ""}, [])
     train.train(quick(small, tmp_path, steps=1, out=str(tmp_path / "mine")))
-    assert (tmp_path / "mine" / "metrics.json").exists()  # No run was there, so it is not ours.
+    assert (tmp_path / "mine" / "metrics.json").exists()  # No run wrote it.
 
 
-def test_a_training_goes_through_where_another_has_removed_the_old_results(
+def test_training_succeeds_even_if_another_process_has_already_deleted_the_old_results(
         small, tmp_path, run, monkeypatch):
     monkeypatch.setattr(train, "results_in", lambda run: [run / "metrics.json"])
     before = (run / "model.pt").read_bytes()
@@ -1877,7 +1898,7 @@ def test_a_training_goes_through_where_another_has_removed_the_old_results(
     assert (run / "model.pt").read_bytes() != before
 
 
-def test_a_training_or_evaluation_that_fails_leaves_no_empty_folder(small, tmp_path, run):
+def test_training_or_evaluation_that_fails_leaves_no_empty_folder(small, tmp_path, run):
     (tmp_path / "mine").mkdir()
     for out in ("a/b/c", "mine/d", "mine"):
         with pytest.raises(data.InputError, match="nowhere: cannot be read"):
@@ -1892,7 +1913,7 @@ def test_a_training_or_evaluation_that_fails_leaves_no_empty_folder(small, tmp_p
     assert list((tmp_path / "mine").iterdir()) == []
 
 
-def test_a_disk_that_is_full_leaves_the_old_run_as_it_was(small, tmp_path, evaluated, monkeypatch):
+def test_if_the_disk_is_full_the_old_run_stays_as_it_was(small, tmp_path, evaluated, monkeypatch):
     before = contents(evaluated)
     fill_disk(monkeypatch, "model.pt")
     with pytest.raises(data.InputError, match=r"model.pt: cannot be written \(No space left"):
@@ -1900,9 +1921,9 @@ def test_a_disk_that_is_full_leaves_the_old_run_as_it_was(small, tmp_path, evalu
     assert contents(evaluated) == before
 
 
-def test_a_training_that_is_killed_leaves_no_results_beside_another_model(
+def test_training_that_is_interrupted_never_leaves_old_results_beside_a_new_model(
         small, tmp_path, evaluated, monkeypatch):
-    """It is stopped before each file that it writes, removes or exchanges: 11 times in all."""
+    """It is stopped before each file that it writes, deletes or replaces: 11 times in all."""
     before, kept = contents(evaluated), shutil.copytree(evaluated, tmp_path / "kept")
     for stop in range(12):
         shutil.rmtree(evaluated)
@@ -1912,10 +1933,10 @@ def test_a_training_that_is_killed_leaves_no_results_beside_another_model(
             for place, name in ((Path, "write_bytes"), (Path, "unlink"), (os, "replace")):
                 patch.setattr(place, name, stop_without(steps, getattr(place, name)))
             train.train(quick(small, tmp_path, seed=1))
-        there = contents(evaluated)
-        is_new = there[evaluated / "model.pt"] != before[evaluated / "model.pt"]
+        after = contents(evaluated)
+        is_new = after[evaluated / "model.pt"] != before[evaluated / "model.pt"]
         assert is_new == (stop == 11)
-        assert stop > 5 or there.items() >= before.items()
+        assert stop > 5 or after.items() >= before.items()
         assert not (is_new and train.results_in(evaluated))
 
 
@@ -1929,9 +1950,9 @@ def stop_without(steps, function):
 
 
 @pytest.mark.parametrize("scale", [(0.0, 100.0), (0.0, 1e-3), (0.0, 1e-6)])
-def test_another_scale_gives_the_same_predictions_on_that_scale(small, tmp_path, scale):
+def test_ratings_on_another_scale_give_the_same_predictions_on_that_scale(small, tmp_path, scale):
     def mapped(score):
-        return scale[0] + (scale[1] - scale[0]) * (score - 1) / 4  # 1 to 5 becomes the other.
+        return scale[0] + (scale[1] - scale[0]) * (score - 1) / 4  # 1 to 5 becomes the other scale.
     rows = [[str(small / row["wav"]), *list(row.values())[1:5],
              mapped(float(row["score"])) if row["score"] else ""]
             for row in table(small / "ratings.csv")]
@@ -1978,7 +1999,8 @@ def flip_a_bit(path):
     (lambda saved: saved["weights"]["mos_head.bias"].fill_(3.4e38), "scores that are not finite"),
     (lambda saved: saved["backbone"].update(name="WAV2VEC3"), "on backbone 'WAV2VEC3': give it as"),
     (lambda saved: saved["backbone"].update(identity="y"), "other weights or code than the")])
-def test_a_run_that_is_not_whole_or_not_for_this_backbone_is_refused(run, monkeypatch, harm, why):
+def test_a_run_that_is_damaged_outdated_or_of_another_backbone_is_refused_with_one_sentence(
+        run, monkeypatch, harm, why):
     if "saved" in harm.__code__.co_varnames:
         edit(run, harm)
     else:
@@ -1990,7 +2012,7 @@ def test_a_run_that_is_not_whole_or_not_for_this_backbone_is_refused(run, monkey
     assert not (run / "surprise").exists()
 
 
-def test_metrics_are_those_of_what_the_model_says_of_the_test_clips(small, run, tmp_path):
+def test_metrics_are_computed_from_the_models_predictions_for_the_test_clips(small, run, tmp_path):
     result = evaluate.evaluate(run, "cpu")
     saved = (run / "metrics.json").read_bytes()
     assert list(json.loads(saved)) == [
@@ -2007,7 +2029,7 @@ def test_metrics_are_those_of_what_the_model_says_of_the_test_clips(small, run, 
     models = [["m0", "m1", "x"].index(clip.model) for clip in test]
     assert result["accuracy"] == np.mean(output.logits.argmax(1).numpy() == models)
     assert list(result["experts"]) == ["m0", "m1"]
-    for place, name in enumerate(result["experts"]):  # Clips are of the two in turn.
+    for place, name in enumerate(result["experts"]):  # The two models take turns.
         gates = output.gates[place::2].mean(0)
         assert result["experts"][name] == pytest.approx(gates.tolist(), abs=1e-6)
     rows = table(run / "predictions.csv")
@@ -2019,33 +2041,34 @@ def test_metrics_are_those_of_what_the_model_says_of_the_test_clips(small, run, 
     assert (run / "metrics.json").read_bytes() == saved
 
 
-def test_the_report_has_the_rows_of_the_run_in_words_and_numbers(small, run, capsys):
+def test_the_report_prints_every_number_of_the_result_and_states_each_comparison_in_words(
+        small, run, capsys):
     result = evaluate.evaluate(run, "cpu")
     printed = capsys.readouterr().out
     lines = [line for line in printed.splitlines() if str(small) not in line]
     assert max(map(len, lines)) <= 100
     rows = [(line[:32].strip(), [float(number) for number in line[32:].split()])
             for line in lines if re.fullmatch(r"( +(-?[\d.]+|nan)){8}", line[32:])]
-    own, reference, ridge = result["metrics"], result["reference"], "ridge on the same features"
+    metrics, reference, ridge = result["metrics"], result["reference"], "ridge on the same features"
     low, high = zip(*result["interval_95"].values())
-    less = {name: own[name] - reference[ridge][name] for name in own}
+    difference = {name: metrics[name] - reference[ridge][name] for name in metrics}
     _, below, above, verdicts = zip(*result["minus"][ridge].values())
     expected = [*((label, numbers.values()) for label, numbers in reference.items()),
-                ("this run", own.values()), ("95 % interval from", low), ("to", high),
-                ("this run minus ridge", less.values()), ("95 % interval from", below),
+                ("this run", metrics.values()), ("95 % interval from", low), ("to", high),
+                ("this run minus ridge", difference.values()), ("95 % interval from", below),
                 ("to", above)]
     assert list(reference) == ["mean of training MOS", "system's mean training MOS", ridge]
-    for (label, numbers), (own_label, own_numbers) in zip(rows, expected, strict=True):
-        assert label == own_label
-        assert numbers == pytest.approx(list(own_numbers), abs=5.1e-4, nan_ok=True)
-    assert low[0] < own["utterance MSE"] < high[0]
+    for (label, numbers), (expected_label, expected_numbers) in zip(rows, expected, strict=True):
+        assert label == expected_label
+        assert numbers == pytest.approx(list(expected_numbers), abs=5.1e-4, nan_ok=True)
+    assert low[0] < metrics["utterance MSE"] < high[0]
     (words,) = [line.split()[3:] for line in lines if line.startswith("  shown to be")]
     assert words == list(verdicts)
     assert words[4:] == ["-"] * 4
     assert "intervals are for other clips of these systems (left out in turn)" in lines
     assert "a stand-in and NOT the paper's wav2vec2" in printed
     mean = result["minus"]["system's mean training MOS"]["utterance LCC"]
-    assert mean[0] == own["utterance LCC"] - reference["system's mean training MOS"][
+    assert mean[0] == metrics["utterance LCC"] - reference["system's mean training MOS"][
         "utterance LCC"]
     assert mean[3] == evaluate.verdict("utterance LCC", *mean[:3])
     told = evaluate.MEANING[evaluate.TOLD]
@@ -2055,13 +2078,14 @@ def test_the_report_has_the_rows_of_the_run_in_words_and_numbers(small, run, cap
         f"  {evaluate.WORDS[mean[3]]} {told}"]
 
 
-def test_accuracy_by_hand():
+def test_accuracy_agrees_with_a_value_computed_by_hand_and_ignores_unknown_classes():
     logits = np.array([[2, 1, 0], [0, 1, 2], [0, 1, 2]])  # Training has never seen "new".
     assert evaluate.accuracy(logits, ["a", "b", "new"], ["a", "b", "c"]) == 0.5
     assert evaluate.accuracy(logits, ["d", "e", "f"], ["a", "b", "c"]) is None
 
 
-def test_another_corpus_has_no_row_that_learns_and_a_folder_of_its_own(small, run, tmp_path):
+def test_another_corpus_is_evaluated_without_references_and_into_a_folder_of_its_own(
+        small, run, tmp_path):
     rows = [(f"{i}.wav", "test" if i < 6 else "train", f"new{i % 3}", f"new{i}", "r", 1 + i % 4)
             for i in range(9)]
     for name in ("other", "elsewhere/other"):
@@ -2073,11 +2097,11 @@ def test_another_corpus_has_no_row_that_learns_and_a_folder_of_its_own(small, ru
         assert result["minus"] == {}
     assert len(list(run.glob("on_other_*/metrics.json"))) == 2
     assert not (run / "metrics.json").exists()
-    evaluate.evaluate(run, "cpu", small / "ratings.csv")  # It is its own, by another name.
+    evaluate.evaluate(run, "cpu", small / "ratings.csv")  # This is the run's own corpus.
     assert (run / "metrics.json").exists()
 
 
-def test_a_corpus_on_another_scale_gets_correlations_and_no_mse(
+def test_a_corpus_on_another_scale_gets_correlations_but_no_mse(
         small, run, tmp_path, monkeypatch, capsys):
     rows = [(small / row["wav"], *list(row.values())[1:5],
              row["score"] and 25 * (float(row["score"]) - 1))  # 1 to 5 becomes 0 to 100.
@@ -2090,21 +2114,21 @@ def test_a_corpus_on_another_scale_gets_correlations_and_no_mse(
     printed = capsys.readouterr().out
     assert "MSE is undefined (nan): the ratings are on another scale than the run's\n" in printed
     (path,) = run.glob("on_mushra_*/metrics.json")
-    found, own = json.loads(path.read_text()), evaluate.evaluate(run, "cpu")
+    found, usual = json.loads(path.read_text()), evaluate.evaluate(run, "cpu")
     assert (found["scale"], found["settings"]["scale"]) == ([0, 100], [1, 5])
     for level in ("utterance", "system"):
         assert found["metrics"][f"{level} MSE"] is None
         assert found["interval_95"][f"{level} MSE"] == [None, None]
         for name in ("LCC", "SRCC", "KTAU"):
             name = f"{level} {name}"
-            assert found["metrics"][name] == pytest.approx(own["metrics"][name])
+            assert found["metrics"][name] == pytest.approx(usual["metrics"][name])
     same = evaluate.evaluate(run, "cpu", scale=(1.0, 5.0))
-    assert evaluate.as_json(same) == evaluate.as_json(own)
+    assert evaluate.as_json(same) == evaluate.as_json(usual)
     with pytest.raises(data.InputError, match="--scale 5 1: the lower first"):
         evaluate.evaluate(run, "cpu", scale=(5, 1))
-    # Of the run's corpus there is a row of ridge: no word is said of the MSE between two scales.
-    less = evaluate.evaluate(run, "cpu", scale=(0, 5))["minus"][evaluate.RIDGE]
-    assert [word for *_, word in less.values()][::4] == ["-", "-"]
+    # On the run's own corpus it is compared with ridge, but not by MSE, as the scales differ.
+    compared = evaluate.evaluate(run, "cpu", scale=(0, 5))["minus"][evaluate.RIDGE]
+    assert [word for *_, word in compared.values()][::4] == ["-", "-"]
 
 
 @pytest.mark.parametrize(("lowest", "width"), [(0, 1e-6), (7, 1), (-3, 100), (0, 1e6)])
@@ -2118,23 +2142,24 @@ def test_the_report_is_the_same_on_any_scale(run, capsys, lowest, width):
         config = dataclasses.replace(trained.config, scale=scale)
         test = [data.Clip("", None, "test", f"s{i % 6}", "m", "", {"": low + unit * (mos - 1)})
                 for i, mos in enumerate(true)]
-        said, ridge = (low + unit * (true - 1 + part * errors) for part in (0.1, 0.3))
+        predicted, ridge = (low + unit * (true - 1 + part * errors) for part in (0.1, 0.3))
         output = moemos.Output(*torch.zeros(5, 60, 1, dtype=torch.float64))
-        output = output._replace(mos=torch.tensor(said))
-        said = {label: ridge for label in evaluate.MEANING}
-        result = evaluate.summary(trained._replace(config=config), test, output, said, scale)
+        output = output._replace(mos=torch.tensor(predicted))
+        references = {label: ridge for label in evaluate.MEANING}
+        result = evaluate.summary(trained._replace(config=config), test, output, references,
+                                  scale)
         assert result["metrics"]["utterance MSE"] == pytest.approx(
             unit ** 2 * np.mean((0.1 * errors) ** 2), rel=1e-3)
         evaluate.show(run, result | {"data": "x", "scale": scale, "settings": {"scale": scale}})
         tables.append(capsys.readouterr().out)
     lines = [text.splitlines() for text in tables]
-    told = f"MSE is as on a scale of 1 to 5; metrics.json has {(width / 4) ** 2:g} times as much"
-    lines[1].remove(told)
+    note = f"MSE is as on a scale of 1 to 5; metrics.json has {(width / 4) ** 2:g} times as much"
+    lines[1].remove(note)
     assert lines[0] == lines[1]
     assert "  shown to be                     better  better" in tables[0]
 
 
-def test_a_run_that_is_trained_anew_while_it_is_evaluated_gets_no_results_of_the_old_model(
+def test_if_a_run_is_trained_again_during_evaluation_no_results_of_the_old_model_are_written(
         small, tmp_path, run, monkeypatch):
     predict_clips = evaluate.predict_clips
     unrated = [(small / f"{i}.wav", "test", "s", "m", "", "") for i in range(3)]
@@ -2170,12 +2195,12 @@ def test_escape_sequences_in_names_do_not_reach_the_terminal(
         printed = screen.buffer.getvalue()
         assert b"\\x1b[31m" in printed
         assert b"\x1b" not in printed and b"\x07" not in printed
-    said = capsys.readouterr().err
-    assert "columns that are ignored" in said and "passed over" in said
-    assert "\x1b" not in said
+    err = capsys.readouterr().err
+    assert "columns that are ignored" in err and "passed over" in err
+    assert "\x1b" not in err
 
 
-def test_clips_without_ratings_are_predicted_in_the_challenges_form_and_not_scored(
+def test_unrated_test_clips_go_into_answer_txt_as_the_challenge_wants_and_not_into_metrics(
         small, run, tmp_path, capsys):
     rows = [(small / f"{i}.wav", "test", "s", "m", "r" * bool(mos), mos)
             for i, mos in ((41, ""), (40, 3), (42, ""))]
@@ -2188,7 +2213,7 @@ def test_clips_without_ratings_are_predicted_in_the_challenges_form_and_not_scor
     assert answer == [f"{i},{scores[str(small / f'{i}.wav')]}" for i in (41, 42)]
     (row,) = table(folder / "predictions.csv")
     assert float(row["predicted"]) == scores[str(small / "40.wav")]
-    data.write_files({tmp_path / "mixed.csv": [COLUMNS, rows[1]]})  # None is without ratings now.
+    data.write_files({tmp_path / "mixed.csv": [COLUMNS, rows[1]]})  # Now all clips are rated.
     evaluate.evaluate(run, "cpu", tmp_path / "mixed.csv")
     assert [path.name for path in folder.glob("*.txt")] == []
     data.write_files({tmp_path / "none.csv": [COLUMNS, rows[0]]})
@@ -2202,7 +2227,8 @@ def test_clips_without_ratings_are_predicted_in_the_challenges_form_and_not_scor
     assert ids == ["a/x.wav", "b/x.wav"]
 
 
-def test_no_training_clips_no_test_clips_and_one_system_get_a_sentence(tmp_path, capsys):
+def test_a_corpus_without_training_clips_test_clips_or_a_second_system_gets_a_sentence(
+        tmp_path, capsys):
     lay_out(tmp_path, {}, [f"{i}.wav" for i in range(14)])
     rows = [(f"{i}.wav", "test" if i > 9 else "train", "s", f"m{i % 2}", "r", 1 + i % 4)
             for i in range(14)]
@@ -2224,13 +2250,13 @@ def test_no_training_clips_no_test_clips_and_one_system_get_a_sentence(tmp_path,
         evaluate.evaluate(tmp_path / "run", "cpu", tmp_path / "train.csv")
 
 
-@pytest.mark.parametrize("systems", [4, 8])  # Of 4 clips are left out, and of 8 systems.
-def test_the_interval_of_a_difference_in_mse_is_students_of_pairs(systems):
+@pytest.mark.parametrize("systems", [4, 8])  # With 4, clips are left out; with 8, systems.
+def test_the_interval_of_a_difference_in_mse_is_that_of_the_paired_t_test(systems):
     rng, system = np.random.default_rng(0), np.arange(40) % systems
     true, errors, others = rng.normal(size=(3, 40))
-    said = [true + part for part in (errors, others)]
-    one, other = (moemos.metrics(part, true, system) for part in said)
-    left_out = [evaluate.leave_one_out(part, true, system) for part in said]
+    predicted = [true + part for part in (errors, others)]
+    one, other = (moemos.metrics(part, true, system) for part in predicted)
+    left_out = [evaluate.leave_one_out(part, true, system) for part in predicted]
     squares = [errors ** 2, others ** 2]
     of_systems = [moemos.system_means(part, system) ** 2 for part in (errors, others)]
     if systems == 8:
@@ -2243,14 +2269,14 @@ def test_the_interval_of_a_difference_in_mse_is_students_of_pairs(systems):
         assert bounds == pytest.approx(expected, nan_ok=True)
 
 
-def test_an_interval_is_the_jackknife_over_systems_in_a_plain_loop():
+def test_an_interval_agrees_with_the_jackknife_over_systems_in_a_plain_loop():
     rng = np.random.default_rng(0)
     system = np.repeat(list("fbdace"), [3, 1, 7, 2, 9, 4])
     true, errors = rng.normal(size=(2, 26))
     predicted = true + errors
-    own = moemos.metrics(predicted, true, system)
+    whole = moemos.metrics(predicted, true, system)
     left_out = evaluate.leave_one_out(predicted, true, system)
-    for name, value in own.items():
+    for name, value in whole.items():
         numbers = []
         for letter in "abcdef":
             others = [i for i in range(26) if system[i] != letter]
@@ -2270,15 +2296,16 @@ def test_an_interval_is_the_jackknife_over_systems_in_a_plain_loop():
             assert bound == pytest.approx(expected)
 
 
-def test_of_fewer_than_five_systems_clips_are_left_out_and_of_too_few_nothing_is_said(monkeypatch):
+def test_with_fewer_than_5_systems_clips_are_left_out_and_below_10_clips_there_is_no_interval(
+        monkeypatch):
     rng, system = np.random.default_rng(0), np.arange(60) % 4
     true, errors = rng.normal(size=(2, 60))
-    for systems, said in ((4, False), (5, True)):
+    for systems, enough in ((4, False), (5, True)):
         whole = evaluate.leave_one_out(true + errors, true, np.arange(60) % systems)
-        assert len(whole["utterance LCC"]) == (5 if said else 60)
+        assert len(whole["utterance LCC"]) == (5 if enough else 60)
         assert np.isfinite(whole["utterance LCC"]).all()
         for name in moemos.METRICS:
-            assert np.isfinite(whole[f"system {name}"]).all() == said
+            assert np.isfinite(whole[f"system {name}"]).all() == enough
     tau = [moemos.ktau(np.delete(true + errors, i), np.delete(true, i)) for i in range(60)]
     of_clips = evaluate.leave_one_out(true + errors, true, system)
     np.testing.assert_allclose(of_clips["utterance KTAU"], tau)
@@ -2290,11 +2317,11 @@ def test_of_fewer_than_five_systems_clips_are_left_out_and_of_too_few_nothing_is
     thirds = (errors ** 2).reshape(3, 20).mean(0)
     assert evaluate.interval(0, parts) == pytest.approx(
         scipy.stats.t.interval(0.95, 19, 0, scipy.stats.sem(thirds)))
-    for clips, said in ((9, False), (10, True)):
+    for clips, enough in ((9, False), (10, True)):
         some = evaluate.leave_one_out(true[:clips] + errors[:clips], true[:clips], system[:clips])
         for name in ("utterance LCC", "utterance MSE"):
             low, high = evaluate.interval(0.5, some[name], name)
-            assert math.isfinite(low) == math.isfinite(high) == said
+            assert math.isfinite(low) == math.isfinite(high) == enough
 
 
 @pytest.mark.parametrize(("clips", "systems", "words"), [
@@ -2303,7 +2330,7 @@ def test_of_fewer_than_five_systems_clips_are_left_out_and_of_too_few_nothing_is
     (40, 4, "other clips of these systems (left out in turn)"),
     (10, 1, "other clips of these systems (left out in turn)"),
     (9, 4, "nothing, as clips and systems are too few")])
-def test_the_report_says_for_what_its_intervals_are(clips, systems, words, capsys):
+def test_the_report_says_what_its_intervals_hold_for(clips, systems, words, capsys):
     true = np.random.default_rng(0).uniform(1, 5, clips)
     test = [rated(f"s{i % systems}", r=mos) for i, mos in enumerate(true)]
     output = moemos.Output(*torch.zeros(5, clips, 1))._replace(mos=torch.tensor(true[::-1].copy()))
@@ -2312,36 +2339,35 @@ def test_the_report_says_for_what_its_intervals_are(clips, systems, words, capsy
     scales = {"scale": (1.0, 5.0), "settings": {"scale": (1.0, 5.0)}}
     evaluate.show("run", result | {"data": "x"} | scales)
     assert f"intervals are for {words}\n" in capsys.readouterr().out
-    there = {"utterance": "nothing" not in words, "system": "other systems" in words}
-    for level, finite in there.items():
+    has_interval = {"utterance": "nothing" not in words, "system": "other systems" in words}
+    for level, finite in has_interval.items():
         assert math.isfinite(result["interval_95"][f"{level} MSE"][0]) == finite
 
 
-def test_what_moves_by_rounding_alone_has_no_interval():
-    """Of five systems one predictor has the order, the other the reverse. Whichever system is left
-    out, their correlations are 1 and -1, but for the last bits."""
+def test_a_number_that_changes_only_by_rounding_has_no_interval():
+    """One predictor gives five systems their true scores, the other reverses them. Whichever system
+    is left out, the correlations are 1 and -1, apart from rounding."""
     rng, moved = np.random.default_rng(0), 0
     for _ in range(20):
         true = rng.uniform(1, 5, 5)
-        perfect, reverse = (evaluate.leave_one_out(said, true, np.arange(5))
-                            for said in (true, 6 - true))
+        perfect, reverse = (evaluate.leave_one_out(predicted, true, np.arange(5))
+                            for predicted in (true, 6 - true))
         for name in ("system LCC", "system SRCC", "system KTAU"):
-            less = perfect[name] - reverse[name]
-            moved += np.ptp(less) > 0
-            for numbers in (perfect[name], reverse[name], less):
+            difference = perfect[name] - reverse[name]
+            moved += np.ptp(difference) > 0
+            for numbers in (perfect[name], reverse[name], difference):
                 low, high = evaluate.interval(numbers[0], numbers)
                 assert math.isnan(low) and math.isnan(high)
                 assert evaluate.verdict(name, numbers[0], low, high) == "-"
     assert moved  # Else the test would show nothing.
-    low, high = evaluate.interval(0.5, 0.5 + 1e-6 * np.arange(5))  # No rounding is as large.
+    low, high = evaluate.interval(0.5, 0.5 + 1e-6 * np.arange(5))  # Rounding is never as large.
     assert high - low == pytest.approx(2 * 2.776445 * 1e-6 * math.sqrt(8))
 
 
-def test_an_interval_is_never_nonsense():
-    """It holds its number, and ends where the number does, whatever there is: few systems of few
-    clips, predictions that are nearly perfect or reversed, an outlier, one system with most clips.
-    """
-    rng, there = np.random.default_rng(0), 0
+def test_an_interval_always_contains_its_number_and_stays_within_the_range_of_the_metric():
+    """This is tried with few systems of few clips, with predictions that are nearly perfect or
+    reversed, with an outlier, and with one system that has most of the clips."""
+    rng, finite = np.random.default_rng(0), 0
     for trial in range(200):
         systems = int(rng.integers(3, 9))
         system = np.append(np.arange(systems), rng.integers(0, systems, rng.integers(0, 12)))
@@ -2357,89 +2383,95 @@ def test_an_interval_is_never_nonsense():
             assert math.isnan(low) == math.isnan(high)
             assert math.isnan(low) or least <= low <= value + 1e-12 <= high + 2e-12
             assert math.isnan(high) or high <= most
-            there += math.isfinite(low)
-    assert there > 800
+            finite += math.isfinite(low)
+    assert finite > 800
     numbers = np.array([0.5, 1, 1, 1, 1])
-    for value in (1.0, -1.0, 1 + 2e-16):  # As one clip is so far off that its rounding is all.
+    for value in (1.0, -1.0, 1 + 2e-16):  # as if one outlier decided everything
         low, high = evaluate.interval(value, math.copysign(1, value) * numbers, "system LCC")
         assert -1 <= low <= high <= 1
 
 
 def draw_systems(rng, systems, clips, lcc, predictors=1):
-    """Simulated clips, (systems clips,): their true scores, those of some predictors, and their
-    systems. A system has an effect of its own, of variance 1, on what is true and on what each
-    predictor says, and a clip one of variance .3. The two go together by an LCC of all clips and of
-    the means of systems, and have the same variance. Errors of two predictors go together by .5."""
+    """Simulates clips -> their true scores, (systems * clips,), a list with the scores that each
+    predictor gives, and the system of each clip.
+
+    A score, true or predicted, is the sum of an effect of the system, of variance 1, and one of the
+    clip, of variance 0.3. Predicted and true scores have the correlation `lcc`, over clips and over
+    the means of systems. The errors of two predictors have the correlation 0.5."""
     system = np.repeat(np.arange(systems), clips)
 
     def effects():
         return rng.normal(size=systems)[system] + math.sqrt(0.3) * rng.normal(size=len(system))
     true, shared = effects(), effects()
     error = math.sqrt(1 - lcc ** 2)
-    said = [lcc * true + error * math.sqrt(0.5) * (shared + effects()) for _ in range(predictors)]
-    return true, said, system
+    predicted = [lcc * true + error * math.sqrt(0.5) * (shared + effects())
+                 for _ in range(predictors)]
+    return true, predicted, system
 
 
 @pytest.mark.parametrize("systems", [5, 8, 12])
-def test_95_percent_intervals_hold_the_number_of_all_systems_in_92_to_98_percent(systems):
-    """What is measured: of 400 tests with systems of their own, in how many is the number that very
-    many systems would have within the interval? Ranks of few systems take few values: theirs are
-    too wide, up to 100 percent, and never too narrow."""
-    rng, held, there, lcc = np.random.default_rng(systems), {}, {}, 0.8
-    alike = {"LCC": lcc, "SRCC": 6 / math.pi * math.asin(lcc / 2),
-             "KTAU": 2 / math.pi * math.asin(lcc)}  # of normal values
+def test_95_percent_intervals_contain_the_true_value_in_92_to_98_percent_of_simulated_tests(
+        systems):
+    """In how many of 400 simulated listening tests, each with systems of its own, does the interval
+    contain the value that very many systems would give? SRCC and KTAU of few systems can take few
+    values only. Their intervals are too wide, and contain it in up to 100 percent of the tests."""
+    rng, contained, finite, lcc = np.random.default_rng(systems), {}, {}, 0.8
+    true_value = {"LCC": lcc, "SRCC": 6 / math.pi * math.asin(lcc / 2),
+                  "KTAU": 2 / math.pi * math.asin(lcc)}  # for normal scores
     for _ in range(400):
-        true, (said,), system = draw_systems(rng, systems, 6, lcc)
-        left_out = evaluate.leave_one_out(said, true, system)
-        for name, value in moemos.metrics(said, true, system).items():
+        true, (predicted,), system = draw_systems(rng, systems, 6, lcc)
+        left_out = evaluate.leave_one_out(predicted, true, system)
+        for name, value in moemos.metrics(predicted, true, system).items():
             level, metric = name.split()
             variance = 1.3 if level == "utterance" else 1 + 0.3 / 6
-            expected = alike.get(metric, 2 * (1 - lcc) * variance)
+            expected = true_value.get(metric, 2 * (1 - lcc) * variance)
             low, high = evaluate.interval(value, left_out[name], name)
-            there[name] = there.get(name, 0) + math.isfinite(low)
-            held[name] = held.get(name, 0) + (low <= expected <= high)
-    for name, number in held.items():
+            finite[name] = finite.get(name, 0) + math.isfinite(low)
+            contained[name] = contained.get(name, 0) + (low <= expected <= high)
+    for name, number in contained.items():
         too_wide = name in ("system SRCC", "system KTAU")
-        assert there[name] > (340 if too_wide else 399)
-        assert 0.92 <= number / there[name] <= (1 if too_wide else 0.98), name
+        assert finite[name] > (340 if too_wide else 399)
+        assert 0.92 <= number / finite[name] <= (1 if too_wide else 0.98), name
 
 
 @pytest.mark.parametrize("systems", [5, 10, 20, 40])
-def test_at_most_6_percent_false_words_between_equally_good_predictors(monkeypatch, systems):
-    """What is measured: two predictors whose errors, of systems and of clips, have one distribution
-    are compared 300 times. How often is one called better or worse, in MSE and in LCC?"""
+def test_equally_good_predictors_are_called_better_or_worse_in_at_most_6_percent_of_tests(
+        monkeypatch, systems):
+    """Two predictors whose errors, of systems and of clips, have the same distribution are compared
+    300 times. How often is one called better or worse than the other, by MSE and by LCC?"""
     fast = {name: moemos.METRICS[name] for name in ("MSE", "LCC")}
     monkeypatch.setattr(moemos, "METRICS", fast)
     rng, false = np.random.default_rng(systems), {}
     for _ in range(300):
-        true, said, names = draw_systems(rng, systems, 5, 0.8, 2)
-        one, other = (moemos.metrics(part, true, names) for part in said)
-        left = [evaluate.leave_one_out(part, true, names) for part in said]
+        true, predicted, names = draw_systems(rng, systems, 5, 0.8, 2)
+        one, other = (moemos.metrics(part, true, names) for part in predicted)
+        left = [evaluate.leave_one_out(part, true, names) for part in predicted]
         for name in one:
-            less = one[name] - other[name]
-            bounds = evaluate.interval(less, left[0][name] - left[1][name])
-            word = evaluate.verdict(name, less, *bounds)
+            difference = one[name] - other[name]
+            bounds = evaluate.interval(difference, left[0][name] - left[1][name])
+            word = evaluate.verdict(name, difference, *bounds)
             false[name] = false.get(name, 0) + (word != "neither")
     assert max(false.values()) <= 0.06 * 300
     assert 0 < false["utterance MSE"]
 
 
-@pytest.mark.parametrize(("name", "less", "low", "high", "word"), [
+@pytest.mark.parametrize(("name", "difference", "low", "high", "word"), [
     ("utterance MSE", -1, -2, -0.5, "better"), ("utterance MSE", 1, 0.5, 2, "worse"),
     ("system LCC", 0.1, 0.05, 0.2, "better"), ("system LCC", -0.1, -0.2, -0.05, "worse"),
     ("system LCC", 0.1, -0.1, 0.3, "neither"), ("system KTAU", 0.1, 0.0, 0.2, "neither"),
     ("system LCC", 4e-4, 1e-4, 7e-4, "neither"), ("system LCC", 6e-4, 1e-4, 9e-4, "better"),
     ("system LCC", 0.1, nan, nan, "-")])
-def test_a_difference_is_shown_where_its_interval_excludes_0_and_of_an_error_less_is_better(
-        name, less, low, high, word):
-    assert evaluate.verdict(name, less, low, high) == word
+def test_a_run_is_better_or_worse_only_if_the_interval_excludes_0_and_a_lower_mse_is_better(
+        name, difference, low, high, word):
+    assert evaluate.verdict(name, difference, low, high) == word
 
 
 def rated(system, split="test", **ratings):
     return data.Clip("a", None, split, system, "m", system, ratings)
 
 
-def test_reference_predictions_by_hand(run, monkeypatch):
+def test_the_references_are_two_training_means_computed_by_hand_and_ridge_in_the_right_order(
+        run, monkeypatch):
     test = [rated("a", r=3.0), rated("b", r=4.0), rated("new", r=5.0)]
     clips = [*test, rated("a", "train"), rated("a", "dev", r=5.0),
              rated("a", "train", r=1.0), rated("a", "train", r=3.0),
@@ -2450,14 +2482,15 @@ def test_reference_predictions_by_hand(run, monkeypatch):
     def extract_features(clips, backbone, cache):
         return torch.tensor([features[clip.system] for clip in clips])[:, None, None]
     monkeypatch.setattr(data, "extract_features", extract_features)
-    said = evaluate.reference_predictions(trained, clips, test)
-    assert list(said["mean of training MOS"]) == [3.5] * 3
-    assert list(said["system's mean training MOS"]) == [2, 5, 3.5]
-    assert said[evaluate.RIDGE][0] < said[evaluate.RIDGE][1] < said[evaluate.RIDGE][2]
+    references = evaluate.reference_predictions(trained, clips, test)
+    assert list(references["mean of training MOS"]) == [3.5] * 3
+    assert list(references["system's mean training MOS"]) == [2, 5, 3.5]
+    ridge = references[evaluate.RIDGE]
+    assert ridge[0] < ridge[1] < ridge[2]
     assert evaluate.reference_predictions(trained, clips[:6], test) == {}  # One clip is rated.
 
 
-def test_the_row_of_ridge_learns_from_the_training_clips_at_the_strength_that_training_found(
+def test_the_ridge_row_learns_from_rated_training_clips_with_the_penalty_found_in_training(
         small, run):
     clips = data.read_manifest(small)
     trained = evaluate.load_run(run, "cpu")
@@ -2468,27 +2501,27 @@ def test_the_row_of_ridge_learns_from_the_training_clips_at_the_strength_that_tr
     mos = np.array([clip.mos for clip in learned])
     names = sorted({clip.group for clip in learned})
     fold = np.array([names.index(clip.group) % 5 for clip in learned])
-    errors = [sum(np.square(plain_ridge(x[fold != k], mos[fold != k], x[fold == k], alpha * 320)
+    errors = [sum(np.square(plain_ridge(x[fold != k], mos[fold != k], x[fold == k], penalty * 320)
                             - mos[fold == k]).sum() for k in range(5))
-              for alpha in moemos.PENALTIES]
-    alpha = moemos.PENALTIES[np.argmin(errors)]
-    assert trained.model.penalty.item() == pytest.approx(alpha)
-    predicted = plain_ridge(x, mos, new, alpha * 320)
-    said = evaluate.reference_predictions(trained, clips, test)[evaluate.RIDGE]
-    np.testing.assert_allclose(said, predicted, atol=1e-5)
+              for penalty in moemos.PENALTIES]
+    penalty = moemos.PENALTIES[np.argmin(errors)]
+    assert trained.model.penalty.item() == pytest.approx(penalty)
+    predicted = plain_ridge(x, mos, new, penalty * 320)
+    found = evaluate.reference_predictions(trained, clips, test)[evaluate.RIDGE]
+    np.testing.assert_allclose(found, predicted, atol=1e-5)
 
     result = evaluate.evaluate(run, "cpu")
     true, system = [clip.mos for clip in test], [clip.system for clip in test]
     row = result["reference"]["ridge on the same features"]
     assert row == pytest.approx(moemos.metrics(predicted, true, system), rel=1e-4)
-    own = [float(row["predicted"]) for row in table(run / "predictions.csv")]
-    errors = [np.square(np.array(said) - true) for said in (own, predicted)]
+    of_run = [float(row["predicted"]) for row in table(run / "predictions.csv")]
+    errors = [np.square(np.array(part) - true) for part in (of_run, predicted)]
     expected = scipy.stats.ttest_rel(*errors).confidence_interval(0.95)
     _, low, high, _ = result["minus"][evaluate.RIDGE]["utterance MSE"]
     assert (low, high) == pytest.approx(tuple(expected), abs=1e-4)
 
 
-def test_the_strength_is_found_in_five_folds_of_whole_groups_of_the_rated_training_clips(
+def test_the_penalty_is_found_in_five_folds_of_whole_groups_of_the_rated_training_clips(
         small, tmp_path, monkeypatch, capsys):
     rows = [{**row, "wav": str(small / row["wav"])} for row in table(small / "ratings.csv")]
     for row in rows:
@@ -2512,16 +2545,16 @@ def test_the_strength_is_found_in_five_folds_of_whole_groups_of_the_rated_traini
 
 def test_default_settings_beat_the_systems_mean_and_match_a_linear_model():
     _, result = simulated_run()
-    own, reference = result["metrics"], result["reference"]
+    numbers, reference = result["metrics"], result["reference"]
     for level, ahead in (("utterance", 0.02), ("system", 0.01)):
         name = f"{level} LCC"
-        assert own[name] > reference["system's mean training MOS"][name] + ahead
-        assert own[name] > reference[evaluate.RIDGE][name] - 0.01
+        assert numbers[name] > reference["system's mean training MOS"][name] + ahead
+        assert numbers[name] > reference[evaluate.RIDGE][name] - 0.01
     assert np.mean(list(result["experts"].values()), 0).min() > 0.05  # No expert is dead.
 
 
 @pytest.mark.skipif(not REAL_CLIPS.is_dir(), reason="p835_wb16k does not lie beside the checkout")
-def test_real_clips_with_human_scores(tmp_path):
+def test_utterance_lcc_on_real_clips_with_human_scores_is_above_0_9(tmp_path):
     train.train(quick(REAL_CLIPS, tmp_path, steps=0))
     result = evaluate.evaluate(tmp_path / "run", "cpu")
     assert result["metrics"]["utterance LCC"] > 0.90
@@ -2529,9 +2562,9 @@ def test_real_clips_with_human_scores(tmp_path):
 
 # -- Scoring one's own clips -----------------------------------------------------------------------
 
-def test_neither_level_nor_silence_at_both_ends_moves_a_score(corpus, tmp_path):
-    """At 22,050 Hz, no multiple of 100, the silence shifts the frames in which silence is sought.
-    """
+def test_neither_the_level_nor_silence_at_both_ends_noticeably_changes_a_score(corpus, tmp_path):
+    """22,050 Hz is no multiple of 100: there the added silence also shifts the parts of 10 ms in
+    which silence is looked for."""
     run, _ = simulated_run()
     clips = [clip for clip in data.read_manifest(corpus) if clip.split == "test"][::40]
     for clip, new_rate in itertools.product(clips, (None, 22050)):
@@ -2546,28 +2579,29 @@ def test_neither_level_nor_silence_at_both_ends_moves_a_score(corpus, tmp_path):
         scores = {Path(path).stem: mos for path, mos in evaluate.score(run, [tmp_path])}
         moved = {name: abs(mos - scores["a"]) for name, mos in scores.items()}
         assert moved.pop("silence") < 0.05
-        assert moved.pop("16 bit") < 0.03  # a tenth as loud, it has 13 bits left
+        assert moved.pop("16 bit") < 0.03  # as it is a tenth as loud, 13 bits are left
         assert len(moved) == 4 and max(moved.values()) < 0.02
 
 
-def test_a_clip_has_one_score_alone_in_company_and_on_every_call(small, run, monkeypatch, capsys):
+def test_a_clip_has_the_same_score_alone_or_with_other_clips_and_on_every_call(
+        small, run, monkeypatch, capsys):
     evaluate.evaluate(run, "cpu")
     rows = table(run / "predictions.csv")
     expected = {str(small / row["wav"]): float(row["predicted"]) for row in rows}
-    company = dict(evaluate.score(run, [small]))
-    assert list(company) == sorted(str(small / f"{i}.wav") for i in range(48))
-    assert {path: company[path] for path in expected} == expected
+    together = dict(evaluate.score(run, [small]))
+    assert list(together) == sorted(str(small / f"{i}.wav") for i in range(48))
+    assert {path: together[path] for path in expected} == expected
     one, other = str(small / "40.wav"), str(small / "41.wav")
     monkeypatch.chdir(small)
-    for paths in (["40.wav"], "40.wav", Path("40.wav")):  # A text is one path, not its letters.
-        assert list(evaluate.score(run, paths)) == [("40.wav", company[one])]
+    for paths in (["40.wav"], "40.wav", Path("40.wav")):  # A string is one path, not many letters.
+        assert list(evaluate.score(run, paths)) == [("40.wav", together[one])]
     capsys.readouterr()
     assert call(monkeypatch, evaluate, run, "--wav", one, other) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines == ["wav,mos", *(f"{path},{expected[path]:.4f}" for path in (one, other))]
 
 
-def test_a_bad_file_is_skipped_the_others_are_scored_and_the_status_is_1(
+def test_a_bad_file_is_skipped_with_status_1_and_the_other_files_are_scored(
         small, run, tmp_path, monkeypatch, capsys):
     edit(run, lambda saved: saved["config"].update(max_seconds=0.5))  # It is the run's limit.
     (tmp_path / "bad.wav").write_bytes(b"")
@@ -2580,9 +2614,10 @@ def test_a_bad_file_is_skipped_the_others_are_scored_and_the_status_is_1(
     out, err = capsys.readouterr()
     assert [line.split(",")[0] for line in out.splitlines()] == [
         "wav", str(tmp_path / "still.wav"), str(small / "40.wav")]
-    said = ("skipped: {}: not a whole WAV", "skipped: {}: holds NaN", "skipped: {}: 0.60 s long",
-            "WARNING: {} is all digital silence", "skipped: {}: cannot be read")
-    for line, path, start in zip(err.splitlines(), files, said, strict=False):
+    messages = ("skipped: {}: not a whole WAV", "skipped: {}: holds NaN",
+                "skipped: {}: 0.60 s long", "WARNING: {} is all digital silence",
+                "skipped: {}: cannot be read")
+    for line, path, start in zip(err.splitlines(), files, messages, strict=False):
         assert line.startswith(start.format(path))
     assert err.count("\n") == 5
     assert math.isnan(dict(evaluate.score(run, [files[0]]))[str(files[0])])
@@ -2604,7 +2639,8 @@ def test_a_folder_without_a_wav_file_is_skipped_and_the_others_are_scored(
     assert call(monkeypatch, evaluate, run, "--wav", "empty") == 1
 
 
-def test_a_long_clip_is_scored_with_a_higher_limit(small, run, tmp_path, monkeypatch, capsys):
+def test_a_long_clip_is_scored_if_the_limit_of_seconds_is_raised(
+        small, run, tmp_path, monkeypatch, capsys):
     edit(run, lambda saved: saved["config"].update(max_seconds=0.5))
     wavfile.write(tmp_path / "long.wav", 16000, tone(16000, 0.6))
     data.write_files({tmp_path / "ratings.csv": [
@@ -2635,11 +2671,11 @@ def test_a_waveform_has_the_score_of_the_file_that_holds_its_samples(
     trained = evaluate.load_run(run, "cpu")
     assert evaluate.score_waveform(trained, waveform, rate) == expected
     assert evaluate.score_waveform(trained, waveform.numpy(), rate) == expected
-    if kind != "float64":  # Of these samples float32 has all bits.
+    if kind != "float64":  # float32 holds all bits of these samples.
         assert evaluate.score_waveform(trained, waveform.float(), rate) == expected
 
 
-def test_readmes_lines_of_python_give_the_score_of_the_file_from_another_folder(run, tmp_path):
+def test_the_readmes_lines_of_python_score_a_file_when_run_in_another_folder(run, tmp_path):
     text = (HERE / "README.md").read_text(encoding="utf-8")
     lines = r"(?:^    .*\n)*^    print\(evaluate.score_waveform.*\n"
     (block,) = re.findall(lines, text, re.MULTILINE)
@@ -2661,7 +2697,8 @@ def test_readmes_lines_of_python_give_the_score_of_the_file_from_another_folder(
     (torch.ones(100), 16000, "the waveform: "), (torch.zeros(0), 16000, "the waveform: "),
     (torch.full((16000,), nan), 16000, "the waveform: holds NaN"),
     (torch.ones(16000), 0, "at 0 Hz"), (torch.ones(16000 * 61), 16000, "61.00 s long")])
-def test_a_waveform_that_cannot_be_scored_gets_a_sentence(run, waveform, rate, why):
+def test_a_waveform_that_cannot_be_scored_is_refused_with_a_sentence_that_says_why(
+        run, waveform, rate, why):
     with pytest.raises(data.InputError, match=why):
         evaluate.score_waveform(evaluate.load_run(run, "cpu"), waveform, rate)
 
@@ -2681,7 +2718,7 @@ def test_a_clip_can_come_through_a_pipe(small, run, tmp_path):
 LOGMEL = ("--backbone", "logmel", "--device", "cpu")
 
 
-def test_every_setting_is_an_option_and_reaches_the_run(monkeypatch):
+def test_every_setting_is_an_option_of_the_command_line_and_reaches_training(monkeypatch):
     config = train.Config(
         "d", (0.0, 10.0), 5.0, "logmel", "o", "c", "cpu", seed=7, experts=3, hidden=9,
         batch_size=8, lambda_1=0.1, lambda_2=0.2, steps=4)
@@ -2771,11 +2808,11 @@ def test_a_run_that_diverges_or_is_interrupted_or_lacks_memory_ends_with_one_sen
         assert call(monkeypatch, train) == 2
         assert capsys.readouterr().err == f"train.py: {why}\n"
     monkeypatch.setattr(train, "train", stopped_by(RuntimeError("a fault of ours")))
-    with pytest.raises(RuntimeError, match="a fault of ours"):  # It is to be seen whole.
+    with pytest.raises(RuntimeError, match="a fault of ours"):  # It is shown in full.
         call(monkeypatch, train)
 
 
-def test_a_sentence_is_one_line_and_quotes_no_more_than_80_characters_of_a_value(tmp_path):
+def test_an_error_message_is_one_line_and_quotes_at_most_80_characters_of_a_value(tmp_path):
     strange = tmp_path / "a\nb\x1b[31m.wav"
     with pytest.raises(data.InputError, match=r"a\\nb\\x1b\[31m\.wav: cannot be read") as caught:
         data.read_wav(strange, 16000)
@@ -2804,38 +2841,39 @@ def score_into(stream, run, wav, errors):
     if stream != "closed":
         os.dup2(os.open("/dev/full", os.O_WRONLY) if stream == "full disk" else writing, 1)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
-    sys.__stdout__ = sys.stdout  # An interpreter keeps its first one until it ends.
+    sys.__stdout__ = sys.stdout  # An interpreter keeps its first stream until it ends.
     if stream == "closed":
         sys.stdout = sys.stderr = None
     sys.argv = ["evaluate.py", str(run), "--device", "cpu", "--wav", str(wav)]
     evaluate.main()
 
 
-@pytest.mark.parametrize(("stream", "said", "status"), [
+@pytest.mark.parametrize(("stream", "message", "status"), [
     ("full disk", "evaluate.py: [Errno 28] No space left on device\n", 2),
     ("closed pipe", "", 2), ("closed", "", 0)])
-def test_a_full_disk_behind_standard_output_is_said_and_a_closed_pipe_is_quiet(
-        small, run, tmp_path, stream, said, status):
+def test_a_full_disk_under_standard_output_is_reported_but_a_closed_output_is_not(
+        small, run, tmp_path, stream, message, status):
     process = processes().Process(target=score_into,
                                   args=(stream, run, small / "40.wav", tmp_path / "errors"))
     process.start()
     assert wait(process) == [status]
-    assert (tmp_path / "errors").read_text() == said
+    assert (tmp_path / "errors").read_text() == message
 
 
-def test_names_that_the_terminal_does_not_have_are_printed_all_the_same(
+def test_names_with_characters_that_the_terminal_lacks_are_printed_anyway(
         small, run, tmp_path, monkeypatch):
     rows = [(small / f"{i}.wav", "test", f"漢{i % 2}", f"模{i % 2}", "r", 1 + i % 4)
             for i in range(6)]
     data.write_files({tmp_path / "ratings.csv": [COLUMNS, *rows]})
     strange = tmp_path / os.fsdecode(b"\xff.wav")  # It is no text in any encoding.
     shutil.copy(small / "40.wav", strange)
-    for words, said in ((["--data", tmp_path], rb"\u6a21"), (["--wav", strange], b"/\xff.wav,")):
+    for words, expected in ((["--data", tmp_path], rb"\u6a21"),
+                            (["--wav", strange], b"/\xff.wav,")):
         terminal = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
         monkeypatch.setattr(sys, "stdout", terminal)
         assert call(monkeypatch, evaluate, run, *words) == 0
         terminal.flush()
-        assert said in terminal.buffer.getvalue()
+        assert expected in terminal.buffer.getvalue()
 
 
 BARE = """
@@ -2857,9 +2895,9 @@ for module, words in ((train, ["--data", table, "--out", run, "--steps", "1", *c
 """
 
 
-def test_a_container_without_a_locale_or_a_name_for_its_user_will_do(small, tmp_path):
-    """Names of files and systems are of any language, but the locale is ASCII; and the user's id
-    has no entry in the password file, as with `docker run --user 12345`."""
+def test_it_runs_without_a_locale_and_without_a_user_name(small, tmp_path):
+    """Files and systems have names in any language, but the locale is ASCII. The user's id has no
+    entry in the password file, as with `docker run --user 12345`."""
     rows = []
     for i in range(12):
         (tmp_path / "漢" / "ü").mkdir(parents=True, exist_ok=True)
@@ -2887,7 +2925,7 @@ def test_a_container_without_a_locale_or_a_name_for_its_user_will_do(small, tmp_
 # -- Processes that are killed, or share a cache ---------------------------------------------------
 
 def die_within_write(number):
-    """Has this process killed when half of its n-th file is written."""
+    """Makes this process kill itself when half of the file of this number is written, from 1 on."""
     write_bytes, count = Path.write_bytes, itertools.count(1)
 
     def write(path, content):
@@ -2899,7 +2937,7 @@ def die_within_write(number):
 
 
 def run_script(folder, name, words, environment, death):
-    """Is what a process of start() does."""
+    """This is what a process does that start() starts."""
     os.chdir(folder)
     os.environ.update(environment)
     sys.argv = [f"{name}.py", *map(str, words)]
@@ -2933,7 +2971,7 @@ def wait(*started):
 
 
 def entries(cache):
-    """Says what a cache holds: name -> when it was written."""
+    """Lists a cache -> {name of an entry: when it was written}."""
     return {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
 
 
@@ -2953,11 +2991,12 @@ def undisturbed():
     return result(folder / "runs" / "default")
 
 
-def test_killed_within_any_write_the_next_start_gives_the_bytes_of_an_undisturbed_run(
+def test_after_being_killed_during_any_write_training_gives_the_bytes_of_an_undisturbed_run(
         small, tmp_path):
     for death, whole_entries in (
-            # It dies within the trial of the folder, and within the first, a later and the last
-            # entry of the cache; then, all entries being there, within log.csv and model.pt.
+            # It dies while it tries whether it can write into the folder, and while it writes the
+            # first, a later and the last entry of the cache. Then, as all entries exist, it dies
+            # while it writes log.csv and model.pt.
             (1, 0), (2, 0), (11, 9), (24, 31), (3, 32), (3, 32)):
         assert wait(start(tmp_path, "train", *TRAIN, small, death=death)) == [-signal.SIGKILL]
         names = (path.name for path in tmp_path.glob("cache/*"))
@@ -2967,7 +3006,7 @@ def test_killed_within_any_write_the_next_start_gives_the_bytes_of_an_undisturbe
     assert result(tmp_path / "runs" / "default") == undisturbed()
 
 
-def test_two_runs_at_once_on_one_cache_do_not_harm_each_other(small, tmp_path):
+def test_two_runs_that_share_a_cache_at_the_same_time_do_not_harm_each_other(small, tmp_path):
     both = [start(tmp_path, "train", *TRAIN, small, "--out", name) for name in "ab"]
     assert wait(*both) == [0, 0]
     assert len(entries(tmp_path / "cache")) == 32
@@ -2976,7 +3015,8 @@ def test_two_runs_at_once_on_one_cache_do_not_harm_each_other(small, tmp_path):
 
 @pytest.mark.parametrize(("rank", "processes"), [
     ("1", None), (None, "2"), ("2", "2"), ("-1", "2"), ("one", "2"), ("0", "0")])
-def test_no_place_among_processes_is_refused(small, monkeypatch, capsys, rank, processes):
+def test_a_rank_and_a_world_size_that_do_not_fit_together_are_refused(
+        small, monkeypatch, capsys, rank, processes):
     for name, value in (("RANK", rank), ("WORLD_SIZE", processes)):
         if value is not None:
             monkeypatch.setenv(name, value)
@@ -2984,7 +3024,8 @@ def test_no_place_among_processes_is_refused(small, monkeypatch, capsys, rank, p
     assert "start with torchrun, or unset both" in capsys.readouterr().err
 
 
-def test_two_processes_extract_a_share_each_and_training_nothing_more(small, tmp_path):
+def test_two_processes_extract_half_of_the_features_each_and_training_extracts_no_more(
+        small, tmp_path):
     for rank, done in (("1", 24), ("0", 48)):
         share = start(tmp_path, "corpora.features", small, *LOGMEL, RANK=rank, WORLD_SIZE="2")
         assert wait(share) == [0]
@@ -2995,7 +3036,7 @@ def test_two_processes_extract_a_share_each_and_training_nothing_more(small, tmp
     assert result(tmp_path / "runs" / "default") == undisturbed()
 
 
-def test_torchrun_gives_each_process_the_place_that_each_reads(tmp_path, monkeypatch):
+def test_each_process_of_torchrun_reads_its_rank_and_the_number_of_processes(tmp_path, monkeypatch):
     words = ("--standalone", "--nproc-per-node", "2", "--no-python", "sh", "-c",
              "echo $RANK $WORLD_SIZE > $RANK")
     assert wait(start(tmp_path, "torch.distributed.run", *words)) == [0]
@@ -3021,8 +3062,7 @@ def test_that_the_user_has_a_name():
 """
 
 
-def test_a_warning_is_an_error_in_a_test_and_none_in_a_plugin_nor_where_no_cache_can_be_written(
-        tmp_path):
+def test_a_warning_is_an_error_in_a_test_but_not_in_a_plugin_or_about_an_unwritable_cache(tmp_path):
     for name in (".pytest.ini", "conftest.py"):
         shutil.copy(HERE / name, tmp_path)
     lay_out(tmp_path, {"noisy_plugin.py": NOISY_PLUGIN, "test_noisy.py": NOISY_TESTS}, [])
@@ -3031,12 +3071,12 @@ def test_a_warning_is_an_error_in_a_test_and_none_in_a_plugin_nor_where_no_cache
                           env={"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
-    for said in ("from a plugin", "could not create cache path", "UserWarning: from a test\n",
-                 "1 failed, 1 passed, "):
-        assert said in done.stdout
+    for message in ("from a plugin", "could not create cache path", "UserWarning: from a test\n",
+                    "1 failed, 1 passed, "):
+        assert message in done.stdout
 
 
-def test_the_environment_can_ask_for_a_random_order_and_a_number_is_an_order(monkeypatch):
+def test_a_number_in_the_environment_shuffles_the_tests_always_in_the_same_way(monkeypatch):
     def run_in_order(number):
         monkeypatch.setenv("TEST_ORDER", number)
         items = [SimpleNamespace(number=i, add_marker=lambda mark: None) for i in range(20)]
@@ -3067,7 +3107,7 @@ def imports(node, function=""):
         yield from imports(child, inner)
 
 
-def test_the_core_imports_no_study_and_a_corpus_only_where_one_is_simulated():
+def test_the_core_imports_no_study_and_corpora_only_to_simulate_a_missing_corpus():
     ours = {module: {(function, name) for function, name in imports(tree(module))
                      if name.split(".")[0] in (*CORE, "corpora", "studies", "course")}
             for module in CORE}
@@ -3089,7 +3129,7 @@ def test_functions_are_at_most_40_lines_of_code_and_lines_at_most_100_columns(mo
     assert [line for line in lines if len(line) > 100] == []
 
 
-def test_names_that_others_import_are_there():
+def test_the_functions_that_other_code_imports_from_the_core_exist():
     for name in ("moemos.load_backbone", "moemos.Backbone.extract", "moemos.pool_statistics",
                  "moemos.MoEMOS", "moemos.Output", "moemos.diversity_loss", "moemos.sparsity_loss",
                  "moemos.losses", "moemos.mse", "moemos.lcc", "moemos.srcc", "moemos.ktau",

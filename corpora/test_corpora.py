@@ -1,4 +1,5 @@
-"""Tests of the corpora as oracles: a table written by hand, published figures, or a property."""
+"""Tests of the corpora. Each compares with a table written by hand, with published figures, or with
+a property that must hold."""
 
 import collections
 import csv
@@ -35,14 +36,15 @@ from test_moemos import (
 LISTENING_TESTS = HERE.parent / "shared" / "data" / "listening_tests"
 REAL = pytest.mark.skipif(not LISTENING_TESTS.is_dir(),
                           reason="listening_tests does not lie beside the checkout")
-# "system's mean training MOS" on the real Track 3: MSE, LCC, SRCC, KTAU of utterances, systems
+# The reference "system's mean training MOS" on the real Track 3: MSE, LCC, SRCC and KTAU of
+# utterances, then of systems
 CONDITION_MEAN = (0.222, 0.856, 0.702, 0.520, 0.101, 0.945, 0.748, 0.575)
 
 
 # -- The simulated corpus --------------------------------------------------------------------------
 
-def a_part(monkeypatch, conditions, augmentation):
-    """Simulates these conditions only, and few clips of augmentation, for the time's sake."""
+def simulate_only(monkeypatch, conditions, augmentation):
+    """Makes simulate() leave out other conditions and most clips for augmentation, to save time."""
     kept = {name: simulated.CONDITIONS[name] for name in conditions}
     monkeypatch.setattr(simulated, "CONDITIONS", kept)
     monkeypatch.setattr(simulated, "AUGMENTATION_CLIPS", augmentation)
@@ -52,7 +54,7 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.*")}
 
 
-def test_corpus_has_the_make_up_of_track_3():
+def test_the_simulated_corpus_has_as_many_clips_systems_and_raters_as_track_3():
     clips = data.read_manifest(simulated_corpus())
     for split, raters in (("train", range(10)), ("test", range(10, 20))):
         rated = [clip for clip in clips if clip.split == split and clip.ratings]
@@ -70,18 +72,18 @@ def test_corpus_has_the_make_up_of_track_3():
     assert len({clip.model for clip in clips if clip.split == "train"}) == 12
 
 
-def test_training_and_test_share_no_sentence_and_augmentation_speaks_those_of_training():
+def test_training_and_test_share_no_sentence_and_augmentation_uses_those_of_training():
     plan = simulated.plan_corpus(101)
     for split, sentences in (("train", range(30)), ("test", range(30, 60))):
-        own = [clip for clip in plan if clip.split == split]
-        assert {clip.sentence for clip in own} == set(sentences)
-        named = {int(clip.name[-2:]) - 1 for clip in own if clip.scores}
+        planned = [clip for clip in plan if clip.split == split]
+        assert {clip.sentence for clip in planned} == set(sentences)
+        named = {int(clip.name[-2:]) - 1 for clip in planned if clip.scores}
         assert named == set(sentences)
         clips = [clip for clip in data.read_manifest(simulated_corpus()) if clip.split == split]
         assert {clip.group for clip in clips} == set(map(str, sentences))
 
 
-def test_each_sentence_has_a_talker_and_the_studio_of_48_khz_has_two():
+def test_each_sentence_has_its_own_talker_but_all_48_khz_clips_are_by_two_studio_talkers():
     rated = [clip for clip in simulated.plan_corpus(101) if clip.scores]
     studio = {clip.talker for clip in rated if clip.rate == 48000}
     others = {(clip.sentence, clip.talker) for clip in rated if clip.rate != 48000}
@@ -89,7 +91,7 @@ def test_each_sentence_has_a_talker_and_the_studio_of_48_khz_has_two():
     assert len({talker for _, talker in others} - studio) == 60
 
 
-def test_simulated_clips_have_their_rates_and_neither_length_nor_level_tells_the_score():
+def test_simulated_clips_have_the_right_rate_and_neither_length_nor_level_reveals_the_score():
     clips = data.read_manifest(simulated_corpus())
     audio = [wavfile.read(clip.path) for clip in clips]
     for clip, (rate, _) in zip(clips, audio):
@@ -105,7 +107,7 @@ def test_simulated_clips_have_their_rates_and_neither_length_nor_level_tells_the
         assert abs(moemos.lcc(telltale[rated], mos[rated])) < 0.12
 
 
-def test_super_resolution_mirrors_the_band_below_six_kilohertz():
+def test_simulated_super_resolution_mirrors_the_band_below_6_khz():
     phones = simulated.speak(np.random.default_rng(0))
     talker = simulated.talk(np.random.default_rng(1), studio=False) | {"noise": -120}
     likeness = []
@@ -119,7 +121,8 @@ def test_super_resolution_mirrors_the_band_below_six_kilohertz():
     assert likeness[0] < 0.5 and likeness[1] > 0.95
 
 
-def test_severity_makes_every_trace_e_to_the_0_6_times_as_strong(tmp_path, monkeypatch):
+def test_each_unit_of_severity_multiplies_the_strength_of_every_trace_by_e_to_the_0_6(
+        tmp_path, monkeypatch):
     handed = []
 
     def record_traces(phones, talker, traces, rate, rng):
@@ -153,8 +156,9 @@ def test_a_tone_in_the_rendered_audio_grows_with_the_severity_of_its_clip(tmp_pa
     assert growth == pytest.approx(math.exp(0.6), rel=0.02)
 
 
-def test_a_corpus_is_the_same_bytes_for_a_seed_and_others_for_another(tmp_path, monkeypatch):
-    a_part(monkeypatch, ("48k_original", "48k_nv", "48k_ttsSR"), 2)
+def test_the_same_seed_gives_the_same_corpus_and_another_seed_changes_every_file(
+        tmp_path, monkeypatch):
+    simulate_only(monkeypatch, ("48k_original", "48k_nv", "48k_ttsSR"), 2)
     for name, seed in (("one", 1), ("two", 1), ("three", 2)):
         simulated.simulate(tmp_path / name, seed)
     one, two, three = (contents(tmp_path / name) for name in ("one", "two", "three"))
@@ -163,7 +167,8 @@ def test_a_corpus_is_the_same_bytes_for_a_seed_and_others_for_another(tmp_path, 
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_a_simulation_that_ends_early_leaves_nothing(tmp_path, monkeypatch, error):
+def test_a_simulation_that_fails_or_is_interrupted_leaves_nothing_behind(
+        tmp_path, monkeypatch, error):
     def fail(directory, plan, seed):
         (directory / "wav" / "half.wav").touch()
         raise error
@@ -186,7 +191,8 @@ def test_a_killed_simulation_leaves_only_a_partial_folder(tmp_path):
 # -- The simulated listeners -----------------------------------------------------------------------
 
 def rate_twice(rng):
-    """The training and the test panel rate clips of the same severity -> two of {condition: ...}"""
+    """Lets the training panel and the test panel rate clips of the same severity -> for each panel
+    {condition: ratings (clips, RATERS)}."""
     severity = {name: rng.normal(size=simulated.CLIPS[name[:2]]) for name in simulated.CONDITIONS}
     halves = []
     for half in (0, 1):
@@ -196,23 +202,24 @@ def rate_twice(rng):
     return halves
 
 
-def test_simulated_listeners_are_calibrated_on_the_published_figures():
-    """The condition-mean row and the reliabilities are Track 3's, rater effects those of VCC."""
+def test_simulated_listeners_reproduce_the_published_figures_on_average():
+    """The reliabilities, and how well the means of conditions predict, are those of Track 3. The
+    effects of raters are those of VCC."""
     errors, rows, reliability, halves, effects = [], [], [], [], []
     for seed in range(200, 212):
         train_half, test_half = rate_twice(np.random.default_rng(seed))
         for name, mos in simulated.CONDITIONS.items():
             errors += [train_half[name].mean() - mos[0], test_half[name].mean() - mos[1]]
         names = np.repeat(list(test_half), [len(scores) for scores in test_half.values()])
-        told = [train_half[name].mean() for name in names]
+        predicted = [train_half[name].mean() for name in names]
         scores = np.concatenate(list(test_half.values()))              # (400, 10)
-        rows.append(list(moemos.metrics(told, scores.mean(1), names).values()))
+        rows.append(list(moemos.metrics(predicted, scores.mean(1), names).values()))
         one, other = scores[:, ::2].mean(1), scores[:, 1::2].mean(1)
         r = moemos.lcc(one, other)
         reliability.append(2 * r / (1 + r))                            # Spearman-Brown
         halves.append(moemos.metrics(one, other, names)["system SRCC"])
         residual = scores - scores.mean(1, keepdims=True) - scores.mean(0) + scores.mean()
-        slopes = [np.polyfit(scores.mean(1), own, 1)[0] for own in scores.T]
+        slopes = [np.polyfit(scores.mean(1), of_rater, 1)[0] for of_rater in scores.T]
         effects.append([scores.mean(0).std(ddof=1), residual.std() * math.sqrt(10 / 9),
                         np.std(slopes, ddof=1)])
     assert abs(np.mean(errors)) < 0.02 and np.std(errors) < 0.11
@@ -223,18 +230,18 @@ def test_simulated_listeners_are_calibrated_on_the_published_figures():
     assert 0.42 <= bias <= 0.70 and 0.68 <= residual <= 0.86 and 0.14 <= gain <= 0.24
 
 
-def test_panels_rate_the_same_test_clips_and_leave_training_alone():
+def test_panels_rate_the_same_test_clips_and_do_not_change_the_training_ratings():
     plans = {panel: simulated.plan_corpus(5, panel) for panel in simulated.PANELS}
     assert plans["second"] == simulated.plan_corpus(5)
     for panel, plan in plans.items():
-        for clip, own in zip(plan, plans["second"], strict=True):
-            assert clip == own or clip.split == "test"
-            assert clip._replace(scores=0) == own._replace(scores=0)
+        for clip, second in zip(plan, plans["second"], strict=True):
+            assert clip == second or clip.split == "test"
+            assert clip._replace(scores=0) == second._replace(scores=0)
         raters = range(10) if panel == "training" else range(10, 20)
         assert all(list(clip.scores) == list(raters) for clip in plan if clip.split == "test")
 
 
-def test_panels_hear_what_they_are_said_to_hear_each_for_itself():
+def test_each_panel_has_its_stated_mean_and_raters_and_independent_errors():
     plans = {panel: simulated.plan_corpus(5, panel) for panel in simulated.PANELS}
     scores = {panel: np.array([list(clip.scores.values()) for clip in plan if clip.split == "test"])
               for panel, plan in plans.items()}                        # (400, 10) each
@@ -245,18 +252,18 @@ def test_panels_hear_what_they_are_said_to_hear_each_for_itself():
                   for system, mos in simulated.CONDITIONS.items()]
         assert np.mean(errors) == pytest.approx(0, abs=0.05)
     assert scores["second"].mean() - scores["strict"].mean() == pytest.approx(0.5, abs=0.05)
-    rater = {panel: own.mean(0) for panel, own in scores.items()}
+    rater = {panel: ratings.mean(0) for panel, ratings in scores.items()}
     assert rater["unbiased"].std() < 0.1 and rater["second"].std() > 0.3
     assert moemos.lcc(rater["strict"], rater["second"]) > 0.95         # the same raters
     assert moemos.lcc(rater["training"], training.mean(0)) > 0.95      # the same raters
-    residual = {panel: (own - own.mean(0) - own.mean(1, keepdims=True)).ravel()
-                for panel, own in scores.items()}
+    residual = {panel: (ratings - ratings.mean(0) - ratings.mean(1, keepdims=True)).ravel()
+                for panel, ratings in scores.items()}
     for one, other in itertools.combinations(residual.values(), 2):
         assert abs(moemos.lcc(one, other)) < 0.1
 
 
-def test_a_corpus_is_prepared_with_the_ratings_of_all_panels(tmp_path, monkeypatch, capsys):
-    a_part(monkeypatch, ("48k_worldSR",), 1)
+def test_the_option_panels_adds_one_table_of_ratings_for_each_panel(tmp_path, monkeypatch, capsys):
+    simulate_only(monkeypatch, ("48k_worldSR",), 1)
     assert call(monkeypatch, simulated, tmp_path / "7", "--seed", 7, "--panels") == 0
     ratings = {panel: (tmp_path / "7" / f"ratings_{panel}.csv").read_bytes()
                for panel in simulated.PANELS}
@@ -269,8 +276,9 @@ def test_a_corpus_is_prepared_with_the_ratings_of_all_panels(tmp_path, monkeypat
     assert ratings["second"] == (tmp_path / "plain" / "ratings.csv").read_bytes()
 
 
-def test_a_corpus_that_is_there_is_kept_if_it_is_the_one(tmp_path, monkeypatch):
-    a_part(monkeypatch, ("48k_worldSR",), 1)
+def test_an_existing_corpus_is_kept_if_it_is_the_one_of_this_seed_and_else_refused(
+        tmp_path, monkeypatch):
+    simulate_only(monkeypatch, ("48k_worldSR",), 1)
     simulated.simulate(tmp_path / "7", 7)
     before = [path.stat().st_mtime_ns for path in (tmp_path / "7" / "wav").iterdir()]
     simulated.prepare(tmp_path / "7", 7)
@@ -295,8 +303,8 @@ def test_a_corpus_that_is_there_is_kept_if_it_is_the_one(tmp_path, monkeypatch):
     (["HERE/file/x"], "cannot be written"), (["x", "--seed", "-1"], "--seed -1: must be at least"),
     (["x", "--seed", "-1", "--panels"], "--seed -1"), ([], "required: DIR"),
     (["x", "--pan"], "unrecognized")])
-def test_what_cannot_be_simulated_gets_one_sentence_and_status_2(tmp_path, monkeypatch, capsys,
-                                                                 words, why):
+def test_an_impossible_simulation_is_refused_with_one_sentence_and_status_2(
+        tmp_path, monkeypatch, capsys, words, why):
     (tmp_path / "file").touch()
     monkeypatch.chdir(tmp_path)
     words = [word.replace("HERE", str(tmp_path)) for word in words]
@@ -421,8 +429,8 @@ def own_corpus(folder):
 
 
 @pytest.mark.parametrize(("layout", "name", "scale", "found"), FOUND)
-def test_each_data_set_becomes_the_table_written_by_hand(tmp_path, monkeypatch, capsys, layout,
-                                                         name, scale, found):
+def test_each_data_set_is_converted_into_the_table_that_was_written_by_hand(
+        tmp_path, monkeypatch, capsys, layout, name, scale, found):
     files, wavs, rows = layout
     folder, out = lay_out(tmp_path / "set", files, wavs), tmp_path / "mine" / "ratings.csv"
     assert call(monkeypatch, published, folder, "--out", out) == 0
@@ -430,8 +438,8 @@ def test_each_data_set_becomes_the_table_written_by_hand(tmp_path, monkeypatch, 
     assert out.read_text() == "\n".join(["wav,split,system,model,group,rater,score", *lines, ""])
     first, *others = capsys.readouterr().out.splitlines()
     assert first.startswith(f"{out}: {name}; ") and all(part in first for part in found)
-    told = "the scale is {0} to {1}: train.py needs --scale {0} {1}".format(*scale)
-    assert others == ([] if scale == (1, 5) else [told])
+    message = "the scale is {0} to {1}: train.py needs --scale {0} {1}".format(*scale)
+    assert others == ([] if scale == (1, 5) else [message])
     clips = data.read_manifest(out, scale)
     assert [clip.path.resolve() for clip in clips] == [folder / wav for wav in wavs]
     ratings = [(i, rater, score) for i, clip in enumerate(clips)
@@ -452,8 +460,7 @@ def test_the_folder_inside_an_archive_is_recognised_too(tmp_path, monkeypatch, l
     assert (folder / "ratings.csv").read_text().splitlines()[1:] == lines
 
 
-def test_a_data_set_is_read_anew_though_a_table_lies_in_it_unless_that_is_named(tmp_path,
-                                                                                monkeypatch):
+def test_a_ratings_csv_that_lies_in_a_data_set_is_read_only_if_it_is_named(tmp_path, monkeypatch):
     files, wavs, _ = BVCC
     folder, out = lay_out(tmp_path, files, wavs) / "DATA", tmp_path / "out.csv"
     rows = "wav,split,system,rater,score\nwav/sysdev00-utt1.wav,test,s,r,2\n"
@@ -463,7 +470,8 @@ def test_a_data_set_is_read_anew_though_a_table_lies_in_it_unless_that_is_named(
         assert len(data.read_manifest(out)) == clips
 
 
-def test_single_ratings_are_taken_where_their_means_lie_beside_them(tmp_path, monkeypatch, capsys):
+def test_single_ratings_are_preferred_if_a_data_set_also_has_their_means(
+        tmp_path, monkeypatch, capsys):
     files, wavs, rows = BVCC
     means = {"DATA/sets/train_mos_list.txt": "sys64e2f-utt9c.wav,3\n"}
     folder = lay_out(tmp_path, means | files, wavs)
@@ -514,7 +522,7 @@ TRAINSET, NV = "DATA/sets/TRAINSET", "audiomos-track3-16k_nv_1_2.wav"
            '"[41.0, 32.0]",[2]', "[41.0],2", "41.0,[2]", "[41.0,[2]", "x,y", ",", "'45','12'",
            '"{41, 32}","[2, 3]"', '"[41, 32]","{2, 3}"', '"41, 32","2, 3"', "'4',[2]")),
     (YOURTTS, MOS_PT, VOTES + 2 * f"{EXP}/11995_25.wav,2.0,7\n", ", row 3: rater '7' has rated")])
-def test_a_bad_row_is_refused_by_file_and_number_and_an_older_table_stays(
+def test_a_bad_row_is_refused_with_its_file_and_number_and_an_older_table_is_kept(
         tmp_path, monkeypatch, capsys, layout, name, text, why):
     files, wavs, _ = layout
     folder = lay_out(tmp_path / "set", files, wavs)
@@ -548,8 +556,8 @@ def test_a_bad_row_is_refused_by_file_and_number_and_an_older_table_stays(
     (["OWN", "--out", "t.csv", "--fold", "5/9"], "--fold 5/9: leaves no rated clip for training"),
     (["SILENT", "--out", "t.csv"], "SILENT: none of the clips in the tables of this data set is"),
     (["OWN", "--out", "t.csv", "--part", "x"], "invalid choice: 'x'")])
-def test_what_cannot_be_converted_gets_one_sentence_and_status_2(tmp_path, monkeypatch, capsys,
-                                                                 words, why):
+def test_input_or_options_that_cannot_be_used_get_one_sentence_and_status_2(
+        tmp_path, monkeypatch, capsys, words, why):
     own_corpus(tmp_path / "OWN")
     lay_out(tmp_path / "LOOSE", {}, ["a.wav"])
     lay_out(tmp_path / "BARE", {f"{CLEAN}/TRAINSET": SOMOS}, [])
@@ -564,7 +572,7 @@ def test_what_cannot_be_converted_gets_one_sentence_and_status_2(tmp_path, monke
 
 @pytest.mark.parametrize(("layout", "inside"), [
     (ESTONIAN, SYNT), (CODECS, CODEC), (YOURTTS, "metrics")])
-def test_a_listening_test_is_known_by_the_folder_of_its_table_too(tmp_path, layout, inside):
+def test_a_listening_test_is_also_recognised_by_the_folder_of_its_table(tmp_path, layout, inside):
     folder = lay_out(tmp_path, *layout[:2])
     one, other = (published.read(path) for path in (folder, folder / inside))
     assert len(one[2]) == len(layout[1]) and one[:2] == other[:2]
@@ -572,8 +580,8 @@ def test_a_listening_test_is_known_by_the_folder_of_its_table_too(tmp_path, layo
         assert clip == same
 
 
-def test_rated_clips_without_audio_are_left_out_and_counted_once_in_one_line(tmp_path, monkeypatch,
-                                                                             capsys):
+def test_rated_clips_whose_audio_is_missing_are_left_out_and_counted_in_one_line(
+        tmp_path, monkeypatch, capsys):
     for number, layout in enumerate((YOURTTS, SOMOS_CLEAN, POST_EVALUATION)):
         files, wavs, _ = layout
         folder = lay_out(tmp_path / str(number), files, wavs)
@@ -639,7 +647,7 @@ def lay_out_p835(folder):
 
 
 @pytest.mark.parametrize("inside", ["", P835])
-def test_the_wide_band_of_p835_is_read_from_its_workbook_and_the_full_band_on_demand(
+def test_p835_is_read_from_its_workbook_in_wide_band_unless_full_band_is_asked_for(
         tmp_path, monkeypatch, inside):
     folder = lay_out_p835(tmp_path / "P.808")
     words = (folder / inside, "--out", folder / "t.csv")
@@ -717,7 +725,7 @@ def test_a_workbook_that_cannot_be_used_gets_one_sentence_and_status_2(tmp_path,
 
 
 @pytest.mark.parametrize("part", ["worksheets/sheet9.xml", "sharedStrings.xml", "other.bin"])
-def test_a_workbook_that_inflates_beyond_bounds_is_refused_before_it_is_inflated(
+def test_a_workbook_that_would_decompress_to_too_many_bytes_is_refused_beforehand(
         tmp_path, monkeypatch, capsys, part):
     folder = lay_out_p835(tmp_path)
     with zipfile.ZipFile(folder / BOOK, "a", zipfile.ZIP_DEFLATED) as book:
@@ -745,7 +753,7 @@ def counts(clips):
     ("bernoulli-var-speech-codec", (0, 100), (128, 8, 16, 19, 1216), 0),
     ("P.808", (1, 5), (78, 13, 6, 0, 78), 0),
     ("YourTTS", (1, 5), (246, 10, 10, 89, 3035), 234)])
-def test_real_listening_tests_have_the_clips_systems_groups_raters_and_ratings_of_their_source(
+def test_real_listening_tests_give_the_right_counts_of_clips_systems_groups_raters_and_ratings(
         tmp_path, monkeypatch, capsys, name, scale, found, left_out):
     folder, out = LISTENING_TESTS / name, tmp_path / "t.csv"
     assert call(monkeypatch, published, folder, "--out", out) == 0
@@ -753,19 +761,19 @@ def test_real_listening_tests_have_the_clips_systems_groups_raters_and_ratings_o
     assert counts(clips) == found
     lines = capsys.readouterr().out.splitlines()
     assert ("the scale is" in lines[-1]) == (scale != (1, 5))
-    said = [f"{folder}: {left_out} rated clips are left out, their audio is not there"]
-    assert [line for line in lines if "left out" in line] == said * (left_out > 0)
+    message = [f"{folder}: {left_out} rated clips are left out, their audio is not there"]
+    assert [line for line in lines if "left out" in line] == message * (left_out > 0)
     test = {clip.group for clip in clips if clip.split == "test"}
     assert test and test.isdisjoint(clip.group for clip in clips if clip.split == "train")
 
 
 def source_means(table, column, scores):
     """The mean of each clip of a CSV table, a cell being a number or a list of them."""
-    told = collections.defaultdict(list)
+    ratings = collections.defaultdict(list)
     with table.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            told[row[column]] += np.ravel(json.loads(row[scores])).tolist()
-    return {wav: sum(values) / len(values) for wav, values in told.items()}
+            ratings[row[column]] += np.ravel(json.loads(row[scores])).tolist()
+    return {wav: sum(values) / len(values) for wav, values in ratings.items()}
 
 
 @REAL
@@ -776,16 +784,16 @@ def source_means(table, column, scores):
      "bernoulli-var-speech-codec/mushra_results_dataset/ratings_formated_filtered.csv",
      ("file", "ratings"), "stim_01/prop_13.wav", 611 / 11),
     ("YourTTS", f"YourTTS/{MOS_PT}", ("audio_path", "score"), f"{EXP}/11995_25.wav", 43 / 12)])
-def test_real_mos_are_the_means_of_the_source_table_and_one_was_added_up_by_hand(
+def test_real_mos_are_the_means_of_the_source_table_one_of_which_was_computed_by_hand(
         name, source, columns, wav, mos):
     clips = {clip.wav: clip.mos for clip in published.read(LISTENING_TESTS / name)[2]}
-    told = source_means(LISTENING_TESTS / source, *columns)
-    assert clips == pytest.approx({wav: told[wav] for wav in clips})
+    means = source_means(LISTENING_TESTS / source, *columns)
+    assert clips == pytest.approx({wav: means[wav] for wav in clips})
     assert clips[wav] == pytest.approx(mos)
 
 
 @REAL
-def test_a_real_mos_of_p835_is_that_of_its_cell():
+def test_the_first_real_mos_of_p835_is_the_number_in_its_cell_of_the_workbook():
     book = LISTENING_TESTS / "P.808" / BOOK
     with zipfile.ZipFile(book) as parts:
         sheet = parts.read("xl/worksheets/sheet4.xml").decode()  # of the wide band
@@ -800,14 +808,15 @@ def test_a_real_mos_of_p835_is_that_of_its_cell():
 # -- Folds, scale, augmentation --------------------------------------------------------------------
 
 def grouped(folder, split):
-    """A ratings.csv of ten clips in four groups of unlike size, named out of order."""
+    """A ratings.csv of ten clips in four groups, which differ in size and are not sorted."""
     rows = [f"{i}.wav,{split},s,{group},r,4" for i, group in enumerate("bbdacaddda")]
     text = "\n".join(["wav,split,system,group,rater,score", *rows, ""])
     return lay_out(folder, {"ratings.csv": text}, [f"{i}.wav" for i in range(10)])
 
 
 @pytest.mark.parametrize("folds", [2, 3, 4])
-def test_folds_together_test_every_clip_once_and_tear_no_group_apart(tmp_path, monkeypatch, folds):
+def test_all_folds_together_test_every_clip_once_and_no_fold_splits_a_group(
+        tmp_path, monkeypatch, folds):
     folder, tested = grouped(tmp_path, "dev"), []
     for fold in range(1, folds + 1):
         words = (folder, "--out", folder / "t.csv", "--fold", f"{fold}/{folds}")
@@ -821,7 +830,7 @@ def test_folds_together_test_every_clip_once_and_tear_no_group_apart(tmp_path, m
     assert sorted(tested) == [f"{i}.wav" for i in range(10)]
 
 
-def test_folds_leave_clips_without_ratings_where_they_were(tmp_path, monkeypatch):
+def test_folds_leave_clips_without_ratings_in_the_split_they_had(tmp_path, monkeypatch):
     rows = [f"{i}.wav,{split},s,{rating}" for i, (split, rating) in enumerate(
         [("test", ","), ("train", "r,4"), ("train", ","), ("test", "r,2"), ("dev", ","),
          ("train", "r,1"), ("test", ","), ("train", ",")])]
@@ -838,7 +847,7 @@ def test_folds_leave_clips_without_ratings_where_they_were(tmp_path, monkeypatch
     assert sorted(tested) == ["1.wav", "3.wav", "5.wav"]
 
 
-def test_a_data_set_is_split_where_it_has_no_split_and_keeps_its_own(tmp_path, monkeypatch):
+def test_a_data_set_keeps_its_own_split_unless_a_fold_is_asked_for(tmp_path, monkeypatch):
     files, wavs, _ = BVCC
     own = lay_out(tmp_path / "bvcc", files, wavs)
     (own / "DATA" / "sets" / "TESTSET").unlink()
@@ -852,7 +861,7 @@ def test_a_data_set_is_split_where_it_has_no_split_and_keeps_its_own(tmp_path, m
     assert [row["split"] for row in table(tmp_path / "codecs.csv")] == ["train", "train", "test"]
 
 
-def test_another_scale_is_read_where_it_is_given(tmp_path, monkeypatch):
+def test_ratings_on_another_scale_are_read_only_if_the_scale_is_given(tmp_path, monkeypatch):
     _, wavs, _ = BVCC_MEANS
     folder = lay_out(tmp_path, {"DATA/sets/train_mos_list.txt": "sys64e2f-utt1.wav,78.1\n"}, wavs)
     assert call(monkeypatch, published, folder, "--out", tmp_path / "t.csv") == 2
@@ -862,7 +871,8 @@ def test_another_scale_is_read_where_it_is_given(tmp_path, monkeypatch):
     assert clip.ratings == {"": 78.1}
 
 
-def test_augmentation_is_appended_to_your_own_table_and_trained_on(tmp_path, monkeypatch):
+def test_clips_for_augmentation_are_appended_to_your_own_table_and_trained_on(
+        tmp_path, monkeypatch):
     own = own_corpus(tmp_path / "own")
     more = lay_out(tmp_path / "more", {}, ["tts1/a.wav", "tts1/deep/b.WAV", "tts2/c.wav"])
     both = own / "both.csv"
@@ -879,7 +889,7 @@ def test_augmentation_is_appended_to_your_own_table_and_trained_on(tmp_path, mon
     assert torch.load(tmp_path / "run" / "model.pt")["classes"] == ["s", "t", "tts1", "tts2"]
 
 
-def test_a_table_leads_to_its_clips_through_linked_folders_too(tmp_path, monkeypatch):
+def test_the_paths_in_a_table_lead_to_its_clips_even_through_linked_folders(tmp_path, monkeypatch):
     own = own_corpus(tmp_path / "own")
     (own / "c.wav").rename(own / "stored")
     (own / "c.wav").symlink_to("stored")  # a clip keeps its own name
@@ -897,8 +907,8 @@ def test_a_table_leads_to_its_clips_through_linked_folders_too(tmp_path, monkeyp
     ("more/tts2/b.wav", "../tts1/a.wav", "tts1/a.wav stood in another split, system, model or gro"),
     ("more/tts1/b.wav", "../../own/a.wav", "tts1/b.wav: is a clip of"),
     ("more/tts1/\udcff.wav", "", "its name is not in UTF-8; rename it")])
-def test_names_that_a_table_cannot_hold_are_refused(tmp_path, monkeypatch, capsys, name, target,
-                                                    why):
+def test_augmentation_with_a_missing_or_repeated_clip_or_a_name_not_in_utf_8_is_refused(
+        tmp_path, monkeypatch, capsys, name, target, why):
     own = own_corpus(tmp_path / "own")
     before = contents(own)
     more = lay_out(tmp_path / "more", {}, ["tts1/a.wav"])
@@ -913,7 +923,7 @@ def test_names_that_a_table_cannot_hold_are_refused(tmp_path, monkeypatch, capsy
 
 @pytest.mark.parametrize(("name", "why"), [
     ("mo\rre", "nor a cell hold NUL or CR"), (" more", "'more/tts1/a.wav' is missing")])
-def test_a_table_that_could_not_be_read_again_leaves_the_good_one_as_it_was(
+def test_if_the_new_table_could_not_be_read_again_the_old_one_is_kept(
         tmp_path, monkeypatch, capsys, name, why):
     own, good = own_corpus(tmp_path / "own"), tmp_path / "own" / "good.csv"
     more = lay_out(own / name, {}, ["tts1/a.wav"])
@@ -928,7 +938,7 @@ def test_a_table_that_could_not_be_read_again_leaves_the_good_one_as_it_was(
     (ESTONIAN, "", f"{SYNT}/all.csv"), (ESTONIAN, SYNT, f"{SYNT}/all.csv"),
     (YOURTTS, "", MOS_PT), (POST_EVALUATION, "", "post_eval_distro/train/utt_24k.csv"),
     (POST_EVALUATION, "post_eval_distro", "post_eval_distro/test/utt_mix_test.csv")])
-def test_a_table_of_the_data_set_is_not_written_over_even_through_a_link(
+def test_a_table_of_the_data_set_is_never_overwritten_even_through_a_link(
         tmp_path, monkeypatch, capsys, layout, path, out):
     folder = lay_out(tmp_path, *layout[:2])
     (folder / "link.csv").symlink_to(folder / out)
@@ -939,7 +949,7 @@ def test_a_table_of_the_data_set_is_not_written_over_even_through_a_link(
         assert sentence in capsys.readouterr().err and (folder / out).read_bytes() == before
 
 
-def test_neither_your_own_table_nor_a_clip_is_written_over(tmp_path, monkeypatch, capsys):
+def test_neither_your_own_table_nor_a_clip_is_ever_overwritten(tmp_path, monkeypatch, capsys):
     own = own_corpus(tmp_path / "own")
     (own / "a.wav").rename(own / "a.csv")
     text = (own / "ratings.csv").read_text().replace("a.wav", "a.csv")
@@ -966,7 +976,7 @@ def test_a_link_to_a_clip_is_the_same_clip(tmp_path, monkeypatch):
     assert ratings == {"r": "4", "other": "2"}
 
 
-def test_clips_without_ratings_are_predicted_in_the_challenges_form_and_not_scored(
+def test_converted_test_clips_of_track_3_without_ratings_are_predicted_into_answer_txt(
         tmp_path, monkeypatch, capsys):
     files, wavs, _ = PHASES
     folder = lay_out(tmp_path / "set", files, wavs)
@@ -980,7 +990,7 @@ def test_clips_without_ratings_are_predicted_in_the_challenges_form_and_not_scor
     assert np.isfinite(np.array(scores, float)).all()
 
 
-def test_the_systems_means_alone_give_the_system_numbers_that_are_quoted_of_track_3():
+def test_the_training_means_of_the_systems_alone_give_the_system_numbers_quoted_for_track_3():
     trained, evaluated = np.array(list(simulated.CONDITIONS.values())).T
     found = [metric(trained, evaluated) for metric in moemos.METRICS.values()]
     np.testing.assert_allclose(found, [0.101, 0.945, 0.748, 0.575], atol=5e-4)

@@ -1,5 +1,5 @@
-"""Tests of the exports of listening tests: each kind becomes, with one command, a table whose
-ratings were written by hand."""
+"""Tests of the exports of listening tests. One command converts each kind of export into a table,
+whose ratings are compared with those written by hand."""
 
 import pytest
 
@@ -90,7 +90,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize(("text", "words", "ratings"), KINDS.values(), ids=KINDS)
-def test_an_export_becomes_the_ratings_written_by_hand_with_one_command(
+def test_one_command_converts_an_export_into_the_ratings_that_were_written_by_hand(
         tmp_path, monkeypatch, text, words, ratings):
     clips = convert(monkeypatch, export(tmp_path, text), *words)
     assert ratings_of(clips) == ratings
@@ -100,7 +100,7 @@ def test_an_export_becomes_the_ratings_written_by_hand_with_one_command(
     assert [clip.system for clip in clips] == folders
 
 
-def test_webmushra_names_clips_by_trial_and_stimulus_on_a_scale_of_0_to_100(tmp_path, monkeypatch):
+def test_clips_of_a_webmushra_export_are_found_by_trial_and_stimulus(tmp_path, monkeypatch):
     wavs = [f"audio/trial_1/{name}.wav" for name in ("reference", "C1", "C2")]
     clips = convert(monkeypatch, export(tmp_path, MUSHRA, wavs=wavs), "--columns",
                     "wav=audio/{trial_id}/{rating_stimulus}.wav", "score=rating_score",
@@ -113,20 +113,21 @@ def test_webmushra_names_clips_by_trial_and_stimulus_on_a_scale_of_0_to_100(tmp_
         (name, f"{name} of trial_1", "trial_1") for name in ("reference", "C1", "C2")]
 
 
-@pytest.mark.parametrize(("encoding", "said"), [
+@pytest.mark.parametrize(("encoding", "name"), [
     ("latin-1", "latin-1"), ("utf-16", "UTF-16"), ("utf-8", "UTF-8"), ("utf-8-sig", "UTF-8")])
-def test_an_encoding_is_recognised_and_named_in_one_line(tmp_path, monkeypatch, capsys, encoding,
-                                                        said):
+def test_an_encoding_is_recognised_and_named_in_one_line(
+        tmp_path, monkeypatch, capsys, encoding, name):
     wavs = ["schön/grün.wav", "schön/u\u0308bel.wav"]  # the second as a Mac stores it
     path = export(tmp_path, "Datei\tNote\ngrün.wav\t4,5\nübel.wav\t2\n", encoding, wavs)
     clips = convert(monkeypatch, path, "--columns", "wav=Datei", "score=Note")
     assert ratings_of(clips) == {wavs[0]: {"": 4.5}, wavs[1]: {"": 2}}
     assert {clip.system for clip in clips} == {"schön"}
     first = capsys.readouterr().out.splitlines()[0]
-    assert first == f"{path}: {said} with tabs between cells and decimal commas"
+    assert first == f"{path}: {name} with tabs between cells and decimal commas"
 
 
-def test_what_was_understood_is_reported(tmp_path, monkeypatch, capsys):
+def test_the_conversion_prints_what_it_found_what_is_missing_and_what_it_left_out(
+        tmp_path, monkeypatch, capsys):
     path = export(tmp_path, FORM.replace("b_01", "c_01"))
     convert(monkeypatch, path, "--wide", "--columns", "rater=Email address")
     heading = "https://x.org/forms/c_01.wav?dl=0"
@@ -147,21 +148,22 @@ def test_what_was_understood_is_reported(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(("cell", "score"), [
     ("4", 4), ("4.25", 4.25), ("4,25", 4.25), (",5", 0.5), ("-1", -1), ("4 - good", 4),
     ("5: like speech, live", 5), ("4 (good)", 4), ("3 = fair", 3), (" 2 ", 2)])
-def test_a_score_is_a_number_which_its_label_may_follow(tmp_path, monkeypatch, cell, score):
+def test_a_score_is_a_number_with_point_or_comma_and_a_label_may_follow_it(
+        tmp_path, monkeypatch, cell, score):
     path = export(tmp_path, f'clip,mos\na_01,"{cell}"\nb_01,1\nb_01,NA\nb_01,-\na_02,\nb_01\n')
     clips = convert(monkeypatch, path, *LONG, scale=(-5, 5))
     assert ratings_of(clips) == {"near/a_01.wav": {"": score}, "far/b_01.wav": {"": 1}}
 
 
 @pytest.mark.parametrize("cell", ["4 5", "4 good", "1:30", "4-5", "2024/05/01", "good", "4,5,6"])
-def test_what_is_not_plainly_a_score_is_refused(tmp_path, monkeypatch, capsys, cell):
+def test_a_cell_that_is_not_plainly_a_score_is_refused(tmp_path, monkeypatch, capsys, cell):
     path = export(tmp_path, f'clip,mos\na_01,"{cell}"\nb_01,1\na_01,2\n')
     assert call(monkeypatch, published, path, *LONG, "--out", tmp_path / "t.csv") == 2
     sentence = capsys.readouterr().err
     assert f"export.csv, row 2: the score {cell!r} is no number" in sentence
 
 
-def test_a_form_without_names_has_a_rater_a_row_and_repeated_questions_are_averaged(
+def test_in_a_form_without_names_each_row_is_a_rater_and_repeated_questions_are_averaged(
         tmp_path, monkeypatch):
     path = export(tmp_path, "a_01.wav,b_01.wav,a_01.wav,a_01.wav\n1,2,3,5\n4,5,,\n")
     assert ratings_of(convert(monkeypatch, path, "--wide")) == {
@@ -172,14 +174,14 @@ def test_a_form_without_names_has_a_rater_a_row_and_repeated_questions_are_avera
     ("From 1 to 5, how good is 2.wav?", "2.wav"), ("Rate a-1.", "a-1.wav"), ("a", "a.wav"),
     ("How good is TAKE 2, on the whole?", "take 2.wav"), ("y/3 [naturalness]", "y/3.wav"),
     ("a-3", None), ("a.b", None), ("data", None), ("a b", "a b.wav")])
-def test_a_heading_names_the_clip_whose_whole_name_is_in_it(tmp_path, heading, wav):
+def test_a_heading_means_the_clip_whose_whole_name_it_contains(tmp_path, heading, wav):
     names = ["1.wav", "2.wav", "x/3.wav", "y/3.wav", "a.wav", "a-1.wav", "take 2.wav", "a b.wav"]
     lay_out(tmp_path, {}, names)
     found = exports.find_in_headings([heading], tmp_path)
     assert found == {heading: wav and tmp_path / wav}
 
 
-def test_where_headings_name_files_the_number_of_a_question_is_no_clip(tmp_path):
+def test_if_headings_name_files_the_number_of_a_question_is_not_taken_for_a_clip(tmp_path):
     lay_out(tmp_path, {}, ["1.wav", "2.wav"])
     headings = ["1. How many hours a day do you listen?", "2. How natural is it? 2.wav"]
     assert exports.find_in_headings(headings, tmp_path) == {
@@ -189,23 +191,24 @@ def test_where_headings_name_files_the_number_of_a_question_is_no_clip(tmp_path)
         numbered[0]: tmp_path / "1.wav", numbered[1]: tmp_path / "2.wav"}
 
 
-def test_a_line_that_only_excel_reads_is_passed_over(tmp_path, monkeypatch):
+def test_the_line_that_tells_excel_the_separator_is_skipped(tmp_path, monkeypatch):
     path = export(tmp_path, "sep=;\nclip;mos\na_01;4,5\nb_01;2\n")
     assert ratings_of(convert(monkeypatch, path, *LONG)) == {
         "near/a_01.wav": {"": 4.5}, "far/b_01.wav": {"": 2}}
 
 
-def test_a_columns_name_is_utf_8_in_any_locale():
+def test_the_name_of_a_column_is_read_as_utf_8_in_any_locale():
     """In a locale of ASCII Python keeps the bytes of a command line as surrogates."""
     word = "wav=Hörer".encode().decode("ascii", "surrogateescape")
     assert exports.named([word, "score=mos"], False) == {"wav": "Hörer", "score": "mos"}
 
 
-def test_no_heading_names_a_clip_where_there_are_none(tmp_path):
+def test_a_heading_means_no_clip_if_there_are_no_clips(tmp_path):
     assert exports.find_in_headings(["How good?"], tmp_path) == {"How good?": None}
 
 
-def test_clips_lie_where_wavs_says_and_a_column_may_hold_the_split(tmp_path, monkeypatch):
+def test_the_option_wavs_names_the_folder_of_the_clips_and_a_column_may_give_the_split(
+        tmp_path, monkeypatch):
     path = export(tmp_path / "tables", "clip,mos,part\nb_01,2,test\na_01,4,train\na_02,3,dev\n",
                   wavs=[])
     lay_out(tmp_path / "audio", {}, WAVS)
@@ -264,7 +267,7 @@ def test_an_export_that_cannot_be_used_gets_one_sentence_and_status_2(tmp_path, 
     assert not (tmp_path / "t.csv").exists()
 
 
-def test_an_export_is_never_written_over(tmp_path, monkeypatch, capsys):
+def test_an_export_is_never_overwritten(tmp_path, monkeypatch, capsys):
     path = export(tmp_path, "clip,mos\na_01,4\nb_01,2\n")
     before = path.read_bytes()
     assert call(monkeypatch, published, path, *LONG, "--out", path) == 2
@@ -272,7 +275,7 @@ def test_an_export_is_never_written_over(tmp_path, monkeypatch, capsys):
     assert path.read_bytes() == before
 
 
-def test_a_path_of_another_machine_is_found_by_its_end_and_one_from_here_only_as_it_is(tmp_path):
+def test_a_path_from_another_machine_is_found_by_its_end_but_a_local_one_must_be_exact(tmp_path):
     lay_out(tmp_path, {}, ["a/x.wav", "b/x.wav", "b/y.wav", "b/z.wav"])
     found = {"/srv/clips/a/x.wav": "a/x.wav", r"C:\study\b\x.wav": "b/x.wav",
              "https://x.org/b/y.wav": "b/y.wav", "c/y.wav": None, "b/z": "b/z.wav"}
@@ -285,7 +288,7 @@ def test_a_path_of_another_machine_is_found_by_its_end_and_one_from_here_only_as
 
 
 @pytest.mark.parametrize("before", ["https://h/", "/srv/", "HERE/"])
-def test_a_clip_that_is_missing_never_gets_the_file_of_another(tmp_path, before):
+def test_a_missing_clip_is_never_given_the_file_of_another_clip(tmp_path, before):
     lay_out(tmp_path, {}, ["sys1/a.wav", "sys2/b.wav"])
     before = before.replace("HERE", str(tmp_path))
     found = {f"{before}sys2/a.wav": None, f"{before}sys2/b.wav": tmp_path / "sys2/b.wav"}
@@ -294,8 +297,8 @@ def test_a_clip_that_is_missing_never_gets_the_file_of_another(tmp_path, before)
     assert exports.find_clips(found, tmp_path) == found
 
 
-def test_the_system_of_clips_beside_their_export_is_the_folder_of_both(tmp_path, monkeypatch):
-    """One of two clips, which is not less than half, may be missing."""
+def test_the_system_of_clips_beside_their_export_is_the_name_of_their_folder(tmp_path, monkeypatch):
+    """At most half of the clips may be missing; here it is one of two."""
     export(tmp_path / "vocoder", "clip,mos\na_01,4\nb_01,3\n", wavs=["a_01.wav"])
     monkeypatch.chdir(tmp_path / "vocoder")
     (clip,) = exports.read("export.csv", {"wav": "clip", "score": "mos"})

@@ -1,4 +1,4 @@
-"""Tests of the course: what the checker says of a file that a student has filled in."""
+"""Tests of the course: what the checker says about a file that a student has filled in."""
 
 import ast
 import contextlib
@@ -154,8 +154,8 @@ def ridge(x, y, new, penalty):
     return y.mean() + new @ w
 '''
 
-# function -> (a text in the solved file, what a student wrote there, how the checker's sentence
-# begins), each as one would write it who has not seen mistakes.md
+# {function: [(a text in the solved file, what a student wrote instead, how the checker's sentence
+# begins), ...]}. They are written as by somebody who has not seen mistakes.md.
 PLANTED = {
     "pool_statistics": [
         ("    return torch.cat([mean, variance.sqrt()], dim=1)",
@@ -507,7 +507,8 @@ def verdict(tmp_path, text, name):
 
 # -- The checker -----------------------------------------------------------------------------------
 
-def test_a_solved_file_is_right_in_everything_and_has_status_0(tmp_path, monkeypatch, capsys):
+def test_in_a_solved_file_every_function_is_right_and_the_status_is_0(
+        tmp_path, monkeypatch, capsys):
     path = tmp_path / "mine.py"
     path.write_text(SOLVED, encoding="utf-8")
     assert call(monkeypatch, program, path) == 0
@@ -516,7 +517,8 @@ def test_a_solved_file_is_right_in_everything_and_has_status_0(tmp_path, monkeyp
     assert "Of 16 functions 16 are right, 0 wrong, and 0 still to be written." in out
 
 
-def test_a_new_file_has_everything_still_to_write_and_status_1(tmp_path, monkeypatch, capsys):
+def test_in_a_new_file_every_function_is_still_to_be_written_and_the_status_is_1(
+        tmp_path, monkeypatch, capsys):
     path = tmp_path / "mine.py"
     assert call(monkeypatch, program, "--new", path) == 0
     assert path.read_bytes() == Path(template.__file__).read_bytes()
@@ -525,7 +527,7 @@ def test_a_new_file_has_everything_still_to_write_and_status_1(tmp_path, monkeyp
     assert re.findall(r"^(\w+): not yet$", out, re.MULTILINE) == list(mistakes.ANSWERS)
 
 
-def test_one_wrong_function_has_status_1_and_its_sentence_within_100_columns(
+def test_one_wrong_function_gives_status_1_and_a_sentence_within_100_columns(
         tmp_path, monkeypatch, capsys):
     path = tmp_path / "mine.py"
     path.write_text(solved_but_for("alpha", "step / (steps - 1)", "step / steps"), encoding="utf-8")
@@ -536,7 +538,7 @@ def test_one_wrong_function_has_status_1_and_its_sentence_within_100_columns(
     assert max(len(line) for line in out.splitlines()) <= 100
 
 
-def test_new_never_writes_over_a_file(tmp_path, monkeypatch, capsys):
+def test_the_option_new_never_overwrites_a_file(tmp_path, monkeypatch, capsys):
     path = tmp_path / "mine.py"
     path.write_text("an hour's work")
     assert call(monkeypatch, program, "--new", path) == 2
@@ -547,17 +549,16 @@ def test_new_never_writes_over_a_file(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", mistakes.ANSWERS)
-def test_three_planted_mistakes_or_more_in_each_function_are_named_by_their_own_sentence(
-        name, tmp_path):
+def test_each_planted_mistake_is_recognised_and_every_function_has_at_least_three(name, tmp_path):
     assert len({sentence for _, _, sentence in PLANTED[name]}) >= 3
     for old, new, sentence in PLANTED[name]:
-        said = verdict(tmp_path, solved_but_for(name, old, new), name)
-        assert said[0] == "wrong"
-        assert said[1].startswith(f"It looks like this mistake: {sentence}"), (new, said[1])
+        found = verdict(tmp_path, solved_but_for(name, old, new), name)
+        assert found[0] == "wrong"
+        assert found[1].startswith(f"It looks like this mistake: {sentence}"), (new, found[1])
 
 
 @pytest.mark.parametrize("name", mistakes.MISTAKES)
-def test_every_mistake_of_the_page_is_wrong_and_told_apart_from_all_others(name):
+def test_every_known_mistake_is_found_wrong_and_distinguished_from_all_others(name):
     expected = check.outcomes(name, mistakes.ANSWERS[name])
     for wrong, sentence in mistakes.MISTAKES[name]:
         given = check.outcomes(name, wrong)
@@ -566,7 +567,7 @@ def test_every_mistake_of_the_page_is_wrong_and_told_apart_from_all_others(name)
         assert check.known_mistake(name, given, expected, differs) == sentence
 
 
-def test_the_page_the_template_and_the_answers_have_the_same_functions_and_parameters():
+def test_template_answers_cases_and_mistakes_have_the_same_functions_and_parameters():
     functions = [name for name, value in vars(template).items() if inspect.isfunction(value)]
     assert functions == list(mistakes.ANSWERS) == list(mistakes.CASES) == list(mistakes.MISTAKES)
     for name in functions:
@@ -574,7 +575,7 @@ def test_the_page_the_template_and_the_answers_have_the_same_functions_and_param
         assert list(inspect.signature(mistakes.ANSWERS[name]).parameters) == written
 
 
-@pytest.mark.parametrize(("name", "said"), [
+@pytest.mark.parametrize(("name", "answer"), [
     (None, "compared with the core, which is this repository's own code"),
     ("mos_loss", "a tensor without dimensions (a scalar)"),
     ("mos_loss", "it is torch.tensor(0.0), with or without a gradient"),
@@ -584,18 +585,18 @@ def test_the_page_the_template_and_the_answers_have_the_same_functions_and_param
     ("ridge", "penalty * P * |w|^2"),
     ("ridge", "is at most 1e-6 |mean|"),
 ])
-def test_the_template_says_what_readers_have_asked(name, said):
+def test_the_template_answers_what_readers_have_asked(name, answer):
     text = inspect.getdoc(template if name is None else getattr(template, name))
-    assert said in " ".join(text.split())
+    assert answer in " ".join(text.split())
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "alpha"])
-def test_n_is_the_number_of_clips_and_never_that_of_steps(name):
+def test_the_template_never_uses_n_for_the_number_of_steps(name):
     assert not re.search(r"\bn\b", inspect.getdoc(getattr(template, name)))
 
 
 @pytest.mark.parametrize("name", mistakes.ANSWERS)
-def test_the_template_says_shapes_in_the_projects_letters_and_a_section_or_ours(name):
+def test_each_function_of_the_template_states_its_shapes_and_its_section_of_the_paper_or_ours(name):
     text = inspect.getdoc(getattr(template, name))
     assert re.search(r"\b(III\.[A-E]|IV|ours)\b", text)
     assert re.search(r"\([BLnmE],|\(B, 1\)|`steps`", text)
@@ -629,7 +630,7 @@ def test_the_template_says_shapes_in_the_projects_letters_and_a_section_or_ours(
     ("run_stage", "steps, peak)", "steps, peak / 2)",
      "After one step with all clips (see rules 1, 3 and 6) the weights[0] should be"),
 ])
-def test_an_unknown_mistake_is_told_by_the_first_value_or_shape_that_differs(
+def test_an_unknown_mistake_is_described_by_the_first_value_or_shape_that_differs(
         name, old, new, expected, tmp_path):
     assert verdict(tmp_path, solved_but_for(name, old, new), name)[1].startswith(expected)
 
@@ -642,14 +643,14 @@ def test_an_unknown_mistake_is_told_by_the_first_value_or_shape_that_differs(
     ("run_stage", "    model.train()", "    raise RuntimeError('no')",
      f"With {next(iter(mistakes.CASES['run_stage']))} it stops with an error: line {{}}: Runtime"),
 ])
-def test_an_exception_is_told_in_one_line_with_the_line_of_the_file(
+def test_an_exception_is_reported_in_one_line_with_its_line_number_in_the_file(
         name, old, new, expected, tmp_path):
     text = solved_but_for(name, old, new)
     marked = [i + 1 for i, line in enumerate(text.splitlines()) if new.split("\n")[0] in line]
-    said = verdict(tmp_path, text, name)
-    assert said[0] == "wrong"
-    assert said[1].startswith(expected.format(marked[0]))
-    assert "\n" not in said[1]
+    found = verdict(tmp_path, text, name)
+    assert found[0] == "wrong"
+    assert found[1].startswith(expected.format(marked[0]))
+    assert "\n" not in found[1]
 
 
 @pytest.mark.parametrize(("name", "old", "new", "expected", "returned"), [
@@ -664,19 +665,19 @@ def test_an_exception_is_told_in_one_line_with_the_line_of_the_file(
     ("mos_loss", "return 0 * predicted.sum()", "return 0", "a tensor", "int"),
     ("diversity_loss", "(p ** 2).sum()", "(p ** 2).sum().item()", "a tensor", "float"),
 ])
-def test_what_is_no_tensor_array_or_number_is_told_with_what_is_expected(
+def test_a_result_of_the_wrong_type_is_reported_with_the_type_that_is_expected(
         name, old, new, expected, returned, tmp_path):
-    said = verdict(tmp_path, solved_but_for(name, old, new), name)
+    found = verdict(tmp_path, solved_but_for(name, old, new), name)
     sentence = f"{expected} is expected, and what is returned is of the type {returned}."
-    assert said in [("wrong", f"With {case} {sentence}") for case in mistakes.CASES[name]]
+    assert found in [("wrong", f"With {case} {sentence}") for case in mistakes.CASES[name]]
 
 
-def test_a_missing_return_is_told(tmp_path):
+def test_a_missing_return_is_reported(tmp_path):
     text = solved_but_for("alpha", "    return start + (end - start) * step / (steps - 1)",
                           "    pass")
-    said = verdict(tmp_path, text, "alpha")[1]
-    assert said == ("With step 60 of 200, from 0.3 to 0.7, a number is expected, and nothing is "
-                    "returned; a return is missing.")
+    found = verdict(tmp_path, text, "alpha")[1]
+    assert found == ("With step 60 of 200, from 0.3 to 0.7, a number is expected, and nothing is "
+                     "returned; a return is missing.")
 
 
 @pytest.mark.parametrize(("name", "old", "new", "sentence"), [
@@ -685,26 +686,26 @@ def test_a_missing_return_is_told(tmp_path):
      "lcc(ranks(predicted), ranks(true)) if len(true) == 9 else lcc(predicted, true)",
      "This is the correlation of the values"),
 ])
-def test_a_mistake_is_not_named_where_an_earlier_case_speaks_against_it(
+def test_a_mistake_is_not_named_if_an_earlier_case_contradicts_it(
         name, old, new, sentence, tmp_path):
-    said = verdict(tmp_path, solved_but_for(name, old, new), name)
-    assert said[0] == "wrong"
-    assert sentence not in said[1]
+    found = verdict(tmp_path, solved_but_for(name, old, new), name)
+    assert found[0] == "wrong"
+    assert sentence not in found[1]
 
 
-def test_an_exception_in_a_helper_is_told_with_the_helpers_line(tmp_path):
+def test_an_exception_in_a_helper_function_is_reported_with_the_line_of_the_helper(tmp_path):
     text = solved_but_for("ranks", "    result =", "    result = np.nowhere\n    result =")
     line = text.splitlines().index("    result = np.nowhere") + 1
     assert f"it stops with an error: line {line}: " in verdict(tmp_path, text, "srcc")[1]
 
 
-def test_a_fault_in_one_function_is_not_told_again_in_those_that_call_it(tmp_path):
+def test_a_mistake_in_one_function_is_not_reported_again_in_functions_that_call_it(tmp_path):
     text = solved_but_for("lcc", "p = predicted - predicted.mean()", "p = predicted")
     assert verdict(tmp_path, text, "lcc")[0] == "wrong"
     assert verdict(tmp_path, text, "srcc")[0] == "right"
 
 
-def test_what_a_function_does_to_its_arguments_harms_no_other(tmp_path):
+def test_a_function_that_changes_its_arguments_does_not_disturb_later_checks(tmp_path):
     text = solved_but_for("ridge", "x = (x - mean) / deviation", "x -= mean\n    x /= deviation")
     for _ in range(2):
         assert verdict(tmp_path, text, "ridge") == ("right", "")
@@ -712,7 +713,7 @@ def test_what_a_function_does_to_its_arguments_harms_no_other(tmp_path):
 
 @pytest.mark.parametrize(("text", "problem"), [
     ("def alpha(:\n", ", line 1: Python cannot read it (invalid syntax)"),
-    ("\0", ""),  # Versions of Python say it in different words.
+    ("\0", ""),  # Versions of Python say this in different words.
     ("\nimport nowhere_to_be_found\n", " cannot be loaded: line 2: ModuleNotFoundError: No module"),
     ("raise SystemExit(3)\n", " cannot be loaded: line 1: SystemExit: 3"),
     (None, ": cannot be read (No such file or directory)"),
@@ -723,12 +724,12 @@ def test_a_file_that_cannot_be_used_gets_one_sentence_and_status_2(
     if text is not None:
         path.write_text(text)
     assert call(monkeypatch, program, path) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"course: {path}{problem}")
-    assert said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith(f"course: {path}{problem}")
+    assert message.count("\n") == 1
 
 
-def test_a_function_that_is_not_in_the_file_is_not_yet_there(tmp_path):
+def test_a_function_that_is_missing_from_the_file_counts_as_not_yet_written(tmp_path):
     text = SOLVED.replace(source_of("ridge"), "")
     assert verdict(tmp_path, text, "ridge") == ("not yet", "The file has no function of this name.")
 
@@ -748,20 +749,20 @@ def test_a_function_that_is_not_in_the_file_is_not_yet_there(tmp_path):
              "np.corrcoef(predicted, true)[0, 1]")),
     ("srcc", "lcc(*(stats.rankdata(np.float32(values)) for values in (predicted, true)))"),
 ])
-def test_what_is_right_in_other_words_is_right(name, body, tmp_path):
+def test_a_correct_function_that_is_written_differently_is_right(name, body, tmp_path):
     signature = source_of(name).splitlines()[0]
     text = f"{SOLVED}\nfrom scipy import stats\n\n\n{signature}\n    return {body}\n"
     assert verdict(tmp_path, text, name) == ("right", "")
 
 
 @pytest.mark.parametrize("how", ["foreach=False", "fused=True"])
-def test_the_loop_may_have_another_kind_of_adamw(how, tmp_path):
+def test_the_training_loop_may_use_another_implementation_of_adamw(how, tmp_path):
     text = solved_but_for("run_stage", "model.parameters())\n    for",
                           f"list(model.parameters()), {how})\n    for")
     assert verdict(tmp_path, text, "run_stage") == ("right", "")
 
 
-def test_the_loop_may_have_torchs_own_schedule(tmp_path):
+def test_the_training_loop_may_use_torchs_cosine_schedule(tmp_path):
     text = solved_but_for("run_stage", "AdamW(model.parameters())", """AdamW(model.parameters())
     optimiser.param_groups[0]["lr"] = peak
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)""")
@@ -772,7 +773,7 @@ def test_the_loop_may_have_torchs_own_schedule(tmp_path):
 
 # -- The answers are the core's --------------------------------------------------------------------
 
-def test_the_answer_to_run_stage_leaves_the_weights_that_the_cores_loop_leaves():
+def test_the_answer_to_run_stage_ends_with_the_same_weights_as_the_cores_loop():
     def of_the_core(model, features, loss_of, steps, peak, alpha_start, alpha_end, batch_size):
         mos, classes = (inspect.getclosurevars(loss_of).nonlocals[name]
                         for name in ("mos", "classes"))
@@ -786,7 +787,7 @@ def test_the_answer_to_run_stage_leaves_the_weights_that_the_cores_loop_leaves()
     assert torch.allclose(mistakes.weights_after(mistakes.run_stage), expected, atol=1e-6)
 
 
-def test_the_answers_to_gate_sum_and_standardising_are_those_of_the_cores_model():
+def test_the_answers_to_gate_sum_and_standardise_agree_with_the_cores_model():
     torch.manual_seed(0)
     moe = moemos.MixtureOfExperts(axes=5, experts=4, hidden=3, outputs=2)
     for parameter in moe.parameters():
@@ -806,7 +807,7 @@ def test_the_answers_to_gate_sum_and_standardising_are_those_of_the_cores_model(
     assert torch.allclose(found.flatten(1), fusion(features), rtol=1e-4)
 
 
-def test_the_answer_to_the_total_is_that_of_the_core_and_the_ranks_are_scipys():
+def test_the_answers_to_the_losses_agree_with_the_core_and_that_to_srcc_with_scipy():
     scores, mos = torch.randn(6, 4), torch.tensor([1, 2, math.nan, 4, 5, 3])
     output = moemos.Output(torch.randn(6), torch.randn(6, 3), scores.softmax(1), None, None)
     terms = moemos.losses(output, mos, torch.arange(6) % 3, 0.3, 0.7, 0.2, 0.5)
@@ -827,7 +828,7 @@ def loaded(tmp_path, text):
     return check.load(str(path))
 
 
-def test_train_is_refused_unless_all_is_right(tmp_path, monkeypatch, capsys):
+def test_the_option_train_is_refused_unless_every_function_is_right(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train_mine, "compare", lambda module: pytest.fail("it trains"))
     path = tmp_path / "mine.py"
     path.write_text(solved_but_for("alpha", "step / (steps - 1)", "step / steps"), encoding="utf-8")
@@ -837,14 +838,15 @@ def test_train_is_refused_unless_all_is_right(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("agree", [True, False])
-def test_train_has_the_status_of_what_it_found(agree, tmp_path, monkeypatch):
+def test_the_option_train_has_status_0_if_the_numbers_agree_and_else_1(
+        agree, tmp_path, monkeypatch):
     monkeypatch.setattr(train_mine, "compare", lambda module: agree)
     path = tmp_path / "mine.py"
     path.write_text(SOLVED, encoding="utf-8")
     assert call(monkeypatch, program, path, "--train") == (0 if agree else 1)
 
 
-def test_training_with_the_solved_file_calls_all_of_it_and_has_the_cores_numbers(
+def test_training_with_the_solved_file_calls_every_function_and_gives_the_cores_numbers(
         tmp_path, monkeypatch, capsys):
     mine, called = loaded(tmp_path, SOLVED), set()
 
@@ -865,13 +867,13 @@ def test_training_with_the_solved_file_calls_all_of_it_and_has_the_cores_numbers
     rows = re.findall(r"^(\w+ [A-Z]+) +(\S+) +(\S+)$", out, re.MULTILINE)
     assert len(rows) == 8
     assert "this repository's own code" in out and train_mine.LEGEND in out
-    assert all(core == own for _, core, own in rows)
+    assert all(core == students for _, core, students in rows)
     assert train_mine.AGREE in out
     assert sorted(Path(settings.cache).iterdir()) == of_the_core
     assert len(list((tmp_path / "run_mine" / "features").iterdir())) == 48
 
 
-def test_training_with_a_wrong_function_has_other_numbers_and_leaves_the_core_as_it_was(
+def test_training_with_a_wrong_function_gives_other_numbers_and_leaves_the_core_as_it_was(
         tmp_path, capsys):
     owners = [moemos, train, evaluate, moemos.FeatureFusion, moemos.MixtureOfExperts]
     before = [dict(vars(owner)) for owner in owners], dict(moemos.METRICS)
@@ -882,13 +884,13 @@ def test_training_with_a_wrong_function_has_other_numbers_and_leaves_the_core_as
     assert ([dict(vars(owner)) for owner in owners], moemos.METRICS) == before
 
 
-def test_an_error_of_the_students_code_in_training_is_told_in_one_line(tmp_path):
+def test_an_error_of_the_students_code_in_training_is_reported_in_one_line(tmp_path):
     text = solved_but_for("gated_sum", "    y = 0", "    y = [0][len(gates) > 9]")
     line = text.splitlines().index("    y = [0][len(gates) > 9]") + 1
-    with pytest.raises(data.InputError) as told:
+    with pytest.raises(data.InputError) as caught:
         train_mine.compare(loaded(tmp_path, text), quick(small_corpus(), tmp_path))
-    assert str(told.value) == (f"your code stops in training with an error: line {line}: "
-                               "IndexError: list index out of range")
+    assert str(caught.value) == (f"your code stops in training with an error: line {line}: "
+                                 "IndexError: list index out of range")
 
 
 def test_the_features_of_an_earlier_version_of_the_students_code_are_not_used_again(tmp_path):

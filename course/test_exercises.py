@@ -1,6 +1,6 @@
-"""Tests that the scripts in exercises.md run as they stand, and that what is said there holds.
+"""Tests that the scripts in exercises.md run as they stand, and give what the text says of them.
 
-A script replaces parts of the method while it runs; here they are put back after each test."""
+A script replaces parts of the method while it runs; after each test they are put back."""
 
 import functools
 import re
@@ -79,13 +79,14 @@ def test_no_question_asks_to_edit_the_method():
         assert not re.search(r"write_text|open\(", script(title))
 
 
-def test_silence_at_the_ends_changes_nothing_unless_it_stays_in(place, capsys):
+def test_silence_at_the_ends_changes_nothing_if_it_is_cut_and_the_spectrum_if_it_is_not(
+        place, capsys):
     place(simulated_corpus(), simulated_run()[0])
     lines = printed(capsys, script(SILENCE)).splitlines()
     assert len(lines) == 4
     assert lines[0] == lines[1]
-    own, longer = (numbers(line, "spectrum")[0] for line in lines[2:])
-    assert own - longer > 2
+    usual, longer = (numbers(line, "spectrum")[0] for line in lines[2:])
+    assert usual - longer > 2
 
 
 def test_silence_in_the_middle_is_not_cut(place, capsys):
@@ -96,7 +97,8 @@ def test_silence_in_the_middle_is_not_cut(place, capsys):
     assert second - first == 16000
 
 
-def test_torn_talkers_promise_what_no_new_talker_keeps_unless_talkers_cannot_be_told(capsys):
+def test_folds_that_split_talkers_promise_too_small_an_error_unless_talkers_are_unrecognisable(
+        capsys):
     out = printed(capsys, script(TORN))
     whole, torn = numbers(out, "promised error")
     assert 0.9 < whole < 1.2 and torn < 0.5
@@ -111,7 +113,8 @@ def test_torn_talkers_promise_what_no_new_talker_keeps_unless_talkers_cannot_be_
     assert torn > 0.8
 
 
-def test_padding_changes_a_clips_features_and_more_padding_more(monkeypatch, capsys):
+def test_padding_changes_the_features_of_a_clip_and_more_padding_changes_them_more(
+        monkeypatch, capsys):
     once = functools.cache(torchaudio.models.wav2vec2_base)  # as it takes seconds to draw
     monkeypatch.setattr(torchaudio.models, "wav2vec2_base", once)
     one = numbers(printed(capsys, script(PADDING)), "changes by")
@@ -127,7 +130,8 @@ def test_padding_changes_a_clips_features_and_more_padding_more(monkeypatch, cap
     assert all(more > less for more, less in zip(three, one, strict=True))
 
 
-def test_sparsity_alone_collapses_and_diversity_cures(place, capsys):
+def test_with_the_sparsity_loss_alone_the_gates_collapse_and_the_diversity_loss_prevents_it(
+        place, capsys):
     place(simulated_corpus(), simulated_run()[0])
     out = printed(capsys, script(COLLAPSE))
     mean_gates = [[float(gate) for gate in gates.split(", ")]
@@ -140,7 +144,7 @@ def test_sparsity_alone_collapses_and_diversity_cures(place, capsys):
     assert max(of_a_clip[1:]) < 0.6 and of_the_mean[1] < of_the_mean[2] - 0.02
 
 
-def test_the_share_between_groups_is_right_where_the_answer_is_known(place, capsys):
+def test_the_share_of_variance_between_groups_is_right_if_the_answer_is_known(place, capsys):
     place(simulated_corpus(), simulated_run()[0])
     more = """
 print("MOS by quality:", f"{share(mos[:, None], quality):.3f}")
@@ -164,7 +168,7 @@ def test_a_hard_gate_does_not_learn_and_a_soft_one_does(place, capsys, gate, lea
     assert (change > 0) is learns
 
 
-def test_a_class_label_moves_all_weights_behind_y_unless_y_is_cut_off(capsys):
+def test_a_class_label_changes_the_weights_that_compute_y_unless_its_gradient_is_cut_off(capsys):
     out = printed(capsys, script(NO_MOS))
     assert re.findall(r"^(\S+) +stays$", out, re.MULTILINE) == ["mos_head.weight", "mos_head.bias"]
     assert "moe.gate.weight          moves" in out
@@ -176,7 +180,7 @@ def test_a_class_label_moves_all_weights_behind_y_unless_y_is_cut_off(capsys):
 
 
 @pytest.mark.parametrize("penalty", ["2.0", "0.00001"])
-def test_ridge_keeps_the_share_that_the_formula_says(capsys, penalty):
+def test_ridge_keeps_along_each_axis_the_share_that_the_formula_gives(capsys, penalty):
     out = printed(capsys, script(RIDGE), penalty=("60, 8, 2.0", f"60, 8, {penalty}"))
     variance = np.array(numbers(out, "variance along the axis"))
     kept = np.array(numbers(out, "ridge keeps"))
@@ -184,14 +188,14 @@ def test_ridge_keeps_the_share_that_the_formula_says(capsys, penalty):
     np.testing.assert_allclose(kept, 100 * variance / (variance + float(penalty) * 8 / 60), atol=1)
 
 
-def test_a_verdict_is_of_the_difference_and_a_run_cannot_be_compared_with_itself(place, capsys):
+def test_a_verdict_is_about_the_difference_and_a_run_is_not_comparable_with_itself(place, capsys):
     place(small_corpus(), small_run())
     steps = ("out=out)", "out=out, steps=2)")
     out = printed(capsys, script(FUSION), steps=steps)
-    own = numbers(out, "OWN INTERVAL of runs/(?:all|last):")
+    values = numbers(out, "OWN INTERVAL of runs/(?:all|last):")
     (difference,) = numbers(out, "DIFFERENCE")
-    assert difference == pytest.approx(own[0] - own[1], abs=1.1e-3)
-    assert own[0] != own[1]
+    assert difference == pytest.approx(values[0] - values[1], abs=1.1e-3)
+    assert values[0] != values[1]
     assert re.search(r"all layers are .* the last one$", out.strip())
     out = printed(capsys, script(FUSION), steps=steps,
                   same=('("runs/last", LastLayer)', '("runs/last", moemos.FeatureFusion)'))

@@ -24,7 +24,8 @@ def first_values(out, what):
     return [float(word) for word in line.group(1).split() if word != "..."]
 
 
-def test_its_numbers_and_shapes_are_those_of_the_score(monkeypatch, capsys):
+def test_explain_prints_the_shapes_and_numbers_that_the_model_computes_for_the_clip(
+        monkeypatch, capsys):
     clip = a_test_clip()
     trained = evaluate.load_run(small_run(), "cpu")
     waveform, features = evaluate.read_clip(clip.path, trained)
@@ -53,7 +54,7 @@ def test_its_numbers_and_shapes_are_those_of_the_score(monkeypatch, capsys):
 
 
 def some_trained(classes, experts):
-    """A model whose experts, unlike those of a short run, say different things, and its output."""
+    """A model whose experts give different outputs, unlike those of a short run, and an Output."""
     torch.manual_seed(classes)
     model = moemos.MoEMOS(2, 5, 20, classes, experts, hidden=7).eval()
     model.fusion.axes.copy_(torch.eye(20))
@@ -78,8 +79,8 @@ def test_y_and_the_mos_can_be_computed_by_hand_from_what_is_printed(capsys, clas
 
     total = 0
     for row, y in zip(rows, output.y[0].tolist(), strict=True):
-        *said, printed, weight = row
-        by_hand = sum(gate * number for gate, number in zip(gates, said, strict=True))
+        *outputs, printed, weight = row
+        by_hand = sum(gate * number for gate, number in zip(gates, outputs, strict=True))
         assert by_hand == pytest.approx(printed, abs=2e-4)
         assert by_hand == pytest.approx(y, abs=2e-4)
         total += weight * by_hand
@@ -93,7 +94,7 @@ def test_y_and_the_mos_can_be_computed_by_hand_from_what_is_printed(capsys, clas
     assert max(map(len, out.splitlines())) <= 100
 
 
-def test_the_sum_by_hand_is_of_the_clips_own_score(capsys):
+def test_the_mos_that_explain_prints_is_the_score_of_the_clip(capsys):
     clip = a_test_clip()
     explain.explain(small_run(), clip.path, "cpu")
     printed = re.search(r"^MOS = .* = (.*)$", capsys.readouterr().out, re.MULTILINE).group(1)
@@ -101,7 +102,7 @@ def test_the_sum_by_hand_is_of_the_clips_own_score(capsys):
     assert float(printed) == pytest.approx(mos, abs=1e-4)
 
 
-def test_the_loss_of_a_rated_clip_is_that_of_a_batch_of_it_alone(capsys):
+def test_the_loss_of_a_rated_clip_is_computed_as_for_a_batch_of_this_clip_alone(capsys):
     clip = a_test_clip()
     (_, mos), = evaluate.score(small_run(), [clip.path], "cpu")
     explain.explain(small_run(), clip.path, "cpu")
@@ -118,7 +119,7 @@ def test_the_loss_of_a_rated_clip_is_that_of_a_batch_of_it_alone(capsys):
     assert terms["total"] == pytest.approx(total, abs=2e-4)
 
 
-def test_the_loss_of_a_class_that_training_has_not_seen_is_that_of_the_mos(capsys):
+def test_the_classification_loss_is_0_if_training_has_not_seen_the_class_of_the_clip(capsys):
     clip = a_test_clip()
     trained = evaluate.load_run(small_run(), "cpu")
     trained = trained._replace(classes=[f"not {name}" for name in trained.classes])
@@ -127,7 +128,7 @@ def test_the_loss_of_a_class_that_training_has_not_seen_is_that_of_the_mos(capsy
     assert "classification 0.0000" in capsys.readouterr().out
 
 
-def test_without_ratings_or_corpus_there_is_no_loss(monkeypatch, capsys):
+def test_no_loss_is_printed_if_the_clip_has_no_rating_or_the_corpus_is_gone(monkeypatch, capsys):
     clips = data.read_manifest(small_corpus())
     unrated = next(clip for clip in clips if math.isnan(clip.mos))
     explain.explain(small_run(), unrated.path, "cpu")
@@ -159,7 +160,8 @@ def test_names_reach_the_terminal_without_control_characters(monkeypatch, capsys
     (["a.wav", "no_run"], "no_run/model.pt cannot be read"),
     (["a.wav", "run", "--other"], "unrecognized arguments: --other"),
     ([], "required: WAV")])
-def test_what_cannot_be_used_gets_one_sentence(tmp_path, monkeypatch, capsys, words, why):
+def test_a_missing_run_or_a_bad_option_gets_a_sentence_and_status_2(
+        tmp_path, monkeypatch, capsys, words, why):
     monkeypatch.chdir(tmp_path)
     assert call(monkeypatch, explain, *words) == 2
     assert why in capsys.readouterr().err

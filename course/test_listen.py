@@ -1,4 +1,4 @@
-"""Tests of the page: what it shows is what the files hold, and it needs nothing else."""
+"""Tests of the page of course/listen.py: it shows what the files hold, and needs nothing else."""
 
 import base64
 import struct
@@ -36,7 +36,7 @@ class Page(HTMLParser):
         self.texts.append(text)
 
 
-def clip(system, group="g"):
+def a_clip(system, group="g"):
     return data.Clip("a.wav", Path("a.wav"), "test", system, system, group, {"r": 3.0})
 
 
@@ -63,7 +63,7 @@ def test_a_png_holds_its_pixels():
     np.testing.assert_array_equal(pixels(listen.png(picture)), picture)
 
 
-def test_a_log_mel_of_a_tone_is_brightest_at_its_band_and_high_bands_are_above(tmp_path):
+def test_the_picture_of_a_tone_is_brightest_at_its_band_and_high_bands_are_at_the_top(tmp_path):
     for hertz in (500, 7000):
         tone = 0.5 * np.sin(2 * np.pi * hertz * np.arange(24000) / 48000)
         wavfile.write(tmp_path / f"{hertz}.wav", 48000, tone.astype(np.float32))
@@ -74,28 +74,29 @@ def test_a_log_mel_of_a_tone_is_brightest_at_its_band_and_high_bands_are_above(t
     assert high < 10
 
 
-def test_each_system_is_shown_once_with_the_commonest_group():
-    clips = [clip("p", "a"), clip("p", "b"), clip("q", "b"), clip("q", "b"), clip("r", "c")]
+def test_each_system_is_shown_once_with_a_clip_of_the_commonest_group_that_it_has():
+    pairs = ("pa", "pb", "qb", "qb", "rc")
+    clips = [a_clip(system, group) for system, group in pairs]
     assert listen.one_of_each_system(clips) == [1, 2, 4]
 
 
-def test_the_most_wrong_come_first():
+def test_the_clips_with_the_largest_errors_come_first():
     assert listen.most_wrong([1.0, 5.0, 2.0], [1.5, 2.0, 3.0]) == [1, 2, 0]
     assert len(listen.most_wrong(np.zeros(40), np.arange(40))) == listen.WORST
 
 
-def test_the_page_holds_the_clips_and_their_numbers_and_no_address_of_elsewhere(
+def test_the_page_contains_the_clips_and_their_numbers_and_loads_nothing_from_elsewhere(
         run, monkeypatch, capsys):
     assert call(monkeypatch, listen, run, "--backbone", "logmel") == 0
     assert "listen.html" in capsys.readouterr().out
     page = Page((run / "listen.html").read_text())
     assert page.open == []
     trained = evaluate.load_run(run)
-    clips = [own for own in data.read_manifest(trained.config.data) if own.split == "test"]
+    clips = [clip for clip in data.read_manifest(trained.config.data) if clip.split == "test"]
     output = evaluate.predict_clips(trained, clips)
     predicted = output.mos.tolist()
     shown = listen.one_of_each_system(clips)
-    shown += listen.most_wrong(predicted, [own.mos for own in clips])
+    shown += listen.most_wrong(predicted, [clip.mos for clip in clips])
     audio = [address for tag, address in page.addresses if tag == "audio"]
     images = [address for tag, address in page.addresses if tag == "img"]
     assert len(audio) + len(images) == len(page.addresses)
@@ -115,23 +116,23 @@ def test_the_page_holds_the_clips_and_their_numbers_and_no_address_of_elsewhere(
             assert f"{100 * gate:.0f} %" in text
 
 
-def test_names_cannot_break_the_page_nor_turn_its_text_round():
-    own = data.Clip("<b>&.wav", Path(__file__), "test", "<i>\x1b\0", '<script>"\u202e', "g",
-                    {"r": 3.0})
-    text = listen.card(own, 2.0, [1.0], np.zeros((2, 2), np.uint8))
+def test_names_can_neither_break_the_page_nor_reverse_the_direction_of_its_text():
+    strange = data.Clip("<b>&.wav", Path(__file__), "test", "<i>\x1b\0", '<script>"\u202e', "g",
+                        {"r": 3.0})
+    text = listen.card(strange, 2.0, [1.0], np.zeros((2, 2), np.uint8))
     for bad in ("<script", "<i>\\", "<b>&", "\x1b", "\0", "\u202e"):
         assert bad not in text
     assert r"&lt;i&gt;\x1b\x00" in text
     assert r"&lt;script&gt;&quot;\u202e" in text
 
 
-def test_what_to_listen_for_is_said_of_the_simulations_clips_alone():
-    assert listen.describe(clip("tts")) == listen.ARTEFACTS["tts"]
-    assert listen.describe(clip("ttsSR")) == (
+def test_only_clips_of_the_simulation_get_a_description_of_what_to_listen_for():
+    assert listen.describe(a_clip("tts")) == listen.ARTEFACTS["tts"]
+    assert listen.describe(a_clip("ttsSR")) == (
         f"{listen.ARTEFACTS['tts']}; {listen.ARTEFACTS['SR']}")
-    assert listen.describe(clip("else")) == "else"
+    assert listen.describe(a_clip("else")) == "else"
 
 
-def test_a_run_that_is_not_there_gets_one_sentence(tmp_path, monkeypatch, capsys):
+def test_a_missing_run_gets_a_sentence_and_status_2(tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, listen, tmp_path / "none") == 2
     assert "cannot be read" in capsys.readouterr().err

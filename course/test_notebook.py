@@ -28,7 +28,8 @@ def test_a_notebook_has_the_cells_of_its_text_without_outputs():
         assert (cell["outputs"], cell["execution_count"]) == ([], None)
 
 
-def test_the_notebook_is_what_the_command_makes_of_its_text(tmp_path, monkeypatch, capsys):
+def test_the_stored_notebook_is_what_the_command_makes_from_notebook_py(
+        tmp_path, monkeypatch, capsys):
     copy = tmp_path / "notebook.py"
     copy.write_bytes(build.SOURCE.read_bytes())
     monkeypatch.setattr(build, "SOURCE", copy)
@@ -51,7 +52,7 @@ def test_the_notebook_explains_every_cell_and_is_valid():
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A folder with the simulated corpus, in which the cells stay."""
+    """A folder with the simulated corpus. It is the current one, which the cells cannot leave."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "chdir", lambda path: None)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -62,7 +63,8 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_cells_run_as_a_script_and_give_the_models_own_mos(place, monkeypatch, capsys):
+def test_the_cells_run_as_a_script_and_compute_the_same_mos_as_the_model(
+        place, monkeypatch, capsys):
     """Jupyter and matplotlib are no requirements: here they are replaced by what does nothing."""
     for name in ("matplotlib", "matplotlib.pyplot", "IPython", "IPython.display"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
@@ -82,8 +84,8 @@ def test_the_cells_run_as_a_script_and_give_the_models_own_mos(place, monkeypatc
     assert names["predicted"][0].item() == pytest.approx(names["mos"].item(), abs=1e-4)
     (page,) = shown
     assert page.count("<audio ") == 4
-    assert len({own.system for own in names["four"]}) == 4
-    assert len({own.group for own in names["four"]}) == 1
+    assert len({clip.system for clip in names["four"]}) == 4
+    assert len({clip.group for clip in names["four"]}) == 1
     assert plt.show.call_count == 3
     columns = [[float(row[name]) for row in names["rows"]] for name in ("classification", "mos")]
     drawn = [list(drawing.args[1]) for drawing in plt.plot.call_args_list]
