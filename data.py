@@ -28,7 +28,7 @@ import moemos
 
 PAPER_BACKBONE = "WAV2VEC2_BASE"  # wav2vec2 is the paper's (III.B), the smallest size is ours
 STALL_SECONDS = 30.0  # a download that sends nothing for so long is given up
-MAX_BYTES = 2 ** 28   # no file may have more; a device or a pipe may never end
+MAX_BYTES = 2 ** 28   # a larger file is refused, as reading a device or a pipe might never end
 SILENCE = 45.0        # dB; the ends of a clip that are so far below its loudest 10 ms are cut; ours
 # (format, bytes) of a WAV file's samples, 1 being PCM and 3 float -> numpy's type, zero, full scale
 TYPES = {(1, 1): ("u1", 128.0, 2 ** 7), (1, 2): ("i2", 0.0, 2 ** 15), (1, 3): ("i4", 0.0, 2 ** 31),
@@ -39,14 +39,14 @@ OTHER_AUDIO = (".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".aif",
 # -- Audio -----------------------------------------------------------------------------------------
 
 def read_wav(path, sample_rate, content=None):
-    """A WAV file, PCM or float at any rate -> (T,) float32 at sample_rate, mono, as loud as it is,
+    """A WAV file, PCM or float at any rate -> (T,) float32 at sample_rate, mono, at its own level,
     without the silence at its ends. The paper does not say how clips of 24 and 48 kHz are fed; to
     resample them is ours.
 
     content: the bytes of the file, if they have been read. Raises InputError, which names it."""
     from scipy.signal import resample_poly  # here, so that --help need not wait for it
     rate, mono = decode(path, read_bytes(path) if content is None else content)
-    # The filter of resample_poly grows with the denominator.
+    # The filter grows with the denominator, so that an odd rate would need millions of samples.
     ratio = Fraction(sample_rate, rate).limit_denominator(100_000)
     resampled = resample_poly(mono, ratio.numerator, ratio.denominator)
     return torch.from_numpy(resampled.astype(np.float32))
@@ -145,8 +145,8 @@ def add_row(clips, row, folder, scale, place):
     clip = clips.setdefault(path, new)
     if any(getattr(clip, name) != getattr(new, name)
            for name in ("split", "system", "model", "group")):
-        raise InputError(f"{place}: {clip.wav} stood in another split, system, model or group "
-                         "above")
+        raise InputError(f"{place}: {clip.wav} has another split, system, model or group in an "
+                         "earlier row; make them the same")
     rater = row["rater"]
     if not row["score"] and not rater:
         return
@@ -169,12 +169,10 @@ def folds_of(clips, folds):
     """Deals clips out into so many folds -> (clips,) int, the number of each clip's fold. Groups,
     sorted by name, take turns, so that none is torn apart. If there is one group only, clips take
     turns."""
-    groups = [clip.group for clip in clips]
-    names = sorted(set(groups))
+    names, number = np.unique([clip.group for clip in clips], return_inverse=True)
     if len(names) < 2:
         return np.arange(len(clips)) % folds
-    number = {name: i for i, name in enumerate(names)}
-    return np.array([number[group] for group in groups]) % folds
+    return number % folds
 
 
 def read_corpus(path, scale=(1.0, 5.0), max_seconds=60.0):
@@ -267,6 +265,7 @@ def one_sentence(script):
     """For the body of a script's main(): an error that a user can cause becomes one sentence on
     standard error, and the exit status is 2. Other errors are faults of the program, and are raised
     on."""
+    os.environ.setdefault("USERNAME", "nobody")  # torch asks for one, and a container may have none
     nowhere = io.TextIOWrapper(io.BytesIO())
     sys.stdout = sys.stdout or nowhere  # None if it was closed
     sys.stderr = sys.stderr or nowhere
@@ -282,8 +281,8 @@ def one_sentence(script):
         if isinstance(error, BrokenPipeError):  # the reader of a pipe, such as head, has left
             sys.exit(2)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):  # torch raises these
-            raise
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise  # a fault of the program; torch raises RuntimeError if memory runs out
         problem = "memory ran out; fewer or shorter clips need less"
     print(f"{script}: {problem}", file=sys.stderr)
     sys.exit(2)
@@ -318,7 +317,7 @@ def find_samples(path, content, order):
         if name != b"data":
             start += size + size % 2
     riff, = struct.unpack_from(f"{order}I", content.ljust(8), 4)
-    if content[:4] in (b"RF64", b"BW64"):  # formats whose lengths have 64 bits and come first
+    if content[:4] in (b"RF64", b"BW64"):  # their true length has 64 bits and stands near the start
         size = int.from_bytes(content[28:36], "little")
     left = len(content) - start
     if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):  # it was a pipe

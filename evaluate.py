@@ -1,9 +1,9 @@
 """Evaluation: the eight numbers of arXiv 2507.06116 section IV on the test clips of a run's corpus.
 
-    python evaluate.py                    of runs/default
-    python evaluate.py runs/mine          of another run
-    python evaluate.py RUN --data PATH    on another corpus, into a folder RUN/on_...
-    python evaluate.py --wav a.wav b/     prints wav,mos lines of your own clips
+    python evaluate.py                    evaluates runs/default
+    python evaluate.py runs/mine          evaluates another run
+    python evaluate.py RUN --data PATH    evaluates it on another corpus, into a folder RUN/on_...
+    python evaluate.py --wav a.wav b/     prints a line wav,mos for each of your own clips
 
 Writes metrics.json and predictions.csv into the run's folder, and answer.txt if test clips have no
 ratings. The intervals and the predictions that a run is compared with are ours. The eight numbers
@@ -55,10 +55,11 @@ def predict(model, features):
 
 
 def leave_one_out(predicted, true, system):
-    """Each of the eight numbers, computed without one of parts_of() at a time:
-    {"utterance MSE": (parts,), ...}. At system level the parts are systems. If there are too few
-    parts, the numbers are NaN."""
+    """Each of the eight numbers, computed again and again, with another part of the clips left out
+    each time: {"utterance MSE": (parts,), ...}. parts_of() says what a part is. The numbers are NaN
+    if there are too few parts."""
     without = {}
+    # At system level there is one value for each system, so that a system is left out at a time.
     names = {"utterance": system, "system": np.unique(system)}
     for level, (p, t) in moemos.levels(predicted, true, system).items():
         part, _ = parts_of(names[level])
@@ -70,10 +71,11 @@ def leave_one_out(predicted, true, system):
 
 def parts_of(system):
     """The system of each of n clips -> ((n,) the part of each clip, what the intervals hold for).
+
     An interval is found by leaving out one part at a time. A part is a system, because the clips of
-    a system share its errors. With fewer systems than FEWEST, a part is a clip, or several if there
-    are more than PARTS. If the clips, too, are fewer than FEWEST, all are one part, and there
-    is no interval."""
+    a system share its errors. If there are fewer systems than FEWEST says, a part is a clip, or
+    several clips if there are more than PARTS. If there are too few clips, too, all of them are one
+    part, and there is no interval."""
     if len(set(system)) >= FEWEST["systems"]:
         return np.asarray(system), "other systems (each is left out in turn)"
     if len(system) >= FEWEST["clips"]:
@@ -94,11 +96,12 @@ def interval(value, left_out, name=""):
         of a correlation    tanh(atanh(value) -+ reach / (1 - value^2))        on Fisher's scale
         of an MSE           exp(log(value) -+ (1 + 2 / n) reach / value)       on a log scale
 
-    A correlation cannot exceed 1, nor an MSE fall below 0, so close to these limits errors are not
-    symmetric; on these scales they nearly are. To divide by 1 - value^2, or by value, is to
-    multiply by the slope of the scale. The factor 1 + 2 / n is from a simulation, in which
-    intervals from few parts were too narrow. NaN if no part moves the number by more than rounding
-    does, as can happen to ranks of few systems."""
+    A correlation cannot exceed 1, nor an MSE fall below 0. Near these limits errors are therefore
+    not symmetric; on these scales they nearly are. 1 / (1 - value^2) and 1 / value are the slopes
+    of the two scales, which turn an error of the number into one on the scale. The factor 1 + 2 / n
+    comes from a simulation, in which intervals from few parts were too narrow. The interval is NaN
+    if the number stays the same, up to rounding, whichever part is left out; that can happen to
+    ranks of few systems."""
     from scipy.special import stdtrit  # here, so that --help need not wait for it
     n = len(left_out)
     reach = float(stdtrit(n - 1, 0.975)) * math.sqrt((n - 1) * np.var(left_out))
@@ -128,7 +131,7 @@ def verdict(name, difference, low, high):
 
 
 def reference_predictions(trained, clips, test):
-    """Plain predictions that the model is to beat: {label: MOS (test clips,)}. Two hear nothing:
+    """Plain predictions to compare a run with: {label: MOS (test clips,)}. Two hear nothing:
     the mean training MOS of all clips, and that of the clip's system. The third is ridge
     regression, from the rated training clips alone, with the penalty that training found.
     clips: the run's corpus. {} if fewer than two training clips have ratings."""
@@ -161,7 +164,7 @@ def summary(trained, test, output, references, scale):
     reference = {label: moemos.metrics(mos, true, system) for label, mos in references.items()}
     minus = {label: minus_reference(numbers, left_out, references[label], true, system, unit)
              for label in MEANING if references}
-    undefined = {level: moemos.undefined(*pair)
+    undefined = {level: moemos.why_undefined(*pair)
                  for level, pair in moemos.levels(predicted, true, system).items()}
     gates = {name: output.gates[[label == name for label in model]].mean(0).tolist()
              for name in sorted(set(model))}
@@ -254,15 +257,15 @@ def show(run, result):
     print(f"\n{data.printable(what)}")
     print(" " * 32 + "---------- utterance ---------- ----------- system -----------")
     print(" " * 32 + "     MSE     LCC    SRCC    KTAU" * 2)
-    rows = [(label, numbers.values()) for label, numbers in result["reference"].items()]
+    rows = [(label, row.values()) for label, row in result["reference"].items()]
     numbers, (low, high) = result["metrics"].values(), zip(*result["interval_95"].values())
     rows += [("this run", numbers), ("  95 % interval from", low), ("  to", high)]
     if RIDGE in result["minus"]:
         minus, low, high, words = zip(*result["minus"][RIDGE].values())
         rows += [("this run minus ridge", minus), ("  95 % interval from", low), ("  to", high)]
     units = list(result["unit"].values())
-    for label, numbers in rows:
-        print(f"{label:32}" + "".join(f" {n / unit:7.3f}" for n, unit in zip(numbers, units)))
+    for label, row in rows:
+        print(f"{label:32}" + "".join(f" {n / unit:7.3f}" for n, unit in zip(row, units)))
     if RIDGE in result["minus"]:
         print(f"{'  shown to be':32}" + "".join(f" {word:>7}" for word in words))
     if result["scale"] != result["settings"]["scale"]:
@@ -315,8 +318,8 @@ def score(run, paths, device="", backbone="", max_seconds=0.0):
 
 
 def score_waveform(trained, waveform, rate):
-    """(T,) floats between -1 and 1, a tensor or an array, at any rate in Hz -> MOS. It is that of a
-    WAV file with these samples, because they are handled as one. Raises InputError."""
+    """(T,) floats between -1 and 1, a tensor or an array, at any rate in Hz -> MOS. This is the MOS
+    of a WAV file with these samples, because such a file is made in memory. Raises InputError."""
     waveform = torch.as_tensor(waveform)
     if waveform.dim() != 1 or not waveform.is_floating_point() or not 1 <= rate <= 768000:
         raise InputError(f"a waveform is (T,) floats at a rate up to 768 kHz, not {waveform.dtype} "
@@ -427,11 +430,10 @@ def print_scores(scores):
     shown = data.printable if sys.stdout.isatty() else str  # a terminal obeys control characters
     skipped = False
     for i, (path, mos) in enumerate(scores):
-        if i == 0:  # and not earlier, as there may be no run that can be used
+        if i == 0:  # only now is it known that the run can be used
             table.writerow(["wav", "mos"])
-        if math.isnan(mos):
-            skipped = True
-        else:
+        skipped = skipped or math.isnan(mos)
+        if not math.isnan(mos):
             table.writerow([shown(path), f"{mos:.4f}"])
     return skipped
 
@@ -439,15 +441,17 @@ def print_scores(scores):
 def main():
     parser = argparse.ArgumentParser(
         allow_abbrev=False, description="Evaluates a run of train.py, or scores WAV files with it.")
-    parser.add_argument("run", nargs="?", default="runs/default", help="(default: runs/default)")
-    parser.add_argument("--data", default="", help="another corpus than the run's")
+    parser.add_argument("run", nargs="?", default="runs/default",
+                        help="a folder that train.py wrote (default: runs/default)")
+    parser.add_argument("--data", default="", help="evaluate on this corpus, not on the run's")
     parser.add_argument("--scale", type=float, nargs=2, default=(), metavar=("LOW", "HIGH"),
-                        help="lowest and highest rating of --data, if other than the run's")
+                        help="lowest and highest rating of --data, if they are not the run's")
     parser.add_argument("--wav", nargs="+", metavar="PATH",
-                        help="score these files, and all in these folders: wav,mos lines in CSV")
-    parser.add_argument("--max-seconds", type=float, default=0.0, help="(default: the run's)")
-    parser.add_argument("--device", default="", help="as of train.py")
-    parser.add_argument("--backbone", default="", help="of the run, where it is your own module")
+                        help="print wav,mos for these WAV files, and for all in these folders")
+    parser.add_argument("--max-seconds", type=float, default=0.0,
+                        help="longer clips are refused (default: the setting of the run)")
+    parser.add_argument("--device", default="", help="cpu, cuda, ..., as in train.py")
+    parser.add_argument("--backbone", default="", help="that of the run, if it is your own module")
     options = parser.parse_args()
     skipped = False
     with data.one_sentence("evaluate.py"):

@@ -1,14 +1,16 @@
 """The method of arXiv 2507.06116, "Speech Quality Assessment Model Based on Mixture of Experts".
 
 The file follows a clip through the method: the backbone, feature fusion, the mixture of experts and
-the two heads (section III.B of the paper), then the losses (III.C) and the metrics (IV). The stages
-of training (III.E) are in train.py, clips and ratings (III.D) in data.py. What the paper leaves
-open, and we had to decide, is marked "ours".
+the two heads (section III.B of the paper), where training starts (ours), the losses (III.C) and the
+metrics (IV). The stages of training (III.E) are in train.py, clips and ratings (III.D) in data.py.
+What the paper leaves open, and we had to decide, is marked "ours".
 
 Letters of dimensions, the same in all modules:
-    B clips     T samples     F frames      L layers of the backbone     D width of a layer
-    E experts   H hidden width of an expert C classes of the second task
-    P = L * 2D features of a clip           A axes that they are projected onto
+    B  clips                         E  experts
+    T  samples of a waveform         H  hidden width of an expert
+    F  frames of a clip              C  classes of the second task
+    L  layers of the backbone        P  features of a clip, P = L * 2D
+    D  width of a layer              A  axes that the features are projected onto
 """
 
 import contextlib
@@ -53,18 +55,19 @@ class Backbone:
         """(T,) float32 at sample_rate -> (L, F, D). Raises ValueError if the waveform is not (T,)
         or is shorter than 25 ms, and if the network does not give L tensors (1, F, D).
 
-        It takes one clip at a time, without padding. In a padded batch the features of a clip would
-        depend on the other clips, because a wav2vec2 normalises over time."""
+        It takes one clip at a time. In a batch all clips would be padded to the length of the
+        longest. A wav2vec2 normalises over all frames, the padding included, so that the features
+        of a clip would depend on the other clips."""
         if waveform.dim() != 1 or len(waveform) < MIN_SECONDS * self.sample_rate:
             raise ValueError(f"a waveform is (T,) of 25 ms or more, not {tuple(waveform.shape)}")
-        with contextlib.redirect_stdout(sys.stderr):  # what it prints is not for scores.csv
-            layers = list(self.network.extract_features(waveform[None].to(self.device))[0])
-        shapes = sorted({tuple(layer.shape) for layer in layers})
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is for our own results
+            frames = list(self.network.extract_features(waveform[None].to(self.device))[0])
+        shapes = sorted({tuple(layer.shape) for layer in frames})
         one_shape = len(shapes) == 1 and len(shapes[0]) == 3 and shapes[0][0] == 1
         if not one_shape or 0 in shapes[0]:
             raise ValueError(f"backbone {self.name} must give (list of layers, None), all layers "
                              f"of one shape (1, F, D) and none empty; it gave {shapes}")
-        return torch.cat(layers).float()                                    # (L, F, D)
+        return torch.cat(frames).float()                                    # (L, F, D)
 
 
 def pool_statistics(frames):
@@ -76,10 +79,11 @@ def pool_statistics(frames):
 # -- Feature fusion: statistics of every layer -> one vector a clip (III.B; its inside is ours) ----
 
 class FeatureFusion(nn.Module):
-    """Puts all layers side by side and projects them onto A axes, the directions in which the
-    training clips differ most; start() finds them. Before that each feature is standardised: its
-    mean over the training clips is subtracted, and the result is divided by its deviation over
-    them, because features and layers differ in size."""
+    """Puts the features of all layers side by side and projects them onto A axes, the directions in
+    which the training clips differ most. Before that each feature is standardised, because some
+    have much larger numbers than others: its mean over the training clips is subtracted, and the
+    result is divided by its standard deviation over them. start() computes the means, deviations
+    and axes from the training clips; the three stages do not change them."""
 
     def __init__(self, layers, width, axes):
         super().__init__()
@@ -98,16 +102,18 @@ class FeatureFusion(nn.Module):
 class MixtureOfExperts(nn.Module):
     """y = sum_i g_i(x) E_i(x), as in the paper, with a softmax gate g over all experts.
 
-    Each expert is a small network of its own, the multi-layer perceptron MLP_i, plus a linear path
-    V that all share:
+    In the paper the experts are independent small networks, multi-layer perceptrons. Here an expert
+    is such a network, MLP_i, plus a linear map V that all experts share (ours):
 
         E_i(x) = V x + MLP_i(x)     and so, as the gates sum to 1,     y = V x + sum_i g_i MLP_i(x)
 
-    MLP_i has two layers, A -> H -> 1 + C, with GELU between them, a smooth form of max(0, z). These
-    and the linear path are ours. On few clips a linear model is hard to beat: the
-    path starts as one, by start(), and the experts learn what it misses. Their second layers start
-    at 0, so that at first they add nothing. Their first layers start random, because experts that
-    start alike would stay alike, and the gate would have nothing to choose from."""
+    With few clips a linear model is hard to beat. So start() sets V, the linear path, to a linear
+    model that is fitted to the training clips, and the perceptrons learn what it misses.
+
+    MLP_i has two layers, A -> H -> 1 + C, with GELU between them, a smooth form of max(0, z). The
+    second layers start at 0, so that at first the perceptrons add nothing. The first layers start
+    random, because experts that start alike would stay alike, and the gate would have nothing to
+    choose from. All of that is ours."""
 
     def __init__(self, axes, experts, hidden, outputs):
         super().__init__()
@@ -132,22 +138,22 @@ class Output(NamedTuple):
     mos: torch.Tensor      # (B,) on the scale of the ratings, never clamped
     logits: torch.Tensor   # (B, C) of the second task's classes
     gates: torch.Tensor    # (B, E) each row sums to one
-    experts: torch.Tensor  # (B, E, 1 + C) the output of each expert
-    y: torch.Tensor        # (B, 1 + C) their sum, weighted by the gates
+    experts: torch.Tensor  # (B, E, 1 + C) E_i(x), the output of each expert
+    y: torch.Tensor        # (B, 1 + C) the sum of these, weighted by the gates
 
 
 class MoEMOS(nn.Module):
     """All that comes after the frozen backbone: from its statistics to MOS and synthesis model.
 
-    Both heads are one linear layer on y. The MOS head predicts how far a clip is from the mean MOS
-    of the training clips, in standard deviations of that MOS, so that the same settings fit every
-    scale of ratings (ours)."""
+    Each head is one linear layer, the plainest there is, and reads all 1 + C numbers of y (ours).
+    The MOS head predicts how far a clip is from the mean MOS of the training clips, in standard
+    deviations of that MOS, so that the same settings fit every scale of ratings (ours)."""
 
     def __init__(self, layers, width, axes, classes, experts, hidden):
         super().__init__()
-        self.register_buffer("mean", torch.zeros(()))
-        self.register_buffer("deviation", torch.ones(()))
-        self.register_buffer("penalty", torch.zeros(()))  # of ridge regression, found by start()
+        self.register_buffer("mean", torch.zeros(()))       # of the training MOS
+        self.register_buffer("deviation", torch.ones(()))   # of the training MOS
+        self.register_buffer("penalty", torch.zeros(()))    # of ridge regression, found by start()
         self.fusion = FeatureFusion(layers, width, axes)
         self.moe = MixtureOfExperts(axes, experts, hidden, 1 + classes)
         self.class_head = nn.Linear(1 + classes, classes)
@@ -162,47 +168,51 @@ class MoEMOS(nn.Module):
 
 # -- Where training starts: as two linear models, which are computed exactly (ours) ----------------
 #
-# start() computes the first weights from the n training clips, in five steps. There the code has
-# the same numbers.
+# start() computes the first weights from the n training clips, in five steps. Its code has the same
+# numbers.
 #
 # 1. The MOS is counted in standard deviations from its mean, and each feature is standardised.
 #
-# 2. Ridge regression, a linear model with small weights, learns to predict the MOS. How strong its
-#    penalty on large weights must be is found by cross-validation.
+# 2. Ridge regression, a linear model with small weights, learns to predict the MOS. How strongly it
+#    must be kept from large weights, its penalty, is found by cross-validation.
 #
-# 3. The principal axes of the training clips are found. These are uncorrelated directions; the
-#    clips differ most along the first, and less along each further one. Let v be the variance of
-#    the clips along an axis. Ridge regression finds the slope that plain least squares would find
-#    along this axis, times
+# 3. The principal axes of the training clips are computed. They are uncorrelated directions: the
+#    clips differ most along the first one, and less along each further one. Let v be the variance
+#    of the clips along an axis. The slope that ridge regression finds along this axis is known to
+#    be that of plain least squares, times a factor between 0 and 1,
 #
 #        kept = v / (v + penalty * P / number of rated clips)
 #
-#    which is near 1 if clips differ much along the axis, and near 0 if they hardly differ. The axes
-#    of the fusion are the principal axes, scaled so that the clips have the deviation `kept` along
-#    each. So training, too, hardly uses the axes along which clips hardly differ.
+#    It is near 1 if clips differ much along the axis, and near 0 if they hardly differ. We scale
+#    each axis so that the training clips have the standard deviation `kept` along it. Axes along
+#    which clips hardly differ then give small numbers, and training hardly uses them, either. These
+#    scaled axes are the axes of the fusion.
 #
-# 4. The linear path makes y from the position of a clip on these axes. y_0 starts as the MOS that
-#    ridge regression predicts. y_c, for each class c, starts as what ridge regression predicts for
-#    a number that is 1 for the clips of class c and 0 for all others. From each its mean is
-#    subtracted. For a number of this kind the mean is share_c, the share of the clips that are of
-#    class c. So share_c + y_c is a rough estimate of how probable class c is.
+# 4. The linear path makes the 1 + C numbers of y from where a clip lies on these axes. The first,
+#    y_0, starts as the MOS that ridge regression predicts. For each class c, y_c starts as the
+#    prediction of another ridge regression, whose target is 1 for the clips of class c and 0 for
+#    all others. The mean of each prediction is subtracted. The mean of such a target is share_c,
+#    the share of the training clips that are of class c, and so share_c + y_c is a rough estimate
+#    of how probable class c is for the clip.
 #
-# 5. The class head should say the logarithm of that. But the head is linear and the logarithm is
-#    not, and so the head starts as the tangent of log(share_c + y_c) at y_c = 0:
+# 5. The class head ends in a softmax, which turns logarithms of probabilities into probabilities.
+#    So logit_c should be log(share_c + y_c). As the head is linear, it starts as the tangent to
+#    this logarithm at y_c = 0:
 #
 #        logit_c = log share_c + y_c / share_c
 #
-#    The MOS head starts as the mean of two predictions: that of ridge regression, and the mean MOS
-#    of each class, weighted by how probable the class is. Let MOS_c be the mean MOS of class c; a
-#    clip without MOS counts as ridge regression predicts it. Both predictions have the same mean
-#    over the training clips, which is the bias. So
+#    The MOS head starts as the mean of two predictions. The first is that of ridge regression. The
+#    second is the MOS that one expects from the probabilities of the classes: the sum over the
+#    classes of (share_c + y_c) MOS_c, where MOS_c is the mean MOS of the clips of class c. For a
+#    clip without MOS, the prediction of ridge regression is used in this mean. Over the training
+#    clips both predictions have the same mean, and this is the bias of the head. So it starts as
 #
 #        MOS = bias + (y_0 + sum over the classes of  y_c MOS_c) / 2
 #
-#    If there is only one class, it tells nothing, and MOS = bias + y_0.
+#    A single class tells nothing about the MOS. In that case the head starts as MOS = bias + y_0.
 
-PENALTIES = np.logspace(3, -4, 29)  # those that best_penalty() tries, per feature; strongest first
-LEAST_KEPT = 0.01  # an axis is dropped if its `kept` is below 1 % of the first axis's
+PENALTIES = np.logspace(3, -4, 29)  # what best_penalty() tries, from the strongest to the weakest
+LEAST_KEPT = 0.01  # an axis is left out if its `kept` is below 1 % of that of the first axis
 
 
 def ridge(x, target, new, penalties):
@@ -210,17 +220,18 @@ def ridge(x, target, new, penalties):
     of training clips. new: (m, P) features of other clips. Returns (penalties, m): for each penalty
     the MOS that it predicts for the other clips.
 
-    Standardise x, and subtract from the target its mean. The weights w are those that make
+    With x standardised, and target minus its mean, it finds the weights w for which
 
         |x w - target|^2 + penalty * P * |w|^2
 
-    least. Let v be the eigenvalues of x x', where ' means transposed, and let the columns of u be
-    its eigenvectors. Then
+    is least. They are w = x' (x x' + penalty * P * identity)^-1 target, where x' is x transposed.
+    The matrix x x' is only (n, n), and clips are few where features are many. With its eigenvalues
+    v, and its eigenvectors as the columns of u, all penalties need one decomposition:
 
         w = x' u diag(1 / (v + penalty * P)) u' target
     """
     center, scale = x.mean(0), x.std(0)
-    scale[scale <= 1e-6 * np.abs(center)] = math.inf  # what varies by rounding alone becomes 0
+    scale[scale <= 1e-6 * np.abs(center)] = math.inf  # a feature that never varies counts as 0
     x, new = (x - center) / scale, (new - center) / scale
     v, u = np.linalg.eigh(x @ x.T)                                          # (n,), (n, n)
     added = np.array(penalties)[:, None] * x.shape[1]                       # (penalties, 1)
@@ -229,8 +240,9 @@ def ridge(x, target, new, penalties):
 
 
 def best_penalty(x, target, fold):
-    """The one of PENALTIES with the least squared error in cross-validation; of equal ones, the
-    strongest. x, target: as for ridge(). fold: (n,) int, the number of each clip's fold."""
+    """The penalty, among PENALTIES, with the least squared error in cross-validation; if several
+    have the same error, the strongest. x, target: as for ridge(). fold: (n,) int, the number of
+    each clip's fold."""
     errors = np.zeros(len(PENALTIES))
     for number in np.unique(fold):
         held_out = fold == number
@@ -240,56 +252,56 @@ def best_penalty(x, target, fold):
 
 
 def principal_axes(x, added):
-    """x: (n, P) standardised features of the training clips. added: penalty * P / number of rated
-    clips. Finds the A axes along which ridge regression keeps most -> (position, kept, axes):
+    """Finds the principal axes of the training clips, and scales them as step 3 says.
 
-    position (n, A): where each clip lies along each axis, in standard deviations along it.
-    kept (A,): what ridge regression keeps, see above. axes (P, A): x @ axes is position * kept."""
-    n = len(x)
-    variance, u = np.linalg.eigh(x @ x.T / n)                               # (n,), (n, n)
+    x: (n, P), the standardised features. added: penalty * P / number of rated clips. Returns
+    position: (n, A), where each clip lies along each axis, in standard deviations along it;
+    kept: (A,); and axes: (P, A), for which x @ axes equals position * kept."""
+    variance, u = np.linalg.eigh(x @ x.T / len(x))                          # (n,), (n, n)
     variance, u = np.maximum(variance[::-1], 1e-12), u[:, ::-1]             # largest first, no 0
     kept = variance / (variance + added)
     large = kept > LEAST_KEPT * kept[0]
     variance, kept = variance[large], kept[large]                           # (A,)
-    position = u[:, large] * math.sqrt(n)                                   # (n, A)
-    # The columns of position are eigenvectors: x @ x.T @ position / n is variance * position.
-    axes = x.T @ (position * kept / variance) / n                           # (P, A)
-    sign = np.where(axes.sum(0) < 0, -1, 1)  # an axis may point either way; this settles which
+    position = u[:, large] * math.sqrt(len(x))                              # (n, A)
+    # Columns of u are eigenvectors, so that x @ x.T @ position / n equals variance * position.
+    axes = x.T @ (position * kept / variance) / len(x)                      # (P, A)
+    sign = np.where(axes.sum(0) < 0, -1, 1)  # an axis could point either way
     return position * sign, kept, axes * sign
 
 
 def start(features, mos, label, classes, fold):
     """Computes from the training clips the weights that a MoEMOS starts with -> {name in its
-    state_dict: tensor}. Not among them are the gate and the first layers of the experts, which
-    start random.
+    state_dict: tensor}. The gate and the perceptrons are not among them; they start as
+    MixtureOfExperts makes them.
 
     features: (n, L, 2D). mos: (n,), NaN where a clip has none. label: (n,) int, the class of each
     clip. fold: as for best_penalty(), of the clips that have a MOS. All are on the CPU."""
     features, mos, label = features.double(), mos.double().numpy(), label.numpy()
-    # 1. MOS and features, standardised
+    # 1. MOS and features are standardised.
     rated = ~np.isnan(mos)
     mean = mos[rated].mean()
     deviation = mos[rated].std() if np.ptp(mos[rated]) > 0 else 1.0
     mos = (mos - mean) / deviation                                          # (n,)
     spread, center = torch.std_mean(features, 0, correction=0)
-    scale = spread.clamp_min(1e-3)  # some never vary in training, but may in other clips
+    scale = spread.clamp_min(1e-3)  # what never varies in training may vary in other clips
     x = ((features - center) / scale).flatten(1).numpy()                    # (n, P)
-    # 2. Ridge regression; it standardises the features itself, by the rated clips alone
+    # 2. Ridge regression of the MOS. It standardises the features itself, over the rated clips.
     raw = features.flatten(1).numpy()
     penalty = best_penalty(raw[rated], mos[rated], fold)
     ridge_mos = ridge(raw[rated], mos[rated], raw, [penalty])[0]            # (n,)
-    # 3. The axes of the fusion
+    # 3. The axes of the fusion.
     position, kept, axes = principal_axes(x, penalty * x.shape[1] / rated.sum())
-    # 4. The linear path. Positions are uncorrelated and have variance 1, so that the slope of least
-    # squares along an axis is the mean of target * position. In ridge_mos it is shrunk already.
+    # 4. The linear path. Positions are uncorrelated and have variance 1, and so the slope of least
+    # squares along an axis is the mean of target * position. Times `kept` it is the slope of ridge
+    # regression. ridge_mos is what ridge regression predicts, so that its slopes are that already.
     one_hot = np.eye(classes)[label]                                        # (n, C)
     slopes_of_mos = ridge_mos @ position / len(x)                           # (A,)
     slopes_of_classes = kept * (one_hot.T @ position / len(x))              # (C, A)
-    path = np.vstack([slopes_of_mos, slopes_of_classes]) / kept  # as it reads position * kept
-    # 5. The two heads
+    path = np.vstack([slopes_of_mos, slopes_of_classes]) / kept  # it reads position * kept
+    # 5. The two heads.
     share = one_hot.mean(0)                                                 # (C,)
     class_mos = one_hot.T @ np.where(rated, mos, ridge_mos) / one_hot.sum(0)  # (C,)
-    predictions = 2 if classes > 1 else 1
+    predictions = 2 if classes > 1 else 1  # of which the MOS head is the mean
     weights = {
         "mean": mean, "deviation": deviation, "penalty": penalty,
         "fusion.center": center, "fusion.scale": scale, "fusion.axes": axes,
@@ -303,25 +315,24 @@ def start(features, mos, label, classes, fold):
 
 # -- Losses (III.B, III.C) -------------------------------------------------------------------------
 #
-# The paper gives no equations for its two regularisers, which are terms of the loss that steer the
-# gates. Those here are SpeechMoE's (arXiv 2105.03036).
+# The paper gives no equations for its two regularisers, terms of the loss that are to keep one
+# expert from doing everything. Those here are SpeechMoE's (arXiv 2105.03036).
 
 def mos_loss(predicted, mos):
     """Smooth L1: the mean over the clips that have a MOS (NaN: none), and 0 if no clip has one.
 
         d^2 / 2  where |d| < 1,  else  |d| - 1/2,      d = predicted - mos
 
-    That it turns from a square to a line at 1 is ours."""
+    That the square turns into a line at 1 is ours."""
     known = ~mos.isnan()
     total = nn.functional.smooth_l1_loss(predicted[known], mos[known], reduction="sum")
     return total / known.sum().clamp_min(1)
 
 
 def classification_loss(logits, label):
-    """Cross entropy: the mean of -log softmax(logits)[label] over the clips whose class is known
-    (label -1: not known), and 0 if none is. logits: (B, C). label: (B,) int."""
-    total = nn.functional.cross_entropy(logits, label, ignore_index=-1, reduction="sum")
-    return total / (label >= 0).sum().clamp_min(1)
+    """Cross entropy: the mean over the clips of -log softmax(logits)[label]. logits: (B, C).
+    label: (B,) int."""
+    return nn.functional.cross_entropy(logits, label)
 
 
 def diversity_loss(gates):
@@ -343,9 +354,9 @@ def losses(output, mos, label, alpha, beta, lambda_1, lambda_2, deviation=1.0):
 
         total = alpha L_MOS + beta L_classification + lambda_1 L_diversity + lambda_2 L_sparsity
 
-    mos: (B,), NaN where a clip has none. label: (B,) int, -1 where the class is not known.
-    deviation: errors of the MOS are divided by it; it is that of the training MOS (ours). Raises
-    ValueError if the two MOS differ in shape, as (B, 1) minus (B,) would silently be (B, B)."""
+    mos: (B,), NaN where a clip has none. label: (B,) int. deviation: errors of the MOS are divided
+    by it; it is that of the training MOS (ours). Raises ValueError if the two MOS differ in shape,
+    as (B, 1) minus (B,) would silently be (B, B)."""
     if mos.shape != output.mos.shape:
         raise ValueError(f"MOS {tuple(mos.shape)} must be {tuple(output.mos.shape)}")
     terms = {
@@ -367,9 +378,8 @@ def gate_entropies(gates):
         low                       high          specialised: each clip has its expert
         high                      high          all experts count for every clip
     """
-    def entropy(g):
-        return torch.special.entr(g).sum(-1)  # entr(g) = -g log g, and 0 where g is 0
-    return entropy(gates).mean(), entropy(gates.mean(0))
+    entr = torch.special.entr  # entr(g) = -g log g, and 0 where g is 0
+    return entr(gates).sum(1).mean(), entr(gates.mean(0)).sum()
 
 
 # -- Metrics (IV): in float64, over all clips or systems at once, never means of batches -----------
@@ -381,17 +391,17 @@ def mse(predicted, true):
 
 
 def lcc(predicted, true):
-    """Pearson's correlation: cov(p, t) / (sd(p) sd(t)); NaN where undefined() gives a reason."""
+    """Pearson's correlation: cov(p, t) / (sd(p) sd(t)); NaN if why_undefined() gives a reason."""
     p, t = _pair(predicted, true)
-    if undefined(p, t):
+    if why_undefined(p, t):
         return float("nan")
     p, t = p - p.mean(), t - t.mean()
     return float(np.sum(p * t) / np.sqrt(np.sum(p ** 2) * np.sum(t ** 2)))
 
 
 def srcc(predicted, true):
-    """Spearman's: the LCC of the ranks; NaN where undefined() gives a reason."""
-    return float("nan") if undefined(predicted, true) else lcc(ranks(predicted), ranks(true))
+    """Spearman's: the LCC of the ranks; NaN if why_undefined() gives a reason."""
+    return float("nan") if why_undefined(predicted, true) else lcc(ranks(predicted), ranks(true))
 
 
 def ranks(values):
@@ -404,9 +414,9 @@ def ranks(values):
 
 def ktau(predicted, true):
     """Kendall's tau-b: pairs in the same order minus pairs in opposite order, divided by
-    sqrt(pairs not tied in p * pairs not tied in t); NaN where undefined() gives a reason."""
+    sqrt(pairs not tied in p * pairs not tied in t); NaN if why_undefined() gives a reason."""
     from scipy.stats import kendalltau  # here, so that --help need not wait for it
-    if undefined(predicted, true):
+    if why_undefined(predicted, true):
         return float("nan")
     return float(kendalltau(ranks(predicted), ranks(true)).statistic)
 
@@ -433,8 +443,8 @@ def metrics(predicted, true, system):
             for name, metric in METRICS.items()}
 
 
-def undefined(predicted, true):
-    """Why LCC, SRCC and KTAU do not exist, as text; "" where they do."""
+def why_undefined(predicted, true):
+    """Why LCC, SRCC and KTAU cannot be computed, as text; "" if they can."""
     p, t = _pair(predicted, true)
     if len(p) < 2:
         return f"{len(p)} values, two are needed"
@@ -457,28 +467,31 @@ def _pair(predicted, true):
 # -- What follows is no part of the method: where a backbone comes from ----------------------------
 
 def load_backbone(name, device="cpu"):
-    """name: of a torchaudio bundle, whose weights are in torch.hub's folder or are downloaded into
-    it; or "logmel"; or of a Python module of your own whose load() gives (network, sample_rate),
-    where the network has an extract_features like that of LogMel. Raises ValueError for any other
-    name, and whatever torchaudio raises if it cannot get the weights."""
+    """name is one of three: the name of a torchaudio bundle, a network whose weights are in
+    torch.hub's folder or are downloaded into it; or "logmel"; or the name of a Python module of
+    your own. Its load() gives (network, sample_rate), and the network has an extract_features()
+    like that of LogMel. Raises ValueError for any other name, and whatever torchaudio raises if it
+    cannot get the weights."""
     bundle, code = torchaudio_bundle(name), ""
-    with contextlib.redirect_stdout(sys.stderr):  # torch.hub says that it downloads
+    with contextlib.redirect_stdout(sys.stderr):  # torch.hub prints that it downloads
         if name == "logmel":
             network, sample_rate = LogMel(), 16000
         elif bundle is not None:
             sample_rate = int(bundle.sample_rate)
-            network = bundle.get_model(dl_kwargs={"weights_only": True})  # else it may run code
+            network = bundle.get_model(dl_kwargs={"weights_only": True})  # runs no code in it
         else:
             network, sample_rate, code = load_module(name)
     return Backbone(name, network, sample_rate, device, code)
 
 
 def fingerprint(network, frames, code):
-    """A digest of a network's weights, of `code`, its source if it is a module of your own, and of
-    the frames (L, F, D) that it gives for noise, which shows changes in other code. The frames
-    count by one number of two digits, so that nearly all machines agree."""
+    """A text by which a network is known again. It changes if the weights change, or `code`, which
+    is the source of a module of your own, or if other code clearly changes the frames (L, F, D)
+    that the network gives for a second of noise. Of these frames one sum is taken and rounded to
+    two digits, so that nearly all machines agree; a small change passes unnoticed."""
     statistics = pool_statistics(frames).flatten().cpu().double()
-    ramp = torch.linspace(1, 2, len(statistics), dtype=torch.float64)  # so that order counts
+    # With unequal weights the sum also changes if two features change places.
+    ramp = torch.linspace(1, 2, len(statistics), dtype=torch.float64)
     digest = hashlib.sha256(f"{code} {tuple(frames.shape)} {statistics @ ramp:.1e}".encode())
     for key, tensor in network.state_dict().items():
         content = tensor.cpu().flatten().view(torch.uint8)  # bytes: numpy has no bfloat16
@@ -493,8 +506,8 @@ def torchaudio_bundle(name):
 
 
 def load_module(name):
-    """A module of your own -> (network, sample_rate, the source code of the module and of that in
-    which the network's class is defined)."""
+    """A module of your own -> (network, sample_rate, the source code of this module and of the
+    module that defines the network's class)."""
     try:
         module = importlib.import_module(name)
         load = module.load
@@ -503,7 +516,7 @@ def load_module(name):
                          "Wav2Vec2Bundle of torchaudio or a module that has load(), beside "
                          "train.py or on PYTHONPATH") from None
     with torch.random.fork_rng([]):
-        torch.manual_seed(0)  # if weights are drawn at random, they are the same every time
+        torch.manual_seed(0)  # so that weights drawn at random are the same every time
         found = load()
     if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], nn.Module)
             and isinstance(found[1], (int, np.integer)) and found[1] > 0):
@@ -516,18 +529,20 @@ def load_module(name):
 
 
 class LogMel(nn.Module):
-    """A stand-in for a wav2vec2 whose weights are missing (ours). It hears spectra and no speech.
+    """A stand-in for a wav2vec2 whose weights are missing (ours). It computes spectra, and has
+    learned nothing about speech.
 
-    Its two "layers" are the log-mel spectrum at 16 kHz, with the usual 80 bands and a window of 25
-    ms every 10 ms, and how fast that changes. Every clip is first brought to the same level, as a
-    wav2vec2 does not hear the level either."""
+    It has two "layers". One is the log-mel spectrum at 16 kHz, with the usual 80 bands and a window
+    of 25 ms every 10 ms; the other is how fast this spectrum changes. Every clip is first brought
+    to the same level, so that how loud it is does not count. The wav2vec2 networks of torchaudio
+    do not hear how loud a clip is, either."""
 
     def __init__(self):
         super().__init__()
         self.mel = torchaudio.transforms.MelSpectrogram(
             16000, n_fft=512, win_length=400, hop_length=160, n_mels=80)
-        # Window and filters are computed, and their last bits differ between machines, so that they
-        # are not stored among the weights.
+        # The last bits of the window and the filters differ between machines, and so they are not
+        # stored among the weights.
         for part, name in ((self.mel.spectrogram, "window"), (self.mel.mel_scale, "fb")):
             part.register_buffer(name, getattr(part, name), persistent=False)
 

@@ -4,17 +4,16 @@
     python train.py --data DIR --out runs/mine     learns from the ratings.csv in a folder
     python train.py --help                         every setting and where it comes from
 
-A section marks a value of the paper, and "ours" what is not in it. The paper does not say which
-weights a stage trains. Here each stage trains all of them, with a new AdamW, and both
-regularisers are always on. Nor does it say what it means by an "adaptive" weighting of the two
-losses. Here that is alpha, the weight of the MOS loss: it rises during stage 2 and jumps between
-stages. Letters of dimensions: see moemos.py.
+A section number, such as (III.E), marks a value that is the paper's; "ours" marks what the paper
+does not say. The paper does not say which weights a stage trains: here each stage trains all of
+them, with a new AdamW, and both regularisers are always on. The paper does not say either what it
+means by an "adaptive" weighting of the two losses: here alpha, the weight of the MOS loss, rises
+during stage 2 and jumps between stages. Letters of dimensions: see moemos.py.
 """
 
 import argparse
 import io
 import math
-import os
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +29,7 @@ from data import InputError
 class Stage(NamedTuple):
     name: str
     steps: int
-    lr: float            # at the first step; it falls to 0 within each stage (per stage: ours)
+    lr: float            # at the first step of the stage; at its end it is 0 (in each stage: ours)
     alpha_start: float   # weight of the MOS loss; that of the second task, beta, is 1 - alpha
     alpha_end: float
 
@@ -53,12 +52,11 @@ def option(default, help, **limits):
 @dataclass(frozen=True)
 class Config:
     """The settings. Each is an option of the command line, with - in place of _."""
-    data: str = option("corpus", "a ratings.csv or its folder; if missing, corpus is simulated")
-    scale: tuple = option((1.0, 5.0), "the lowest and the highest rating; others are refused")
+    data: str = option("corpus", "a ratings.csv or its folder; a missing default is simulated")
+    scale: tuple = option((1.0, 5.0), "the lowest and the highest rating that are possible")
     max_seconds: float = option(60.0, "clips that are longer are refused", least=0)
-    backbone: str = option("", "a torchaudio bundle, logmel or a module of your own; if none is "
-                               "named, WAV2VEC2_BASE (III.B; its size is ours) or, without its "
-                               "weights, logmel")
+    backbone: str = option("", "a torchaudio bundle, logmel or your own module; if none is named, "
+                           "WAV2VEC2_BASE (III.B; its size is ours), or logmel without its weights")
     out: str = option("runs/default", "the folder of the run")
     cache: str = option("cache", "the folder where features are kept")
     device: str = option("", "cpu, cuda, ...; if none is named, an accelerator or else cpu")
@@ -68,21 +66,20 @@ class Config:
     batch_size: int = option(32, "clips in a batch; ours", least=1, below=1e9)
     lambda_1: float = option(0.02, "the weight of L_diversity (III.B); ours", least=0)
     lambda_2: float = option(0.02, "the weight of L_sparsity (III.B); ours", least=0)
-    steps: int = option(0, "the steps of each stage, for quick trials; 0 means those in STAGES",
-                       least=0, below=1e9)
+    steps: int = option(0, "steps of a stage, for trials; 0: as in STAGES", least=0, below=1e9)
 
 
 # -- Three stages ----------------------------------------------------------------------------------
 
 def learning_rate(step, steps, peak):
-    """Cosine annealing (III.E): `peak` at step 0, and 0 when step == steps. It depends on the step
-    alone, so that no stage can inherit a rate of 0 from the one before."""
+    """Cosine annealing (III.E): `peak` at step 0, and 0 when step == steps. It is computed from the
+    step, not from the last rate, so that each stage starts at its full rate."""
     return 0.5 * peak * (1 + math.cos(math.pi * step / steps))
 
 
 def alpha(step, steps, start, end):
-    """The weight of the MOS loss: `start` at step 0, `end` at the last step, and on a straight line
-    between them (which is ours)."""
+    """The weight of the MOS loss: `start` at step 0, `end` at the last step, and a straight line
+    between them (that it is straight is ours)."""
     return start + (end - start) * (step / max(steps - 1, 1))
 
 
@@ -101,10 +98,9 @@ def run_stage(model, stage, config, training, dev=None):
     dict. dev: the Clips for validate(), if there are any.
 
     Each step draws its batch anew from all clips, so that a small corpus gets as many steps as a
-    large one. Raises FloatingPointError if a loss or a gradient is not finite."""
-    os.environ.setdefault("USERNAME", "nobody")  # no part of the method: torch asks for a name
+    large one (ours). Raises FloatingPointError if a loss or a gradient is not finite."""
     parameters = list(model.parameters())
-    optimiser = torch.optim.AdamW(parameters, fused=True)  # weight decay: torch's 0.01
+    optimiser = torch.optim.AdamW(parameters, fused=True)  # weight decay 0.01, torch's own; ours
     logged, gates = [], []
     for step in range(stage.steps):
         lr = learning_rate(step, stage.steps, stage.lr)
@@ -137,8 +133,8 @@ def run_stage(model, stage, config, training, dev=None):
 
 def run_stages(model, stages, config, training, dev=None):
     """Trains a model on Clips through all stages; prints and returns the rows of log.csv. dev: the
-    Clips for validate(), if there are any. HEADING and LINE, how a row is printed, are at the end
-    of the file."""
+    Clips for validate(), if there are any. HEADING and LINE say how a row is printed; they stand
+    below train()."""
     model.to(training.features.device)
     rows = []
     for stage in stages:
@@ -151,8 +147,8 @@ def run_stages(model, stages, config, training, dev=None):
 
 
 def build_model(config, weights):
-    """A model with these weights, from moemos.start() or from a stored run. Weights that are not
-    among them start random."""
+    """A model with these weights, which moemos.start() or a stored run gives. Weights that are not
+    among them stay as MoEMOS makes them."""
     layers, statistics = weights["fusion.center"].shape
     axes, classes = weights["fusion.axes"].shape[1], len(weights["class_head.bias"])
     model = moemos.MoEMOS(layers, statistics // 2, axes, classes, config.experts, config.hidden)
@@ -179,8 +175,8 @@ def train(config):
     fold = data.folds_of([clip for clip in clips if clip.ratings], FOLDS)
     on_cpu = [tensor.cpu() for tensor in training]  # as not every accelerator has float64
     model = build_model(config, moemos.start(*on_cpu, len(classes), fold))
-    print("training starts from ridge regression with a penalty of {:.2g} a feature, found by "
-          "cross-validation; {} features become {} axes".format(
+    print("training starts from ridge regression with a penalty of {:.2g} times the number of "
+          "features, found by cross-validation; {} features become {} axes".format(
               model.penalty, *model.fusion.axes.shape))
     stages = [stage._replace(steps=config.steps or stage.steps) for stage in STAGES]
     rows = run_stages(model, stages, config, training, dev)
@@ -207,7 +203,7 @@ def gate_columns(gates):
 
 @torch.no_grad()
 def validate(model, clips):
-    """The columns of log.csv about the rated Clips of split dev, which train nothing."""
+    """The columns of log.csv about the rated Clips of split dev, on which nothing is trained."""
     predicted = torch.cat([model.eval()(part).mos for part in clips.features.split(256)]).cpu()
     mos = clips.mos.cpu()
     return {"dev_mse": moemos.mse(predicted, mos), "dev_lcc": moemos.lcc(predicted, mos)}
@@ -227,8 +223,8 @@ def read_clips(config):
 
 
 def as_tensors(clips, backbone, cache):
-    """data.Clips -> (train.Clips on the backbone's device, the classes of the second task). A class
-    is a synthesis model (III.C)."""
+    """A list of data.Clip -> (a train.Clips on the backbone's device, the classes of the second
+    task). A class is a synthesis model (III.C)."""
     features = data.extract_features(clips, backbone, cache).to(backbone.device)
     mos = torch.tensor([clip.mos for clip in clips], device=backbone.device)
     classes = sorted({clip.model for clip in clips})
@@ -274,7 +270,8 @@ def write_run(config, model, stages, classes, backbone, rows):
 
 
 def results_in(run):
-    """The Paths of what evaluate.py has written into a run's folder and its on_* folders."""
+    """The Paths of what evaluate.py has written into a run's folder, and into those below it for
+    results on other corpora, on_*."""
     return [path for name in RESULTS for folder in ("", "on_*/")
             for path in run.glob(f"{folder}{name}")]
 
@@ -283,10 +280,10 @@ def main():
     parser = argparse.ArgumentParser(
         allow_abbrev=False, description="Trains the speech quality predictor of arXiv 2507.06116.")
     for setting in fields(Config):
-        form = {"type": setting.type}
+        value = {"type": setting.type}
         if setting.name == "scale":
-            form = {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
-        parser.add_argument(flag(setting), **form, default=setting.default,
+            value = {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
+        parser.add_argument(flag(setting), **value, default=setting.default,
                             help=f"{setting.metadata['help']} (default: {setting.default!r})")
     settings = vars(parser.parse_args())
     settings["scale"] = tuple(settings["scale"])

@@ -504,7 +504,7 @@ TRAINSET, NV = "DATA/sets/TRAINSET", "audiomos-track3-16k_nv_1_2.wav"
     (POST_EVALUATION, UTT, f"{TRACK3}\udcff,01,4\n", ": is no CSV table in UTF-8"),
     (POST_EVALUATION, UTT, f'{TRACK3}"{NV},01,4', ": is no CSV table in UTF-8 (unexpected end"),
     (POST_EVALUATION, "post_eval_distro/test/utt_mix_test.csv", f"{TRACK3}{NV},11,4\n",
-     ", row 2: audiomos-track3-16k_nv_1_2.wav stood in another split, system, model or group"),
+     ", row 2: audiomos-track3-16k_nv_1_2.wav has another split, system, model or group"),
     (PHASES, LIST, "audiomos-track3-16k_sys1_utt99\n", "sys1_utt99.wav' is missing, or is no"),
     (PHASES, LIST, "utt51\n", ", row 1: {'uttID': 'utt51'} is no row of"),
     (PHASES, LIST, "audiomos-track3-16k_sys1_utt51,4\n", ", row 1: a row needs one value for each"),
@@ -904,7 +904,7 @@ def test_the_paths_in_a_table_lead_to_its_clips_even_through_linked_folders(tmp_
 
 @pytest.mark.parametrize(("name", "target", "why"), [
     ("more/tts1/broken.wav", "nowhere", "broken.wav' is missing, or is no file"),
-    ("more/tts2/b.wav", "../tts1/a.wav", "tts1/a.wav stood in another split, system, model or gro"),
+    ("more/tts2/b.wav", "../tts1/a.wav", "tts1/a.wav has another split, system, model or gro"),
     ("more/tts1/b.wav", "../../own/a.wav", "tts1/b.wav: is a clip of"),
     ("more/tts1/\udcff.wav", "", "its name is not in UTF-8; rename it")])
 def test_augmentation_with_a_missing_or_repeated_clip_or_a_name_not_in_utf_8_is_refused(

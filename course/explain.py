@@ -80,7 +80,8 @@ def show_sum(trained, output):
 
 
 def show_loss(run, path, trained, output):
-    """Prints what a batch of this clip alone costs at the end of training, if it has ratings."""
+    """Prints the loss of a batch of this clip alone at the end of training, if the clip has ratings
+    and training has seen its class."""
     config, device = trained.config, trained.backbone.device
     try:
         clips = data.read_manifest(config.data, config.scale)
@@ -89,14 +90,14 @@ def show_loss(run, path, trained, output):
         return
     path = Path(path).resolve()
     same = [clip for clip in clips if clip.path.resolve() == path and clip.ratings]
-    if not same:
+    if not same or same[0].model not in trained.classes:
         return
     clip = same[0]
-    known = trained.classes.index(clip.model) if clip.model in trained.classes else -1
+    label = trained.classes.index(clip.model)
     stage = evaluate.read_checkpoint(run)["stages"][-1]
     alpha = stage["alpha_end"]
     terms = moemos.losses(output, torch.tensor([clip.mos], device=device),
-                          torch.tensor([known], device=device), alpha, 1 - alpha,
+                          torch.tensor([label], device=device), alpha, 1 - alpha,
                           config.lambda_1, config.lambda_2, trained.model.deviation)
     print(data.printable(f"rated MOS {clip.mos:.2f}, class {clip.model}; a batch of it alone has "
                          f"at the end of stage {stage['name']}:"))

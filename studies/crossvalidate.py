@@ -35,7 +35,7 @@ def check(path, clips):
     needed = evaluate.FEWEST["clips"]
     groups = len({clip.group for clip in clips})
     mos = [clip.mos for clip in clips]
-    if len(clips) < needed or groups < 2 or moemos.undefined(mos, mos):
+    if len(clips) < needed or groups < 2 or moemos.why_undefined(mos, mos):
         raise InputError(f"{path}: has {len(clips)} rated clips in {groups} groups, with "
                          f"{len(set(mos))} different MOS; to cross-validate takes {needed} clips, "
                          "two groups and two MOS")
