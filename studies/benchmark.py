@@ -1,7 +1,7 @@
-"""Speed and memory: `python -m studies.benchmark` from the root of the checkout, some minutes.
+"""Measures speed and memory in some minutes: `python -m studies.benchmark`.
 
-Works in an empty temporary folder with logmel, so that no weights are needed. WAV2VEC2_BASE, where
-it is named, has random weights: time does not depend on them.
+It works in an empty temporary folder, and mostly with logmel, so that no weights are needed. If
+WAV2VEC2_BASE is named, it has random weights, as time does not depend on them.
 """
 
 import argparse
@@ -36,13 +36,13 @@ def show(label, number, unit="", digits=1):
 
 
 def start(*words, **environment):
-    """Python in a process of its own, in this folder, silent."""
+    """Starts Python in another process, in the current folder, without its output."""
     return subprocess.Popen([sys.executable, *words], env=os.environ | environment,
                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def finish(*processes):
-    """Waits for them all. Raises InputError for one that fails."""
+    """Waits for all processes to end. Raises InputError if one fails."""
     for process in processes:
         if process.wait() != 0:
             command = " ".join(map(str, process.args))
@@ -50,14 +50,14 @@ def finish(*processes):
 
 
 def seconds(*words):
-    """Wall time of a script, as a user starts it."""
+    """The wall time, in seconds, of a script as a user starts it."""
     begun = time.perf_counter()
     finish(start(*words))
     return time.perf_counter() - begun
 
 
 def scripts():
-    """Whole scripts, from an empty folder on; leaves a corpus and its logmel features there."""
+    """Times whole scripts in an empty folder. They leave a corpus and its logmel features in it."""
     cores = [ROOT / name for name in ("train.py", "evaluate.py")]
     seconds(cores[0], "--help")  # the first start of a day waits for the disk
     slowest = max(seconds(script, "--help") for script in cores)
@@ -67,14 +67,14 @@ def scripts():
     first = seconds(cores[0], *LOGMEL) + seconds(cores[1])
     show("train.py, evaluate.py from an empty folder", first, "s")
     again = seconds(cores[0], *LOGMEL) + seconds(cores[1])
-    show("again, corpus and features there", again, "s")
+    show("again, with corpus and features made", again, "s")
     kibibytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     show("peak memory of the largest process", kibibytes * 1024 / 1e9, "GB", digits=2)
 
 
 def evaluation():
-    """Wall time of evaluate.py on 5,000 test clips, links to those of the corpus, whose features
-    are there."""
+    """The wall time of evaluate.py on 5,000 test clips. They are links to those of the corpus, so
+    that their features have been extracted already."""
     clips = data.read_manifest("corpus")
     test = [clip for clip in clips if clip.split == "test"]
     many = [clip for clip in clips if clip.split == "train" and clip.ratings]
@@ -89,8 +89,8 @@ def evaluation():
 
 
 def training_itself(training, fold):
-    """train.Clips, fold as of moemos.start -> wall time of the start in closed form, and of the
-    three stages."""
+    """The wall time of the start in closed form, and that of the three stages. training:
+    train.Clips. fold: as in moemos.start()."""
     config, classes = train.Config(), int(training.label.max()) + 1
     torch.manual_seed(config.seed)
     begun = time.perf_counter()
@@ -102,7 +102,7 @@ def training_itself(training, fold):
 
 
 def training_on_corpus():
-    """training_itself() on the simulated corpus."""
+    """Times training_itself() on the simulated corpus."""
     backbone = data.open_backbone("logmel", "cpu")
     with contextlib.redirect_stdout(None):
         clips, _ = train.read_clips(train.Config())
@@ -112,9 +112,9 @@ def training_on_corpus():
 
 
 def training_at_full_width():
-    """training_itself() on random clips, as many, and as wide, as the paper's backbone makes them,
-    with two threads -> (seconds of the start, of the stages, GB of memory at its peak); to be
-    called in a process of its own."""
+    """Times training_itself() with two threads on 800 random clips that have as many features as
+    the paper's backbone gives. Returns (seconds of the start, seconds of the stages, GB of memory
+    at the peak). The peak is that of the process, so call this in a new one."""
     torch.set_num_threads(2)
     features = torch.randn(800, LAYERS, 2 * WIDTH)
     mos = torch.linspace(1, 5, 800)
@@ -125,7 +125,7 @@ def training_at_full_width():
 
 
 def make_weights(hub):
-    """A file of random weights for WAV2VEC2_BASE in a hub folder, which torch.hub then uses."""
+    """Writes random weights for WAV2VEC2_BASE into a hub folder, where torch.hub finds them."""
     bundle = torchaudio.pipelines.WAV2VEC2_BASE
     checkpoints = Path(hub, "checkpoints")
     checkpoints.mkdir(parents=True)
@@ -135,7 +135,7 @@ def make_weights(hub):
 
 
 def make_corpus(folder, clips):
-    """A corpus of some clips of another."""
+    """Writes into a folder the ratings.csv of some clips of another corpus."""
     rows = [data.HEADER]
     for clip in clips:
         for rater, score in (clip.ratings or {"": ""}).items():
@@ -145,7 +145,8 @@ def make_corpus(folder, clips):
 
 
 def extraction(clips, backbone):
-    """Time of data.extract_features over that of the bare network, clip by clip in turns."""
+    """The time that data.extract_features() takes, divided by that of the bare network. They take
+    turns, clip by clip."""
     times = {"ours": 0.0, "bare": 0.0}
     for i, clip in enumerate(clips):
         waveform = data.read_wav(clip.path, backbone.sample_rate)[None]
@@ -162,7 +163,8 @@ def extraction(clips, backbone):
 
 
 def processes():
-    """Time of corpora.features on 80 clips with two threads, over that of two processes of one."""
+    """The time that corpora.features takes for 80 clips in one process with two threads, divided by
+    that of two processes with one thread each."""
     make_corpus("share", data.read_manifest("corpus")[::15])
 
     def extract(rank, number, threads):
@@ -180,23 +182,23 @@ def processes():
 
 def benchmark():
     scripts()
-    show("evaluate.py on 5,000 clips, features there", evaluation(), "s")
+    show("evaluate.py on 5,000 clips with features", evaluation(), "s")
     begun, stages = training_on_corpus()
     show("the start in closed form", begun, "s")
     show("the three stages themselves", stages, "s")
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         begun, stages, memory = pool.submit(training_at_full_width).result()
     show(f"the start at {LAYERS * 2 * WIDTH:,} features", begun, "s")
-    show("the three stages there", stages, "s (aim, both: 90)")
+    show("the three stages at as many features", stages, "s (aim, with the start: 90)")
     steps = sum(stage.steps for stage in train.STAGES)
-    show("a step of them", 1000 * stages / steps, "ms")
-    show("its peak memory", memory, "GB (aim: 1.5)", digits=2)
+    show("one step of these stages", 1000 * stages / steps, "ms")
+    show("peak memory of this training", memory, "GB (aim: 1.5)", digits=2)
     make_weights(torch.hub.get_dir())
     backbone = moemos.load_backbone("WAV2VEC2_BASE")
     over = extraction(data.read_manifest("corpus")[::20], backbone)
     show("data.extract_features / WAV2VEC2_BASE bare", over, digits=3)
-    show("two processes of one thread, times as fast", processes(),
-         "(than one process of two, starts included)", digits=2)
+    show("two processes of one thread", processes(),
+         "times as fast as one process of two threads, starts included", digits=2)
 
 
 def main():

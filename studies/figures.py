@@ -1,14 +1,15 @@
-"""Figures of what train.py and evaluate.py wrote (needs `pip install matplotlib`).
+"""Draws what train.py and evaluate.py wrote (needs `pip install matplotlib`).
 
-    python -m studies.figures                  of runs/default
-    python -m studies.figures RUN              of another run that has been evaluated
-    python -m studies.figures RUN/on_CORPUS    of its results on another corpus
-    python -m studies.figures --answers        of the stored answer to the question "line"
+    python -m studies.figures                  draws runs/default
+    python -m studies.figures RUN              draws another run that has been evaluated
+    python -m studies.figures RUN/on_CORPUS    draws its results on another corpus
+    python -m studies.figures --answers        draws the stored answer to the question "plainer"
 
-Draws the tables, and computes nothing but the systems' means: predictions.png has predicted against
-rated MOS, experts.png who serves whom, training.png the log of the stages, and answers.png the
-method beside plainer predictors on real listening tests. With --out FOLDER they go there.
-Of more than MOST synthesis models those with the most clips are told apart.
+predictions.png has predicted against rated MOS, experts.png the mean gates of each synthesis model,
+training.png the log of the three stages, and answers.png the method beside plainer predictors on
+real listening tests. Figures are written into the folder that they are of, or with --out FOLDER
+into that one. If there are more than MOST synthesis models, the ones with the most clips are told
+apart. Nothing is computed here but the means of the systems.
 """
 
 import argparse
@@ -31,13 +32,13 @@ try:
 except ImportError:  # it is no requirement
     Figure = None
 
-# Okabe and Ito's colours, which the colour-blind tell apart; each comes with a marker of its own.
+# Okabe and Ito's colours, which the colour-blind tell apart; each comes with another marker.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = "osD^vPX*"
 LINES = ("-", "--", ":", "-.")
 MOST = 24  # synthesis models that are told apart; a legend has no room for more
 
-# What is read: the form of metrics.json, as tables.fits has it, and the columns of the tables.
+# What is read: the form of metrics.json, as tables.fits() describes it, and columns of the tables.
 LCC, INTERVAL = (float, None), ([float, float], [None, None])
 RESULT = {"settings": {"scale": [float, float]}, "experts": {str: [float]},
           "metrics": {"utterance LCC": LCC, "system LCC": LCC},
@@ -48,21 +49,21 @@ TEXTS = ("wav", "system", "model", "stage")  # all other columns hold numbers
 
 
 def figure(columns, rows, width, height):
-    """(a matplotlib Figure, its axes as a flat list); width, height: of each, in inches."""
+    """(a matplotlib Figure, a flat list of its axes). width, height: of each of them, in inches."""
     drawing = Figure(figsize=(width * columns, height * rows), layout="constrained")
     axes = drawing.subplots(rows, columns, squeeze=False)
     return drawing, axes.ravel().tolist()
 
 
 def short(name):
-    """A name as matplotlib shows it: not long, no formula, nothing that cannot be printed, and not
-    hidden for a leading _."""
-    shown = data.printable(name)[:26].replace("$", r"\$")
+    """A name that matplotlib shows as it is: it is cut where it is long, can be printed, is not
+    taken for a formula, and is not hidden because of a leading _."""
+    shown = data.printable(name)[:28].replace("$", r"\$")
     return " " + shown if shown.startswith("_") else shown
 
 
 def save(drawing, path):
-    """Writes a figure as PNG, of 64 colours, so that it is small."""
+    """Writes a figure as a PNG of 64 colours, so that the file is small."""
     drawn, content = io.BytesIO(), io.BytesIO()
     drawing.savefig(drawn, dpi=100)
     Image.open(drawn).convert("RGB").quantize(64).save(content, "PNG", optimize=True)
@@ -71,10 +72,10 @@ def save(drawing, path):
 
 
 def read_table(path, columns):
-    """The rows of a CSV table, dicts, in which all but TEXTS are numbers. Raises InputError naming
-    file and row."""
+    """The rows of a CSV table as dicts; all columns but TEXTS hold numbers. Raises InputError that
+    names the file and the row."""
     rows = []
-    with contextlib.redirect_stderr(io.StringIO()):  # which names the columns that are not needed
+    with contextlib.redirect_stderr(io.StringIO()):  # hides which columns are ignored
         for place, row in data.read_rows(path, columns):
             try:
                 rows.append({name: text if name in TEXTS else as_number(name, text)
@@ -88,7 +89,8 @@ def read_table(path, columns):
 
 
 def as_number(name, text):
-    """A cell of a column, finite, or NaN where an LCC is undefined. Raises ValueError."""
+    """The number in a cell of a column: finite, or NaN for an LCC that is undefined. Raises
+    ValueError."""
     value = float(text)
     undefined = name == "dev_lcc" and math.isnan(value)
     if not undefined and not abs(value) < 1e12:
@@ -97,7 +99,7 @@ def as_number(name, text):
 
 
 def read_result(folder):
-    """What metrics.json and predictions.csv in a folder hold. Raises InputError."""
+    """What the files metrics.json and predictions.csv of a folder hold. Raises InputError."""
     result = tables.read_json(folder / "metrics.json", RESULT, "evaluate the run")
     rows = read_table(folder / "predictions.csv", PREDICTIONS)
     experts = result["experts"]
@@ -111,8 +113,8 @@ def read_result(folder):
 
 
 def plot_run(folder, out=""):
-    """Writes figures of the tables in a folder, a run's own or one below it, which has no log of
-    training, beside them or into another folder. Raises InputError."""
+    """Writes figures of the tables in a folder, which is that of a run or one below it; the latter
+    has no log of training. The figures go into the same folder, or into out. Raises InputError."""
     folder = Path(folder)
     result, rows = read_result(folder)
     counts = Counter(row["model"] for row in rows)
@@ -132,7 +134,8 @@ def plot_run(folder, out=""):
 def plot_predictions(result, rows, shown):
     """Predicted against rated MOS at both levels, coloured by synthesis model.
 
-    result: of metrics.json. rows: of predictions.csv. shown: the models that are told apart.
+    result: what metrics.json holds. rows: those of predictions.csv. shown: the synthesis models
+    that are told apart.
     """
     drawing, axes = figure(2, 1, width=5.5, height=5.2)
     mos, predicted = np.array([(row["mos"], row["predicted"]) for row in rows]).T
@@ -169,7 +172,7 @@ def lcc_title(result, level):
 
 
 def plot_experts(experts):
-    """Use of the experts, {synthesis model: its mean gates}, as a heat map."""
+    """The mean gates of each synthesis model as a heat map. experts: {synthesis model: (E,)}."""
     gates = 100 * np.array(list(experts.values()))  # (models, E)
     models, number = gates.shape
     drawing, (axis,) = figure(1, 1, width=2.5 + 0.8 * number, height=1.5 + 0.4 * models)
@@ -185,9 +188,9 @@ def plot_experts(experts):
 
 
 def plot_training(log):
-    """Loss terms, gates and, where there are dev clips, their numbers, by step of all stages.
+    """Loss terms, gates and, if there are dev clips, their numbers, at each step of all stages.
 
-    log: rows of log.csv.
+    log: the rows of log.csv.
     """
     gates = [name for name in log[0] if name.startswith("gate_") and name != "gate_entropy"]
     panels = [
@@ -213,12 +216,12 @@ def plot_training(log):
 
 
 def plot_answers(numbers):
-    """Utterance LCC with its interval, of each variant on each listening test with each encoder.
+    """The utterance LCC, with interval, of each variant on each listening test with each backbone.
 
-    numbers: of results/line.json.
+    numbers: those of results/plainer.json.
     """
-    drawing, (axis,) = figure(1, 1, width=8.8, height=3.6)
-    letters = {encoder: letter for letter, encoder in questions.ENCODERS.items()}
+    drawing, (axis,) = figure(1, 1, width=9.6, height=3.6)
+    letters = {backbone: letter for letter, backbone in questions.BACKBONES.items()}
     names = [row["cell"][0] + letters.get(row["cell"][1], "") for row in numbers]
     columns = list(dict.fromkeys(names))
     variants = list(dict.fromkeys(row["variant"] for row in numbers))
@@ -233,7 +236,7 @@ def plot_answers(numbers):
         axis.errorbar(places, lcc, reach, color=COLOURS[i % 8], marker=MARKERS[i % 8],
                       linestyle="none", capsize=2, label=short(variant))
     axis.set(ylabel="utterance LCC",
-             title="four listening tests, two encoders (W: Whisper's), 95 % intervals")
+             title="four listening tests, two backbones (W: Whisper's), 95 % intervals")
     axis.set_xticks(range(len(columns)), columns, fontsize="small")
     axis.grid(axis="y", color="0.9")
     axis.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
@@ -241,9 +244,9 @@ def plot_answers(numbers):
 
 
 def steps_of_all(log):
-    """-> (each row's step, counted through all stages; {stage: the steps before it}).
+    """(each row's step, counted through all stages; {stage: the number of steps before it}).
 
-    log: rows of log.csv, whose own steps are counted from each stage's start.
+    log: the rows of log.csv, in which steps are counted anew in each stage.
     """
     steps, starts = [], {}
     for row in log:
@@ -256,7 +259,7 @@ def main():
     parser = argparse.ArgumentParser(allow_abbrev=False, description="Draws the tables of a run.")
     parser.add_argument("folder", metavar="RUN", nargs="?", default="runs/default",
                         help="a run, or RUN/on_... (default: runs/default)")
-    parser.add_argument("--answers", action="store_true", help="draw stored answers, no run")
+    parser.add_argument("--answers", action="store_true", help="draw a stored answer and no run")
     parser.add_argument("--out", metavar="FOLDER", default="", help="where the figures go")
     options = parser.parse_args()
     with data.one_sentence("studies.figures"):
@@ -264,7 +267,7 @@ def main():
             raise InputError("figures need matplotlib, which is no requirement of this project: "
                              "pip install matplotlib")
         if options.answers:
-            drawing = plot_answers(questions.read("line")["numbers"])
+            drawing = plot_answers(questions.read("plainer")["numbers"])
             save(drawing, Path(options.out, "answers.png"))
         else:
             plot_run(options.folder, options.out)

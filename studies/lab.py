@@ -1,10 +1,11 @@
-"""The engine of the studies: a variant of the method, in a cell, with a seed, gives predictions.
+"""The engine of the studies: trains a variant of the method in a cell, with a seed, and predicts.
 
-A cell is a corpus, a backbone, and how its clips are split into learned and predicted ones. What
-was predicted is kept under runs/lab/, so that what was interrupted continues; what changes a
-result, code or data, has it made again. The real listening tests are read by corpora.published
-from listening_tests/, a folder with the clones of their four repositories; LISTENING_TESTS in the
-environment names another. Letters of dimensions: see moemos.py.
+A cell is a corpus, a backbone, and a way to split the clips into those that are learned from and
+those that are predicted. Predictions are kept under runs/lab/, so that after an interruption the
+same command goes on where it was; if the code or the data that they depend on change, they are made
+again. The real listening tests are read by corpora.published from listening_tests/, a folder with
+the clones of their four repositories; the environment variable LISTENING_TESTS may name another
+folder. The letters of dimensions are those of moemos.py.
 """
 
 import ast
@@ -35,9 +36,9 @@ import train
 from corpora import published, simulated
 from data import InputError
 
-FOLDS = 6  # of whole groups
+FOLDS = 6  # each of whole groups
 ROOT = "runs/lab"
-TESTS = {  # name -> the clone below the folder of listening tests
+TESTS = {  # name: the clone's folder in that of the listening tests
     "Estonian": "3synt_listening_test_results",
     "codecs": "bernoulli-var-speech-codec",
     "P.835": "P.808",
@@ -63,9 +64,9 @@ class Corpus(NamedTuple):
 
 @functools.lru_cache(maxsize=3)
 def load(name, backbone):
-    """A corpus and its features. name: of TESTS, or "simulated 30" by its seed, or "training clips
-    of simulated 100", or the absolute path of any ratings.csv, the scale of which was checked
-    before. backbone: a name, as of train.py. Raises InputError."""
+    """A corpus and its features. name: one of TESTS, or "simulated 30" for the one with the seed
+    30, or "training clips of simulated 100", or the absolute path of any ratings.csv, the scale of
+    which was checked before. backbone: a name, as in train.py. Raises InputError."""
     torch.set_num_threads(1)
     network = data.open_backbone(backbone, "cpu")
     if name in TESTS:
@@ -75,7 +76,7 @@ def load(name, backbone):
         with contextlib.redirect_stdout(None), contextlib.redirect_stderr(io.StringIO()):
             _, _, clips = published.read(folder)
     elif os.path.isabs(name):
-        with contextlib.redirect_stderr(io.StringIO()):  # which names the columns that are ignored
+        with contextlib.redirect_stderr(io.StringIO()):  # hides which columns are ignored
             clips = data.read_manifest(name, (-1e6, 1e6))
     else:
         clips = data.read_manifest(simulation(name))
@@ -85,7 +86,7 @@ def load(name, backbone):
 
 
 def simulation(name):
-    """The folder of a simulated corpus, made where it is missing."""
+    """The folder of a simulated corpus, which is made if it is missing."""
     seed = int(name.rpartition(" ")[2])
     folder = Path("runs/corpora", str(seed))
     if not folder.exists():
@@ -93,32 +94,33 @@ def simulation(name):
     return folder
 
 
-# -- Splits: which clips are learned from, and which predicted -------------------------------------
+# -- Splits: which clips are learned from, and which are predicted ---------------------------------
 
-def method(clip):
-    """The synthesis model, with or without super-resolution (SR), which corpora.simulated adds."""
+def base_model(clip):
+    """A clip's synthesis model without the super-resolution (SR) that corpora.simulated may add."""
     return clip.model.removesuffix("SR")
 
 
 def family(clip):
-    """Siblings of a clip's system: of one synthesiser, codec or experiment of the real tests."""
+    """The name that a clip's system shares with its siblings, which are the other systems of the
+    same synthesiser, codec or experiment in a real test."""
     return re.split("[ _/]", clip.system)[0]
 
 
-LEFT_OUT = ("system", "method", "family")
+LEFT_OUT = ("system", "model", "family")
 
 
 def kind(clip, how):
-    """The name of a clip's system, method or family, whichever is left out."""
-    names = {"system": clip.system, "method": method(clip), "family": family(clip)}
+    """The name of a clip's system, synthesis model or family, whichever is left out."""
+    names = {"system": clip.system, "model": base_model(clip), "family": family(clip)}
     return names[how]
 
 
 def split(corpus, how):
-    """Yields (learned, predicted), (clips,) bool each. how: "test", the table's own split;
-    "groups", FOLDS folds of whole groups; "system", "method" or "family", each left out in turn.
-    "groups, 5 a system": so many of each system's rated clips are learned from. Clips without MOS
-    are learned from, except those of a method that is left out."""
+    """Yields (learned, predicted), each (clips,) bool. how: "test" is the split of the table,
+    "groups" is FOLDS folds of whole groups, and with "system", "model" or "family" each of these is
+    left out in turn. With "groups, 5 a system", five rated clips of each system are learned from.
+    Clips without MOS are learned from, except those of a synthesis model that is left out."""
     how, _, few = how.partition(", ")
     rated = corpus.rated
     if how == "test":
@@ -138,7 +140,8 @@ def split(corpus, how):
 
 
 def some_of_each_system(corpus, rows, number):
-    """(clips,) bool: of the rated clips among rows some of each system, the same at every call."""
+    """(clips,) bool: a random choice, the same at every call, of some of each system's clips which
+    are rated and among rows."""
     systems = np.array([clip.system for clip in corpus.clips])
     chosen = np.zeros(len(rows), bool)
     rng = np.random.default_rng(number)
@@ -148,7 +151,7 @@ def some_of_each_system(corpus, rows, number):
     return chosen
 
 
-# -- Variants: who predicts ------------------------------------------------------------------------
+# -- Variants: what predicts -----------------------------------------------------------------------
 
 def means(ratings):
     """(clips, R) -> (clips,), NaN for a clip that nobody has rated; (clips,) stays as it is."""
@@ -158,8 +161,8 @@ def means(ratings):
 
 
 def folds_for(corpus, rows, how):
-    """Folds of some clips, for the strength of ridge regression: of whole groups, or of what is
-    left out."""
+    """The folds of some clips by which ridge regression finds its penalty: of whole groups, or of
+    what is left out, such as systems."""
     clips = [clip for clip, row in zip(corpus.clips, rows) if row]
     if how in LEFT_OUT:
         clips = [replace(clip, group=kind(clip, how)) for clip in clips]
@@ -167,7 +170,7 @@ def folds_for(corpus, rows, how):
 
 
 def training_clips(variant, corpus, learned, seed):
-    """train.Clips of what is learned; the MOS may be single ratings, (clips, R)."""
+    """The train.Clips that are learned from; the MOS may be single ratings, (clips, R)."""
     target = variant.target(corpus, seed)
     rated = ~np.isnan(means(target))
     rows = learned & (rated | variant.unrated)
@@ -179,7 +182,7 @@ def training_clips(variant, corpus, learned, seed):
 
 
 def start(variant, corpus, learned, seed, how):
-    """The weights that training starts from, of single ratings by their means."""
+    """The weights that training starts from; for single ratings, those for their means."""
     clips = training_clips(variant, corpus, learned, seed)
     mos = torch.from_numpy(means(clips.mos.numpy()))
     rated = ~np.isnan(means(variant.target(corpus, seed)))
@@ -188,7 +191,7 @@ def start(variant, corpus, learned, seed, how):
 
 
 def by_head(variant, corpus, learned, predicted, seed, how):
-    """The method -> MOS (n,) and gates (n, E) of the predicted clips."""
+    """The method: MOS (n,) and gates (n, E) of the predicted clips."""
     config = replace(train.Config(), seed=seed, **variant.settings)
     weights = start(variant, corpus, learned, seed, how)
     clips = training_clips(variant, corpus, learned, seed)
@@ -202,7 +205,7 @@ def by_head(variant, corpus, learned, predicted, seed, how):
 
 
 def by_ridge(variant, corpus, learned, predicted, seed, how):
-    """Ridge regression, its strength from the same folds."""
+    """Ridge regression, which finds its penalty by the same folds as the method."""
     mos = variant.target(corpus, seed)
     rows = learned & ~np.isnan(mos)
     x = corpus.features.flatten(1).double().numpy()
@@ -211,7 +214,7 @@ def by_ridge(variant, corpus, learned, predicted, seed, how):
 
 
 def by_mean(variant, corpus, learned, predicted, seed, how):
-    """The mean MOS of the condition's clips, or of all where it is not known."""
+    """The mean MOS of the system's clips, or of all clips if the system is not known."""
     target = variant.target(corpus, seed)
     rows = learned & ~np.isnan(target)
     systems = np.array([clip.system for clip in corpus.clips])
@@ -221,8 +224,10 @@ def by_mean(variant, corpus, learned, predicted, seed, how):
 
 
 def by_labels(variant, corpus, learned, predicted, seed, how):
-    """The mean of ridge regression and of the MOS that a classifier expects which is linear, too,
-    and told the same labels: the class head as training starts, its softmax, the classes' MOS."""
+    """Ridge regression that also knows the labels. It is the mean of two predictions: that of ridge
+    regression, and the MOS to be expected from the classes. For the second, the class head as
+    training starts, a linear classifier, gives each class a probability, by a softmax; these weigh
+    the classes' MOS."""
     weights = start(variant, corpus, learned, seed, how)
     network = train.build_model(train.Config(), weights).eval()
     logits = evaluate.predict(network, corpus.features[torch.from_numpy(predicted)]).logits
@@ -237,18 +242,19 @@ def synthesis_model(clip):
 
 
 def mean_rating(corpus, seed):
-    """(clips,) what is learned, NaN where there is none."""
+    """The MOS that are learned, (clips,), NaN for a clip that has none."""
     return corpus.mos
 
 
 def build(config, weights, clips):
-    """The network of a variant: train.Config, weights of moemos.start() and train.Clips -> it."""
+    """The network of a variant. config: a train.Config. weights: as moemos.start() gives them.
+    clips: train.Clips."""
     return train.build_model(config, weights)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Who predicts; without anything but a name, the method as train.py has it."""
+    """What predicts. With nothing but a name it is the method, as train.py has it."""
     name: str
     settings: dict = field(default_factory=dict)  # of train.Config
     stages: tuple = train.STAGES
@@ -256,15 +262,15 @@ class Variant:
     label: Callable = synthesis_model             # of the second task
     target: Callable = mean_rating
     unrated: bool = True                          # whether clips without MOS are learned from
-    features: Callable = None                     # Corpus -> one with other features
+    features: Callable = None                     # Corpus -> a Corpus with other features
     predict: Callable = by_head
-    drawn: bool = True                            # whether seeds differ
+    drawn: bool = True                            # whether the seed makes a difference
 
 
 METHOD = Variant("the method")
 RIDGE = Variant("ridge", predict=by_ridge, drawn=False)
 MEAN = Variant("system's mean", predict=by_mean, drawn=False)
-LABELS = Variant("ridge, told the labels too", predict=by_labels, drawn=False)
+LABELS = Variant("ridge, also told the systems", predict=by_labels, drawn=False)
 
 
 # -- Running ---------------------------------------------------------------------------------------
@@ -272,7 +278,7 @@ LABELS = Variant("ridge, told the labels too", predict=by_labels, drawn=False)
 class Cell(NamedTuple):
     corpus: str
     backbone: str
-    how: str  # it is split
+    how: str  # the clips are split, see split()
 
 
 class Job(NamedTuple):
@@ -291,8 +297,8 @@ class Job(NamedTuple):
 
 
 def run(jobs):
-    """Does what is missing of jobs, in as many processes as there are cores -> what do() gives for
-    each. Raises InputError."""
+    """Does those jobs that have not been done, in as many processes as the computer has cores, and
+    returns what do() gives for each. Raises InputError."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     for name, backbone in dict.fromkeys(job.cell[:2] for job in jobs):
         load(name, backbone)  # so that processes do not extract the same features side by side
@@ -312,8 +318,8 @@ def run(jobs):
 
 
 def do(job):
-    """Predicts the clips of a job, unless it was done -> {"mos": (clips,), NaN where not predicted,
-    "gates": (clips, E), of the method alone}."""
+    """Predicts the clips of a job, unless that was done before. Returns {"mos": (clips,)}, NaN for
+    a clip that is not predicted; for the method also "gates": (clips, E)."""
     corpus = features_for(job, load(job.cell.corpus, job.cell.backbone))
     key = digest(job, corpus)
     whole = b""
@@ -330,12 +336,12 @@ def do(job):
 
 
 def features_for(job, corpus):
-    """The corpus as the variant of a job has it."""
+    """The corpus with the features that the variant of a job learns from."""
     return job.variant.features(corpus) if job.variant.features else corpus
 
 
 def predict(job, corpus):
-    """What do() gives, anew; corpus: as of features_for."""
+    """Does the work of do(). corpus: as features_for() gives it."""
     found = {"mos": np.full(len(corpus.clips), np.nan)}
     for learned, predicted in split(corpus, job.cell.how):
         mos, gates = job.variant.predict(job.variant, corpus, learned, predicted, job.seed,
@@ -349,12 +355,13 @@ def predict(job, corpus):
 
 # -- What predictions depend on --------------------------------------------------------------------
 
-OURS = ("moemos", "data", "train", "evaluate", "studies")  # where code and values count
+OURS = ("moemos", "data", "train", "evaluate", "studies")  # modules whose code and values count
 PLAIN = (bool, int, float, str, tuple, list, dict, np.ndarray)
 
 
 def digest(job, corpus):
-    """Of all that a job's predictions depend on. What the features depend on shows in them."""
+    """The hash of all that a job's predictions depend on. It includes the features, and so need not
+    include what the features depend on."""
     variant = job.variant
     settings = asdict(replace(train.Config(), **variant.settings))
     clips = [(clip.wav, clip.split, clip.system, clip.model, clip.group,
@@ -368,9 +375,8 @@ def digest(job, corpus):
 
 
 def depends_on(*parts):
-    """Functions and classes -> [(name, code or value)] of them and of all in OURS that they name,
-    themselves or through each other. Dataclasses hold values that digest() has, and are left out.
-    """
+    """[(name, code or value)] of some functions and classes and of all in OURS that they name,
+    directly or through each other. Dataclasses are left out, as digest() has the values in them."""
     found, waiting = {}, list(parts)
     while waiting:
         part = inspect.unwrap(waiting.pop())
@@ -387,8 +393,8 @@ def depends_on(*parts):
 
 
 def named_by(part):
-    """Yields (name, thing) of what the code of a function or class names of OURS: in its own
-    module, as FOLDS, or in another, as evaluate.FOLDS."""
+    """Yields (name, thing) for each thing in OURS that the code of a function or class names, be it
+    of the same module, such as FOLDS, or of another, such as train.FOLDS."""
     own = vars(sys.modules[part.__module__])
     for node in ast.walk(tree_of(part)):
         if isinstance(node, ast.Name):
@@ -406,7 +412,7 @@ def named_by(part):
 
 
 def code_of(part):
-    """The source of a function or class without what does nothing: comments, docstrings, form."""
+    """The source of a function or class without comments, docstrings and layout."""
     return ast.dump(tree_of(part))
 
 

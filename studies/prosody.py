@@ -1,8 +1,9 @@
-"""Pitch, energy and duration, which section IV names as future work; the form is ours.
+"""Pitch, energy and duration, which section IV names as future work; how they are added is ours.
 
-They come as one more layer of the backbone, so that all that follows stays as it is: three tracks,
-which are octaves above 100 Hz (of voiced and unvoiced frames alike), dB, and log2 of the clip's
-seconds, the same in all frames; zeros behind them. `python -m studies.questions prosody`.
+They are one more layer of the backbone, so that nothing that follows has to change. The first three
+numbers of a frame in this layer are the pitch, in octaves above 100 Hz (whether the frame is voiced
+or not), the energy, in dB, and the duration, log2 of the clip's seconds, which is the same in all
+frames; the other numbers are zeros. The command is `python -m studies.questions prosody`.
 """
 
 import torch
@@ -13,7 +14,7 @@ import data
 import moemos
 from studies.lab import Corpus
 
-TRACKS = 3
+TRACKS = 3  # pitch, energy, duration
 
 
 class ProsodyBackbone(moemos.Backbone):
@@ -32,10 +33,10 @@ class ProsodyBackbone(moemos.Backbone):
         return torch.cat([layers, last[None]])                              # (L + 1, F, D)
 
     def prosody(self, waveform, frames):
-        """(T,) -> (frames, TRACKS): 100 a second, or every second one for a wav2vec2's 50; the last
-        is repeated if need be."""
+        """(T,) -> (frames, TRACKS). They are computed 100 times a second; for a backbone with 50
+        frames a second every second one is taken, and the last one is repeated if need be."""
         padding = max(self.sample_rate - len(waveform), 0)
-        padded = nn.functional.pad(waveform, (0, padding))  # to 1 s: its median takes 0.3 s
+        padded = nn.functional.pad(waveform, (0, padding))  # to 1 s: the median takes 0.3 s
         pitch = torchaudio.functional.detect_pitch_frequency(padded, self.sample_rate)
         octaves = (pitch / 100).log2()
         window, hop = self.sample_rate // 40, self.sample_rate // 100  # 25 ms, 10 ms
@@ -49,6 +50,6 @@ class ProsodyBackbone(moemos.Backbone):
 
 
 def with_prosody(corpus):
-    """A Corpus -> the same, with the features of such a backbone."""
+    """A Corpus with the features of a ProsodyBackbone around the one that it had."""
     backbone = ProsodyBackbone(corpus.backbone)
     return Corpus(corpus.clips, data.extract_features(corpus.clips, backbone), backbone)

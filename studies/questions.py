@@ -1,11 +1,12 @@
 """Every question that the studies ask, as data, and the one command that answers them.
 
-    python -m studies.questions NAME ...        runs what is missing and prints; without NAME all
-    python -m studies.questions --list          what there is
-    python -m studies.questions --check NAME    predicts a cell anew, compares with what is stored
+    python -m studies.questions NAME ...        answers these questions; without NAME, all of them
+    python -m studies.questions --list          lists all questions
+    python -m studies.questions --check NAME    predicts a small part anew and compares
     python -m studies.questions --write         puts the tables into README.md, studies/README.md
 
-Answers are stored as studies/results/NAME.json. Real listening tests: see studies/lab.py.
+Answers are stored as studies/results/NAME.json. What was predicted before is not predicted again.
+studies/lab.py says where the real listening tests are read from.
 """
 
 import argparse
@@ -29,40 +30,40 @@ from studies.lab import LABELS, MEAN, METHOD, RIDGE, TESTS, Cell, Job, Variant
 from studies.prosody import with_prosody
 
 HERE = Path(__file__).parent
-ENCODERS = {"": "studies.distilled", ", W": "studies.whispered"}  # W: Whisper's
+BACKBONES = {"": "studies.distilled", ", W": "studies.whispered"}  # W: Whisper's
 UTTERANCE, MSE = "utterance LCC", "utterance MSE"
-SEEDS = 5  # of an answer that claims something; a star marks what is then shown
+SEEDS = 5  # as many as an answer needs to claim something; a star marks what is then shown
 
 
 class Question(NamedTuple):
     asks: str
-    variants: tuple  # the others are compared with the first
-    columns: dict    # name -> the cells whose mean it shows; all columns weigh the same
+    variants: tuple  # the first is the method, which is compared with each other
+    columns: dict    # name: the cells whose mean the column shows; all columns weigh the same
     seeds: int = 2
     metrics: tuple = (UTTERANCE,)
-    gates: bool = False  # whether to show what they follow
+    gates: bool = False  # whether to show what the gates follow
     stages: tuple = ()   # variants, each of which goes on from the one before
-    nested: bool = False  # whether to choose the variant for each test by the others
+    nested: bool = False  # whether to choose the best variant for each test by the other tests
 
 
 # -- Cells -----------------------------------------------------------------------------------------
 
 def real(how, names=TESTS, more=""):
-    """A column for each listening test and each learned encoder."""
-    return {name + more + letter: (Cell(name, encoder, how),)
-            for letter, encoder in ENCODERS.items() for name in names}
+    """A column for each listening test and each learned backbone."""
+    return {name + more + letter: (Cell(name, backbone, how),)
+            for letter, backbone in BACKBONES.items() for name in names}
 
 
 HEARD = real("groups")
 UNHEARD = real("system", more=", unheard")
 FAMILIES = real("family", ("Estonian", "codecs", "YourTTS"))
 SIMULATED = {f"simulated, unheard{letter}": (
-    Cell("training clips of simulated 100", encoder, "method"),)
-    for letter, encoder in ENCODERS.items()}
+    Cell("training clips of simulated 100", backbone, "model"),)
+    for letter, backbone in BACKBONES.items()}
 FIVE = {str(seed): (Cell(f"simulated {seed}", "logmel", "test"),) for seed in range(300, 305)}
 
 QUESTIONS = {
-    "line": Question(
+    "plainer": Question(
         "Does the method predict better than plainer predictors?",
         (METHOD, v.ONE, RIDGE, LABELS, v.START, MEAN), HEARD, SEEDS,
         (UTTERANCE, MSE, "system LCC", tables.WITHIN)),
@@ -72,8 +73,8 @@ QUESTIONS = {
     "families": Question(
         "Does it predict better than a linear model for a whole family of systems?",
         (METHOD, RIDGE, LABELS, v.START), FAMILIES, SEEDS),
-    "all": Question(
-        "Does it predict better than a linear model on the mean of all columns?",
+    "overall": Question(
+        "On the mean of all columns, does it predict better than a linear model?",
         (METHOD, RIDGE), HEARD | UNHEARD, SEEDS),
     "logmel": Question(
         "Does it predict better than plainer predictors with logmel, on simulated corpora?",
@@ -81,11 +82,11 @@ QUESTIONS = {
     "settings": Question(
         "Would other values of what is ours be better?",
         (METHOD, v.LINE_ALONE, v.FEWER, v.MORE, v.FASTER_JOINT), HEARD | UNHEARD, nested=True),
-    "rule": Question(
-        "What does each part that is ours cost if it is left out?",
+    "ours": Question(
+        "What does it cost to leave out a part that is ours?",
         (METHOD, v.RANDOM, v.NO_PATH, v.UNSHRUNK), HEARD, SEEDS),
-    "parts": Question(
-        "What do other parts cost if they are left out or exchanged?",
+    "other_parts": Question(
+        "What does it cost to leave out or exchange other parts?",
         (METHOD, v.MEANS_ONLY, v.ONE, v.NO_TASK, v.LAYER_WEIGHTS, v.NARROW), HEARD),
     "stages": Question(
         "What does each stage change, and would other stages be better?",
@@ -94,8 +95,8 @@ QUESTIONS = {
     "width": Question(
         "Does the method hold with as many features as WAV2VEC2_BASE gives?",
         (METHOD, v.FULL_WIDTH), HEARD),
-    "experiment": Question(
-        "Is the whole better than one expert with neither second task nor unrated clips?",
+    "plainest": Question(
+        "Is the whole method better than its plainest form?",
         (METHOD, v.PLAIN), HEARD, SEEDS),
     "experts": Question(
         "Do experts help, and what do the gates follow?",
@@ -103,17 +104,17 @@ QUESTIONS = {
     "regularisers": Question(
         "Do the two regularisers change anything?",
         (METHOD, v.NO_DIVERSITY, v.NO_SPARSITY), HEARD, gates=True),
-    "task": Question(
-        "What do parts of the method bring on a synthesis method that training never heard?",
+    "unrated": Question(
+        "What do parts of the method bring on a synthesis model that training never heard?",
         (METHOD, v.NO_TASK, v.RATED, v.MEANS_ONLY, RIDGE, v.START), SIMULATED, SEEDS),
     "prosody": Question(
         "Do pitch, energy and duration help?",
         (METHOD, Variant("with prosody", features=with_prosody)), HEARD),
-    "curves": Question(
+    "few_clips": Question(
         "How many clips of each system are enough?",
         (METHOD, RIDGE, MEAN),
-        {f"{name}, {k}{letter}": (Cell(name, encoder, f"groups, {k} a system"),)
-         for letter, encoder in ENCODERS.items()
+        {f"{name}, {k}{letter}": (Cell(name, backbone, f"groups, {k} a system"),)
+         for letter, backbone in BACKBONES.items()
          for name, k in itertools.product(("codecs", "YourTTS"), (2, 5))}, SEEDS),
 }
 RATERS = {name: cells[0] for name, cells in HEARD.items() if not name.startswith("P.835")}
@@ -129,12 +130,12 @@ def jobs_of(question):
 
 
 def answer(question):
-    """Runs what is missing -> what is stored."""
+    """Answers a question. Returns what is to be stored."""
     jobs = jobs_of(question)
     results = lab.run(jobs)
     predicted, gates = {}, {}
     for (variant, cell), group in itertools.groupby(zip(jobs, results), lambda pair: pair[0][:2]):
-        found = [result for _, result in group]  # of all seeds
+        found = [result for _, result in group]  # one for each seed
         corpus = lab.load(cell.corpus, cell.backbone)
         predicted[variant.name, cell] = tables.as_predicted(corpus, [one["mos"] for one in found])
         if question.gates and "gates" in found[0] and found[0]["gates"].shape[1] > 1:
@@ -160,32 +161,33 @@ def answer(question):
 
 
 def compare(question, predicted):
-    """{variant: {column or "all": claim}}: the variant minus the method, in utterance LCC."""
-    first, *others = question.variants
+    """{variant: {column or "all": claim}}: the method minus the variant, in utterance LCC; "all" is
+    the mean over all columns."""
+    method, *others = question.variants
     weights = {name: dict.fromkeys(cells, 1 / len(cells))
                for name, cells in question.columns.items()}
     columns = len(weights)
     weights["all"] = {cell: weight / columns for own in list(weights.values())
                       for cell, weight in own.items()}
-    return {variant.name: {name: claim_of(variant, first, own, predicted)
+    return {variant.name: {name: claim_of(method, variant, own, predicted)
                            for name, own in weights.items()} for variant in others}
 
 
-def claim_of(variant, first, weights, predicted):
-    """The claim on a weighted mean over cells; weights: {cell: its weight}. Cells of one corpus
-    have the same clips, and so their errors are taken together."""
+def claim_of(method, variant, weights, predicted):
+    """The claim on the method minus a variant, in a weighted mean over cells. weights: {cell: its
+    weight}. Cells of one corpus have the same clips, and so their errors are taken together."""
     by_corpus = {}
     for cell, weight in weights.items():
-        term = (weight, predicted[variant.name, cell], predicted[first.name, cell])
+        term = (weight, predicted[method.name, cell], predicted[variant.name, cell])
         by_corpus.setdefault(cell.corpus, []).append(term)
     differences = [tables.difference(terms, UTTERANCE) for terms in by_corpus.values()]
     return tables.claim(tables.added(differences))
 
 
 def chosen(question, predicted):
-    """The number in each column of the variant that is best, in utterance LCC, on the other tests:
-    so a choice of settings is worth on a test that had no part in it. -> (the numbers, {test: the
-    variant's name}). Every column has one cell."""
+    """Chooses for each test the variant that has the best utterance LCC on the other tests. Returns
+    (what the chosen variant has in each column, {test: the chosen variant's name}). So a choice of
+    settings is judged by a test that had no part in it. Every column has one cell."""
     cells = [cell for cell, in question.columns.values()]
     number = {key: one.value(UTTERANCE).mean() for key, one in predicted.items()}
     names = [variant.name for variant in question.variants]
@@ -197,8 +199,8 @@ def chosen(question, predicted):
 
 
 def moves(question, predicted):
-    """Rows of how far each stage moves the predictions of a clip: the root mean square, in standard
-    deviations of the test's MOS."""
+    """A row for each stage: how far it moves the prediction of a clip, as a root mean square, in
+    standard deviations of the test's MOS."""
     rows = []
     for stage, (before, after) in enumerate(itertools.pairwise(question.stages), start=1):
         numbers = []
@@ -222,7 +224,7 @@ def store(name):
 
 ROW = {"variant": str, "cell": [str, str, str], "clips": float, "seeds": [float]}
 CLAIM = {"value": float, "low": float, "high": float, "p": float}
-FORM = {  # of what is stored, as tables.fits has it
+FORM = {  # the form of what is stored, as tables.fits() describes it
     "asks": str, "settings": {}, "columns": [str],
     "rows": [{"metric": str, "variant": str, "numbers": [(float, None, [float, float])]}],
     "gates": {str: [(float, None)] * len(tables.FOLLOWED)},
@@ -231,7 +233,7 @@ FORM = {  # of what is stored, as tables.fits has it
 
 
 def read(name):
-    """What is stored. Raises InputError."""
+    """The stored answer to a question. Raises InputError."""
     path = HERE / "results" / f"{name}.json"
     remedy = f"run python -m studies.questions {name}"
     form = FORM | {"numbers": [ROW]} if name == "raters" else FORM
@@ -242,25 +244,25 @@ def read(name):
 
 
 def corrected():
-    """{(question, variant): p} of all that is claimed in all stored answers, by Holm. What has
-    fewer than SEEDS seeds claims nothing."""
+    """{(question, variant): p} of all claims in all stored answers, after Holm's correction. An
+    answer with fewer than SEEDS seeds claims nothing."""
     claims = {}
     for path in sorted((HERE / "results").glob("*.json")):
         stored = read(path.stem)
-        if len(stored["numbers"][0]["seeds"]) >= SEEDS:  # of the first variant, which is drawn
+        if len(stored["numbers"][0]["seeds"]) >= SEEDS:  # the first variant is the method
             for variant, claim in stored["compared"].items():
                 claims[path.stem, variant] = claim["all"]["p"]
     return dict(zip(claims, tables.holm(list(claims.values()))))
 
 
 def as_rows(name, metric=""):
-    """The rows of an answer's table, or of those of one metric; in utterance LCC they have the
-    difference from the first variant."""
+    """The rows of an answer's table, or only those of one metric. A row in utterance LCC ends with
+    the lead of the method: the method minus the row, in the mean over all columns."""
     stored, p = read(name), corrected()
     claims = stored["compared"]
     rows = [[stored["rows"][0]["metric"], *stored["columns"]]]
     if claims:
-        rows[0].append("minus the method")
+        rows[0].append("lead of the method")
     for row in stored["rows"]:
         variant = row["variant"]
         label = variant if row["metric"] == rows[0][0] else f"{variant}, {row['metric']}"
@@ -282,8 +284,9 @@ def as_text(name):
 
 
 def written(text):
-    """A README with the stored tables between its marks <!-- NAME --> and <!-- end -->; of a mark
-    NAME METRIC the rows of that metric alone."""
+    """The text of a README, into which the stored tables are put. The table of a question goes
+    between <!-- NAME --> and <!-- end -->, and after <!-- NAME METRIC --> only its rows of that
+    metric."""
     def filled(mark):
         name, _, metric = mark[1].partition(" ")
         shown = tables.table(as_rows(name, metric)) if metric else as_text(name)
@@ -292,13 +295,13 @@ def written(text):
 
 
 def jobs_asked(name):
-    """The jobs of a question by its name."""
+    """The jobs of the question with that name."""
     return raters.jobs_of(RATERS, PANELS) if name == "raters" else jobs_of(QUESTIONS[name])
 
 
 def check(name):
-    """Predicts the smallest cell of a question anew, by its first and its last variant with the
-    first seed. Raises InputError where utterance LCC is not what is stored."""
+    """Predicts the smallest cell of a question anew, with its first and with its last variant, by
+    the first seed. Raises InputError if the utterance LCC differs from the stored one."""
     stored = read(name)["numbers"]
     smallest = min(stored, key=lambda row: row["clips"])["cell"]
     seeds = {row["variant"]: row["seeds"] for row in stored if row["cell"] == smallest}
@@ -312,13 +315,14 @@ def check(name):
         before = seeds[job.variant.name][0]
         line = (f"{name}: {job.variant.name}, {', '.join(smallest)}: {found:.4f}, "
                 f"stored {before:.4f}")
-        if abs(found - before) > 5e-4:  # the last digit that is printed
+        if abs(found - before) > 5e-4:  # half of the last digit in the tables
             raise InputError(f"{line}: differs; run the question again")
         print(line)
 
 
 def listed(name):
-    """A line: what a question asks, what it costs, and what it can show."""
+    """A line on a question: what it asks, how many predictions it takes, and how large a difference
+    must be to be shown."""
     number = len(jobs_asked(name))
     reach = [claims["all"]["high"] - claims["all"]["value"]
              for claims in read(name)["compared"].values()]
@@ -334,9 +338,9 @@ SETTINGS = {name: value for name, value in asdict(train.Config()).items()
 
 def main():
     parser = argparse.ArgumentParser(allow_abbrev=False, description="Answers questions.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ASKS)}")
-    parser.add_argument("--list", action="store_true", help="what is asked")
-    parser.add_argument("--check", action="store_true", help="predict a small part anew")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(ASKS)}")
+    parser.add_argument("--list", action="store_true", help="list the questions")
+    parser.add_argument("--check", action="store_true", help="predict a part anew and compare")
     parser.add_argument("--write", action="store_true", help="put the tables into the READMEs")
     options = parser.parse_args()
     with data.one_sentence("studies.questions"):

@@ -1,9 +1,11 @@
-"""Raters: how much of the error of a predictor is the panel that it learned from (IV names it).
+"""How much of a predictor's error comes from the panel of raters that it learned from?
 
-The raters of a listening test are split into two panels. The method learns from the first, on clips
-of other groups, and is compared with both. Learning from single ratings, with or without a bias and
-a gain of each rater, and calibrating the second panel's raters by a few of their ratings are ours;
-IV names rater adaptation as future work. `python -m studies.questions raters`.
+Section IV of the paper says that single clips are predicted poorly because panels rate differently.
+Here the raters of a listening test are split into panel 1 and panel 2. The method learns from
+panel 1, on clips of other groups, and is compared with both panels. Rater adaptation, which section
+IV names as future work, is tried in two forms, which are ours: to learn from single ratings with a
+bias and a gain of each rater, and to correct the predictions by a few ratings of each rater of
+panel 2. The command is `python -m studies.questions raters`.
 """
 
 import numpy as np
@@ -15,26 +17,27 @@ import train
 from studies import lab, tables
 from studies.lab import Variant
 
-SHOTS = (5, 20)  # ratings of a new rater
-REACH = 100      # of a parameter, which is so much smaller, as the learning rate is low
+SHOTS = (5, 20)  # how many ratings of each rater of panel 2 are known
+REACH = 100      # biases and gains are so many times their parameters, as the learning rate is low
 
 
 # -- Two panels ------------------------------------------------------------------------------------
 
 def ratings_of(corpus):
-    """(clips, R) of all raters in order of name, NaN where there is none."""
+    """(clips, R) ratings by all raters in the order of their names, NaN where a rater has not rated
+    a clip."""
     raters = sorted({rater for clip in corpus.clips for rater in clip.ratings})
     return np.array([[clip.ratings.get(rater, np.nan) for rater in raters]
                      for clip in corpus.clips])
 
 
 def panels(corpus, seed):
-    """-> the ratings of two halves of the raters, drawn by a seed: (clips, R / 2) each."""
+    """The ratings of panel 1 and panel 2, (clips, R / 2) each: two random halves of the raters."""
     return halves(ratings_of(corpus), seed)
 
 
 def halves(ratings, seed):
-    """(clips, R) -> as panels()."""
+    """The ratings (clips, R) of all raters -> those of two random halves, as in panels()."""
     order = np.random.default_rng(seed).permutation(ratings.shape[1])
     half = ratings.shape[1] // 2
     return ratings[:, order[:half]], ratings[:, order[half:]]
@@ -51,12 +54,12 @@ def single_ratings(corpus, seed):
 # -- A model of the raters -------------------------------------------------------------------------
 
 class RaterMOS(nn.Module):
-    """A MoEMOS, the mos of which is, in training, what each of R raters gives, (B, R), so that the
-    loss is of single ratings; in evaluation (B,), of their mean.
+    """A MoEMOS with a bias and a gain of each of R raters. In training it predicts the rating that
+    each rater gives, (B, R), so that the loss counts single ratings:
 
-        mean + gain (MOS - mean) + bias
+        rating = mean + gain (MOS - mean) + bias
 
-    Biases average 0 and gains 1."""
+    In evaluation it predicts the MOS, (B,). Biases have the mean 0, and gains the mean 1."""
 
     def __init__(self, network, raters, learned=True):
         super().__init__()
@@ -80,23 +83,28 @@ def build_raters(config, weights, clips):
 
 
 def build_single(config, weights, clips):
-    """The control: single ratings, but every bias 0 and every gain 1."""
+    """For comparison: learns from single ratings, but every bias is 0 and every gain 1."""
     return RaterMOS(train.build_model(config, weights), clips.mos.shape[1], learned=False)
 
 
-MEANS = Variant("a panel's mean", target=panel_mean)
-SINGLE = Variant("its single ratings", target=single_ratings, build=build_single)
-MODEL = Variant("a bias and a gain a rater", target=single_ratings, build=build_raters)
+MEANS = Variant("learned from means", target=panel_mean)
+SINGLE = Variant("learned from single ratings", target=single_ratings, build=build_single)
+MODEL = Variant("learned with a bias and a gain a rater", target=single_ratings,
+                build=build_raters)
 VARIANTS = (MEANS, SINGLE, MODEL)
 
 
 # -- New raters ------------------------------------------------------------------------------------
 
 def bias_and_gain(predicted, ratings, prior=None, noise=1.0):
-    """(n,) predictions, (n,) ratings of one rater, NaN: none -> his (bias, gain - 1): least squares
-    or, with the variances of both beforehand, (2,), their posterior mean (ridge regression).
+    """(bias, gain - 1) of one rater, from predictions p, (n,), and the rater's ratings, (n,), NaN
+    where there is none:
 
-        rating - p = bias + (gain - 1) (p - c) + noise,  c: the mean of p
+        rating - p = bias + (gain - 1) (p - mean of p) + noise
+
+    They are found by least squares. If prior is given, the variances (2,) that biases and gains
+    have among raters, they are instead the posterior mean, which is ridge regression. noise: the
+    variance of the noise.
     """
     known = ~np.isnan(ratings)
     x = np.stack([np.ones(len(predicted)), predicted - predicted.mean()], axis=1)[known]
@@ -105,8 +113,9 @@ def bias_and_gain(predicted, ratings, prior=None, noise=1.0):
 
 
 def calibrated(predicted, first, second, shots, seed):
-    """What the raters of the second panel are said to give, (n, R), once each has given some
-    ratings of other clips; the priors are from the first panel. predicted: (n,)."""
+    """Predictions of the ratings by the raters of panel 2, (n, R), by a bias and a gain of each
+    rater, which are found from as many as shots of the rater's ratings of other clips. The priors
+    are from panel 1. predicted: MOS, (n,). first, second: the ratings of both panels."""
     x = np.stack([np.ones(len(predicted)), predicted - predicted.mean()], axis=1)
     known = np.array([bias_and_gain(predicted, own) for own in first.T])    # (R, 2)
     noise = np.nanmean((first - predicted[:, None] - x @ known.T) ** 2)
@@ -126,32 +135,33 @@ def calibrated(predicted, first, second, shots, seed):
 
 
 def errors(corpus, seed, predictions):
-    """{row: mean squared error, as a share of the variance of the second panel's MOS}; of clips
-    that both panels have rated. predictions: {variant's name: (clips,)}."""
+    """{row: mean squared error divided by the variance of panel 2's MOS}, on the clips that both
+    panels have rated. predictions: {a variant's name: (clips,)}."""
     first, second = panels(corpus, seed)
     both = ~np.isnan(lab.means(first)) & ~np.isnan(lab.means(second))
     first, second = first[both], second[both]
-    own, other = lab.means(first), lab.means(second)
-    found = {"the first panel's own MOS, no model": np.mean((own - other) ** 2)}
+    mos_1, mos_2 = lab.means(first), lab.means(second)
+    found = {"panel 1 itself, against panel 2": np.mean((mos_1 - mos_2) ** 2)}
     for name, predicted in predictions.items():
         predicted = predicted[both]
-        found[f"{name}, against the first panel"] = np.mean((predicted - own) ** 2)
-        found[f"{name}, against the second"] = np.mean((predicted - other) ** 2)
+        found[f"{name}, against panel 1"] = np.mean((predicted - mos_1) ** 2)
+        found[f"{name}, against panel 2"] = np.mean((predicted - mos_2) ** 2)
         if name == MEANS.name:
             for shots in SHOTS:
-                said = calibrated(predicted, first, second, shots, seed)
-                label = f"  after {shots} ratings of each of its raters"
-                found[label] = np.mean((lab.means(said) - other) ** 2)
-    found["noise of the second panel's ratings"] = label_noise(second)
-    return {name: float(value / other.var()) for name, value in found.items()}
+                corrected = lab.means(calibrated(predicted, first, second, shots, seed))
+                label = f"{name}, corrected by {shots} ratings each, against panel 2"
+                found[label] = np.mean((corrected - mos_2) ** 2)
+    found["chance in the ratings of panel 2"] = label_noise(second)
+    return {name: float(value / mos_2.var()) for name, value in found.items()}
 
 
 def label_noise(ratings):
-    """Variance of a clip's MOS if the same raters rated it again, mean over clips: from what is
-    left of (n, R) ratings after a level of each clip and of each rater."""
+    """The variance that a clip's MOS would have if the same raters rated it again and again, in the
+    mean over clips. It is found from what remains of the ratings, (n, R), when the level of each
+    clip and of each rater is subtracted."""
     rated = ~np.isnan(ratings)
     left = np.where(rated, ratings, 0)
-    for _ in range(100):  # once is exact where all rate all; where few do, the two means settle
+    for _ in range(100):  # once is enough if all rate all; otherwise the means settle slowly
         left = left - rated * (left.sum(1) / np.maximum(rated.sum(1), 1))[:, None]
         left = left - rated * (left.sum(0) / np.maximum(rated.sum(0), 1))
     freedom = max(rated.sum() - rated.shape[0] - rated.shape[1] + 1, 1)
@@ -164,8 +174,9 @@ def jobs_of(columns, panels):
 
 
 def answer(columns, panels):
-    """columns: {name: Cell} -> what studies.questions stores: each of errors() by column, [its
-    mean over the pairs of panels, the reach of its interval for others]."""
+    """What studies.questions stores: for each row of errors() and each column [the mean over all
+    pairs of panels, half the width of its interval]. columns: {name: Cell}. panels: how many pairs
+    of panels are drawn."""
     jobs = jobs_of(columns, panels)
     results = lab.run(jobs)
     predictions = {(job.variant.name, job.cell, job.seed): result["mos"]
@@ -189,6 +200,6 @@ def answer(columns, panels):
 
 
 def with_reach(values):
-    """[the mean of several, the reach of its 95 % interval by Student's t]."""
+    """[the mean of several values, half the width of its 95 % interval by Student's t]."""
     number = len(values)
     return [np.mean(values), stdtrit(number - 1, 0.975) * np.std(values, ddof=1) / number ** 0.5]

@@ -1,8 +1,8 @@
-"""From predictions to numbers: the eight metrics, differences of two variants with their intervals,
-Holm's correction, the tables that are printed, and JSON files that are read.
+"""From predictions to numbers: the eight metrics, the difference of two variants and its interval,
+Holm's correction, tables in Markdown, and a check of JSON files.
 
-All numbers of a variant are means over seeds. An interval of a difference is a jackknife's, with
-what evaluate.parts_of says left out in turn; its error is joined with that over seeds.
+All numbers of a variant are means over seeds. The interval of a difference comes from a jackknife,
+in which the parts of evaluate.parts_of() are left out in turn, and from how much seeds differ.
 """
 
 import functools
@@ -24,7 +24,7 @@ WITHIN = "LCC within systems"
 
 
 def lcc_within_systems(predicted, true, system):
-    """Mean over systems of the LCC among a system's clips; NaN if every one is undefined."""
+    """The LCC among the clips of a system, in the mean over systems; NaN if all are undefined."""
     predicted, true, system = np.asarray(predicted), np.asarray(true), np.asarray(system)
     values = np.array([moemos.lcc(predicted[system == name], true[system == name])
                        for name in np.unique(system)])
@@ -38,7 +38,8 @@ def numbers(predicted, true, system):
 
 
 class Predicted:
-    """The predictions of a variant in a cell: (seeds, n), with the n clips' MOS and systems."""
+    """The predictions of a variant in a cell, (seeds, n), with the MOS and systems of the n clips.
+    """
 
     def __init__(self, predictions, true, system):
         self.predictions = predictions
@@ -53,41 +54,42 @@ class Predicted:
         return [numbers(one, self.true, self.system) for one in self.predictions]
 
     def value(self, metric):
-        """(seeds,) of one of numbers()."""
+        """One of numbers() for each seed, (seeds,)."""
         return np.array([one[metric] for one in self.by_seed])
 
     def numbers(self):
-        """The mean of each over seeds."""
+        """Each of the numbers in the mean over seeds."""
         return {metric: float(self.value(metric).mean()) for metric in self.by_seed[0]}
 
     @functools.cached_property
     def left_out(self):
-        """{metric: (parts,)}, as evaluate.leave_one_out has it, the mean over seeds."""
+        """{metric: (parts,)} as evaluate.leave_one_out() gives it, in the mean over seeds."""
         several = [evaluate.leave_one_out(one, self.true, self.system) for one in self.predictions]
         return {metric: np.mean([one[metric] for one in several], 0) for metric in several[0]}
 
     def interval(self, metric):
-        """[low, high], the 95 % interval of the mean over seeds of one of the eight numbers."""
+        """[low, high], the 95 % interval of one of the eight metrics, in the mean over seeds."""
         return evaluate.interval(self.numbers()[metric], self.left_out[metric], metric)
 
 
 def as_predicted(corpus, predictions):
-    """Predicted of the predictions (clips,) of several seeds, NaN where there is none; corpus: as
-    of lab.load."""
+    """The Predicted of several seeds. corpus: as lab.load() gives it. predictions: (clips,) for
+    each seed, NaN for a clip that is not predicted."""
     rows = ~np.isnan(predictions[0])
     systems = np.array([clip.system for clip in corpus.clips])[rows]
     return Predicted(np.array(predictions)[:, rows], corpus.mos[rows], systems)
 
 
 def difference(terms, metric):
-    """(value, standard error, degrees of freedom) of a weighted sum of differences, each of one
-    Predicted less another: terms (weight, one, other), all of the same clips of one corpus, such as
-    with one encoder and with another.
+    """(value, standard error, degrees of freedom) of the sum of weight * (one minus other) over the
+    terms (weight, one, other). one, other: Predicted of the same clips of one corpus; two terms may
+    have two backbones.
 
-    Variances add up: the jackknife's of the whole sum, of parts - 1 degrees, and those of the means
-    over seeds, of seeds - 1. What a seed does to some parts only counts in the first as in the
-    others, so the error is rather too large. Of one seed there is no variance: a variant that is
-    not drawn has none, and of one that is drawn the difference then holds for that one training."""
+    The variance is a sum: that of the jackknife, which has parts - 1 degrees of freedom, and those
+    of the means over seeds, which have seeds - 1. If a seed matters for some parts only, that
+    counts in both, so the error is rather too large. One seed gives no variance. For a variant that
+    does not depend on the seed that is right; for another, the difference then holds for that one
+    training."""
     value = sum(weight * (one.value(metric).mean() - other.value(metric).mean())
                 for weight, one, other in terms)
     change = sum(weight * (one.left_out[metric] - other.left_out[metric])
@@ -110,15 +112,16 @@ def joined_freedom(variances, freedom):
 
 
 def added(differences):
-    """The sum of independent (value, error, degrees of freedom), as one of them."""
+    """The sum of independent differences. It has the form of each: (value, error, degrees of
+    freedom)."""
     value, error, freedom = np.array(differences).T
     variances = np.square(error)
     return float(value.sum()), float(np.sqrt(variances.sum())), joined_freedom(variances, freedom)
 
 
 def claim(difference):
-    """(value, error, degrees of freedom) -> {"value", "low", "high", "p"}: the 95 % interval and
-    the probability of a difference as large by chance, by Student's t."""
+    """{"value", "low", "high", "p"} of (value, error, degrees of freedom): the 95 % interval, and
+    the probability that chance gives so large a difference, by Student's t."""
     value, error, freedom = difference
     reach = float(stdtrit(freedom, 0.975)) * error
     p = float(2 * stdtr(freedom, -abs(value) / error)) if error else 1.0
@@ -126,7 +129,7 @@ def claim(difference):
 
 
 def holm(p):
-    """Holm's correction of all p that are claimed together, in the same order."""
+    """The p of all claims after Holm's correction, in the same order."""
     order = np.argsort(p)
     scaled = np.array(p)[order] * np.arange(len(p), 0, -1)
     corrected = np.empty(len(p))
@@ -139,10 +142,11 @@ FOLLOWED = ("entropy, a clip", "entropy, the mean", "MOS", "systems", "sampling 
 
 
 def gate_use(gates, true, labels):
-    """(n, E) gates -> a number for each of FOLLOWED: the entropy of a clip's gates and that of the
-    mean gate, in nats, and the shares of the gates' variance along a straight line in the MOS, and
-    between the clips of each of labels. A share is less what chance gives; NaN where a label is the
-    same for all, or another for each."""
+    """A number for each of FOLLOWED. The first two are the mean entropy of a clip's gates and the
+    entropy of the mean gate, in nats. The others say which share of the variance of the gates is
+    explained by a linear function of the MOS and by each of the labels, after share() has
+    subtracted what chance explains. NaN for a label that is the same for all clips, or another for
+    each. gates: (n, E). true: MOS, (n,). labels: several lists of n."""
     centred = gates - gates.mean(0)
     along = (true - true.mean())[:, None] / np.std(true)
     means = [along * np.mean(along * centred, 0)]
@@ -158,7 +162,8 @@ def gate_use(gates, true, labels):
 
 
 def gate_use_in(corpus, gates):
-    """gate_use() of the gates (clips, E) that a variant gave to a corpus, NaN where none."""
+    """gate_use() of a corpus. gates: (clips, E), NaN for a clip that has none. The labels are the
+    clip's system, the sampling rate of its file, and the raters who rated it."""
     rows = ~np.isnan(gates[:, 0])
     clips = [clip for clip, row in zip(corpus.clips, rows) if row]
     labels = [[clip.system for clip in clips],
@@ -168,8 +173,9 @@ def gate_use_in(corpus, gates):
 
 
 def share(centred, means, parts):
-    """Of the variance of (n, E) centred values that of their means (n, E) in some parts, less what
-    as many parts have by chance: 1 - (1 - share) (n - 1) / (n - parts)."""
+    """The share of the variance of centred values, (n, E), that is explained by their means in some
+    parts, (n, E), corrected for what as many parts explain by chance:
+    1 - (1 - share) (n - 1) / (n - parts)."""
     n = len(centred)
     if not 1 < parts < n or not centred.any():
         return math.nan
@@ -177,13 +183,14 @@ def share(centred, means, parts):
 
 
 def mean_use(several):
-    """The mean of each number of gate_use() over the cells and seeds in which there is one."""
+    """Each number of gate_use() in the mean over those cells and seeds in which it is defined."""
     columns = [[value for value in column if math.isfinite(value)] for column in zip(*several)]
     return [float(np.mean(column)) if column else None for column in columns]
 
 
 def number(value):
-    """.812, -.004, 12.3; a dash for what does not exist; a value and its reach with ±."""
+    """A number as text: .812, -.004, 12.3, or a dash for one that does not exist. [value, half the
+    width of its interval] becomes .812 ± .004."""
     if isinstance(value, list):
         return " ± ".join(map(number, value))
     if value is None or not math.isfinite(value):
@@ -193,7 +200,8 @@ def number(value):
 
 
 def with_interval(claim, p=1.0):
-    """+.012 [-.003, +.027], and a star where p, corrected, is below .05; a dash without a value."""
+    """A claim as text: +.012 [-.003, +.027], with a star if the corrected p is below .05; a dash if
+    it has no value."""
     if not math.isfinite(claim["value"]):
         return "-"
     value, low, high = (f"{claim[name]:+.3f}".replace("0.", ".", 1)
@@ -202,7 +210,8 @@ def with_interval(claim, p=1.0):
 
 
 def table(rows):
-    """Rows of cells, the first one the heading -> a Markdown table in aligned columns."""
+    """A Markdown table with aligned columns. rows: lists of cells, of which the first is the
+    heading."""
     rows = [[data.printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |"
@@ -214,8 +223,8 @@ def table(rows):
 # -- JSON files ------------------------------------------------------------------------------------
 
 def read_json(path, form, remedy):
-    """What a JSON file holds. Raises InputError, which ends with the remedy, for a file that is not
-    there, or damaged, or has not the form that fits() describes."""
+    """What a JSON file holds. Raises InputError, which ends with the remedy, for a file that does
+    not exist, or is damaged, or has not the form that fits() describes."""
     if not Path(path).is_file():
         raise InputError(f"{path}: is not there; {remedy}")
     content = data.read_bytes(path)
@@ -229,10 +238,10 @@ def read_json(path, form, remedy):
 
 
 def fits(value, form):
-    """Whether a value out of a JSON file has a form, which is written like the value: float, a
-    finite number; str; None; {"key": form, ...}, these keys at least; {str: form}, any keys;
-    [form], a list of one or more; [form, form, ...], a list of so many; (form, ...), any of these.
-    """
+    """Whether a value out of a JSON file has a form, which is written like the value itself: float
+    for a finite number, str, None, {"key": form, ...} for a dict with at least these keys, {str:
+    form} for any keys, [form] for a list of one or more, [form, form, ...] for a list of so many,
+    and (form, ...) for any one of these forms."""
     if isinstance(form, tuple):
         return any(fits(value, one) for one in form)
     if form is float:

@@ -1,4 +1,4 @@
-"""Tests of the parts of studies/benchmark.py that measure nothing themselves."""
+"""Tests of those parts of studies/benchmark.py that do not depend on the speed of the machine."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from studies import benchmark
 from test_moemos import no_network, small_corpus  # noqa: F401 - fixture
 
 
-def test_what_is_timed_is_the_start_and_the_stages_of_a_training(monkeypatch):
+def test_the_benchmark_times_the_start_and_the_three_stages_of_a_training(monkeypatch):
     seen = []
     monkeypatch.setattr(train, "run_stages", lambda *words: seen.append(words))
     clips = train.Clips(torch.randn(20, 2, 6), torch.linspace(1, 5, 20), torch.arange(20) % 3)
@@ -21,7 +21,7 @@ def test_what_is_timed_is_the_start_and_the_stages_of_a_training(monkeypatch):
     torch.testing.assert_close(model.mean, torch.tensor(3.0))
 
 
-def test_a_corpus_of_some_clips_is_that_of_the_clips(tmp_path):
+def test_a_corpus_made_of_some_clips_has_their_files_and_ratings(tmp_path):
     clips = data.read_manifest(small_corpus())[::5]
     assert {bool(clip.ratings) for clip in clips} == {True, False}
     benchmark.make_corpus(tmp_path, clips)

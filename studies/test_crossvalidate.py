@@ -1,4 +1,4 @@
-"""Tests of the cross-validation of any table: its numbers are those of a plain loop over folds."""
+"""Tests of studies/crossvalidate.py: its numbers are those of a plain loop over folds."""
 
 import dataclasses
 import re
@@ -23,8 +23,9 @@ GROUPS = ("ann", "bob", "cyd", "dan", "eve", "fay", "gil")  # more than there ar
 
 
 def write_table(folder, systems=5, group=True, raters=3):
-    """Writes clips of all systems by each of GROUPS, noise that is the duller the lower it is
-    rated, and one without ratings -> the table, of all splits, with a column that is ignored."""
+    """Writes WAV files and returns their table, which has clips of all splits and a column that is
+    ignored. Each of GROUPS has one clip of each system; one more clip has no ratings. The clips are
+    noise, and the lower one is rated, the duller it sounds."""
     rng = np.random.default_rng(0)
     rows = [("wav", "split", "system", "group", "rater", "score", "page")]
     for i in range(len(GROUPS) * systems):
@@ -45,7 +46,7 @@ def write_table(folder, systems=5, group=True, raters=3):
 
 @pytest.fixture
 def quick(monkeypatch, tmp_path):
-    """A folder of the test's own, and trainings of 5 steps a stage in this process."""
+    """An empty folder, and trainings of 5 steps a stage in the process of the test."""
     monkeypatch.chdir(tmp_path)
     short = [dataclasses.replace(variant, stages=SHORT) for variant in crossvalidate.VARIANTS]
     monkeypatch.setattr(crossvalidate, "VARIANTS", tuple(short))
@@ -55,7 +56,7 @@ def quick(monkeypatch, tmp_path):
 
 
 def by_hand(clips, features, seed):
-    """{predictor: (rated clips,) MOS} by a plain loop over the groups of ratings.csv."""
+    """{predictor: MOS (rated clips,)}, predicted in a plain loop over the groups of ratings.csv."""
     rated = [i for i, clip in enumerate(clips) if clip.ratings]
     names = sorted(GROUPS)
     said = {"the method": {}, "ridge": {}, "system's mean": {}}
@@ -90,13 +91,13 @@ def by_hand(clips, features, seed):
 
 
 def cells_of(out, heading):
-    """{label: cells} of the printed table with that heading."""
+    """{label: cells} of the printed table whose heading begins like that."""
     lines = out[out.index(f"| {heading} "):].split("\n\n")[0].splitlines()
     split = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
     return {label: cells for label, *cells in split[2:]} | {"columns": split[0][1:]}
 
 
-def test_its_numbers_are_those_of_a_plain_loop_over_the_groups(quick, monkeypatch, capsys):
+def test_the_printed_numbers_are_those_of_a_plain_loop_over_the_groups(quick, monkeypatch, capsys):
     table = write_table(quick)
     assert call(monkeypatch, crossvalidate, table, "--backbone", "logmel") == 0
     out = capsys.readouterr().out
@@ -108,7 +109,7 @@ def test_its_numbers_are_those_of_a_plain_loop_over_the_groups(quick, monkeypatc
     capsys.readouterr()
     true = np.array([clip.mos for clip in clips if clip.ratings])
     system = np.array([clip.system for clip in clips if clip.ratings])
-    reached, compared = (cells_of(out, name) for name in ("95 % intervals", "minus the method"))
+    reached, compared = (cells_of(out, name) for name in ("95 % intervals", "the method minus"))
     assert reached["columns"] == ["utterance LCC", "utterance MSE", "system LCC"]
     for name in seeds[0]:
         each = [moemos.metrics(one[name], true, system) for one in seeds]
@@ -131,18 +132,18 @@ def test_its_numbers_are_those_of_a_plain_loop_over_the_groups(quick, monkeypatc
     bounds = [float(text) for text in re.findall(r"-?[\d.]+", reached["ridge"][2])]
     assert bounds[1:] == pytest.approx(expected, abs=6e-4)
 
-    head = [system_lcc(one["the method"], system != "") for one in seeds]
-    change = without - [np.mean([system_lcc(one["the method"], system != name) for one in seeds])
-                        for name in np.unique(system)]
-    value = system_lcc(ridge, system != "") - np.mean(head)
-    of_systems, of_seeds = 4 * change.var(), np.var(head, ddof=1) / 2
+    method = [system_lcc(one["the method"], system != "") for one in seeds]
+    change = np.array([np.mean([system_lcc(one["the method"], system != name) for one in seeds])
+                       for name in np.unique(system)]) - without
+    value = np.mean(method) - system_lcc(ridge, system != "")
+    of_systems, of_seeds = 4 * change.var(), np.var(method, ddof=1) / 2
     freedom = (of_systems + of_seeds) ** 2 / (of_systems ** 2 / 4 + of_seeds ** 2)
     reach = scipy.stats.t.ppf(0.975, freedom) * np.sqrt(of_systems + of_seeds)
     bounds = [float(text) for text in re.findall(r"[-+][\d.]+", compared["ridge"][2])]
     assert bounds == pytest.approx([value, value - reach, value + reach], abs=6e-4)
 
 
-def test_it_continues_and_keeps_what_it_predicted_apart_from_other_tables(
+def test_kept_predictions_are_used_again_and_those_of_other_tables_are_kept_apart(
         quick, monkeypatch, capsys):
     tables_of = [quick / name for name in ("one", "other")]
     for folder in tables_of:
@@ -164,7 +165,7 @@ def test_it_continues_and_keeps_what_it_predicted_apart_from_other_tables(
     assert ".." not in job.path().parts
 
 
-def test_processes_of_their_own_give_the_same(quick, monkeypatch, capsys):
+def test_predictions_made_in_other_processes_are_the_same(quick, monkeypatch, capsys):
     monkeypatch.undo()
     monkeypatch.chdir(quick)
     table = str(write_table(quick))
@@ -188,7 +189,7 @@ def test_processes_of_their_own_give_the_same(quick, monkeypatch, capsys):
     (lambda rows: rows, ("--seeds", 0), "--seeds 0: must be at least 1"),
     (lambda rows: rows, ("--backbone", "none"), "there is no backbone 'none'"),
     (lambda rows: rows, ("--device", "none"), "--device none cannot be used here")])
-def test_what_cannot_be_cross_validated_gets_one_sentence(
+def test_ratings_that_cannot_be_cross_validated_are_refused_with_one_sentence(
         quick, monkeypatch, capsys, change, words, why):
     table = write_table(quick)
     rows = table.read_text().splitlines()
@@ -201,7 +202,7 @@ def test_what_cannot_be_cross_validated_gets_one_sentence(
     assert not Path(lab.ROOT).exists()
 
 
-def test_reliability_is_the_share_of_the_variance_that_raters_agree_on():
+def test_reliability_is_the_share_of_the_variance_of_the_mos_that_is_not_chance():
     rng = np.random.default_rng(0)
     quality = rng.normal(size=(2000, 1))
     ratings = quality + rng.normal(size=(1, 8)) + 1.5 * rng.normal(size=(2000, 8))
@@ -216,7 +217,7 @@ def test_reliability_is_the_share_of_the_variance_that_raters_agree_on():
 
 
 def say(lccs, ceiling=0.9, groups=4, systems=1, seeds=2):
-    """The sentences of predictors with about these LCC."""
+    """The remarks on predictors that have about these LCC."""
     rng = np.random.default_rng(0)
     true = rng.normal(3, 1, 80)
     names = [f"s{i % systems}" for i in range(80)]
@@ -230,7 +231,7 @@ def say(lccs, ceiling=0.9, groups=4, systems=1, seeds=2):
     return " ".join(crossvalidate.in_words(clips, predicted, claims, ceiling, (1.0, 5.0)))
 
 
-def test_the_words_say_what_the_intervals_show():
+def test_the_remarks_say_what_the_intervals_show():
     worse = {"the method": 0.6, "ridge": 0.95, "system's mean": 0.2, crossvalidate.HALF: 0.1}
     said = say(worse)
     assert "the method is worse than a linear model" in said
@@ -239,28 +240,28 @@ def test_the_words_say_what_the_intervals_show():
     assert "not even shown" not in said
     assert "intervals are for other clips of these systems (left out in turn)." in said
     assert "a system that nobody has rated" in said
-    assert "Are there enough clips to compare?" in said
+    assert "Are there enough clips to compare predictors?" in said
     assert "trained once" not in said
-    assert "an LCC of .900" in said
-    assert "a predictor without error by .949" in said
-    assert "a group of its own" not in said
+    assert "another of as many raters the LCC would be .900" in said
+    assert "A predictor of the true MOS would reach .949" in said
+    assert "No two clips are of one group" not in said
     same = dict.fromkeys(worse, 0.9)
     said = say(same, nan, groups=80)
     assert said.count("not shown to differ from") == 2
     assert "not shown that more clips help" in said
-    assert "That is not known: it takes clips with several raters" in said
-    assert "Each clip is a group of its own." in said
-    assert "a score alone says less" not in said
+    assert "That is not known: it takes clips with several ratings each" in said
+    assert "No two clips are of one group." in said
+    assert "a better guess" not in said
     said = say(worse, systems=5, seeds=1)
     assert "intervals are for other systems (each is left out in turn)." in said
-    assert "Are there enough systems to compare?" in said
-    assert "All was trained once." in said
+    assert "Are there enough systems to compare predictors?" in said
+    assert "Everything was trained once." in said
     said = say(worse | {"the method": 0})
     assert "not even shown" in said
-    assert "a score alone says less than the mean MOS" in said
+    assert "the mean MOS would be a better guess than these scores" in said
 
 
-def test_a_score_is_explained_by_its_error_and_by_pairs():
+def test_a_score_is_explained_by_its_error_and_by_the_share_of_pairs_in_the_right_order():
     true = np.array([1.0, 2, 3, 4, 5] * 4) + np.arange(20) / 100
     clips = [data.Clip(f"{i}", None, "test", "s", "s", f"{i % 4}") for i in range(20)]
     one = tables.Predicted([true + 0.5 * (-1) ** np.arange(20)], true, ["s"] * 20)

@@ -1,4 +1,4 @@
-"""Tests of studies/distilled.py, the learned backbone that comes by pip."""
+"""Tests of studies/distilled.py, a learned backbone that is installed by pip."""
 
 
 import numpy as np
@@ -27,11 +27,11 @@ def noise(samples, seed=0):
 
 
 def distance(one, other):
-    """Of features, relative."""
+    """The norm of the difference of two features, divided by that of the first."""
     return ((one - other).norm() / one.norm()).item()
 
 
-def test_without_the_package_it_says_how_to_get_it(monkeypatch):
+def test_if_the_package_is_missing_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(distilled, "distillmos", None)
     with pytest.raises(data.InputError, match="needs `pip install distillmos`"):
         distilled.load()
@@ -39,14 +39,14 @@ def test_without_the_package_it_says_how_to_get_it(monkeypatch):
 
 @needs_distillmos
 @pytest.mark.parametrize("samples", [400, 640, 16319, distilled.WINDOW + 100, 140000])
-def test_it_has_seven_layers_of_200_with_a_frame_for_each_320_samples(backbone, samples):
+def test_it_has_seven_layers_of_width_200_with_a_frame_for_each_320_samples(backbone, samples):
     layers, _ = backbone.network.extract_features(noise(samples)[None])
     assert [tuple(layer.shape) for layer in layers] == [(1, samples // 320, 200)] * 7
     assert (backbone.layers, backbone.width, backbone.sample_rate) == (7, 200, 16000)
 
 
 @needs_distillmos
-def test_a_clips_features_depend_neither_on_its_company_nor_on_its_level(backbone):
+def test_the_features_of_a_clip_depend_neither_on_other_clips_nor_on_its_level(backbone):
     clip = noise(16000)
     alone = backbone.extract(clip)
     backbone.extract(noise(20000, seed=1))
@@ -57,7 +57,7 @@ def test_a_clips_features_depend_neither_on_its_company_nor_on_its_level(backbon
 
 
 @needs_distillmos
-def test_a_long_clip_is_its_pieces_and_frames_of_padding_are_left_out(backbone):
+def test_a_long_clip_is_encoded_in_pieces_without_the_frames_of_padding(backbone):
     clip = noise(2 * distilled.WINDOW + 8000)
     pieces = [backbone.extract(piece) for piece in clip.split(distilled.WINDOW)]
     assert [piece.shape[1] for piece in pieces] == [384, 384, 25]
@@ -68,7 +68,7 @@ def test_a_long_clip_is_its_pieces_and_frames_of_padding_are_left_out(backbone):
 
 
 @needs_distillmos
-def test_what_the_encoder_says_itself_is_a_mos(backbone):
+def test_distillmos_itself_predicts_a_mos_between_1_and_5(backbone):
     rng = np.random.default_rng(0)
     phones, talker = simulated.speak(rng), simulated.talk(rng, studio=False)
     speech = simulated.synthesize(phones, talker, {}, 16000, rng) / 32768
@@ -77,7 +77,7 @@ def test_what_the_encoder_says_itself_is_a_mos(backbone):
 
 
 @needs_distillmos
-def test_a_run_is_trained_and_evaluated_where_the_module_is_named_again(
+def test_a_run_on_this_backbone_can_be_evaluated_only_if_the_module_is_named_again(
         tmp_path, monkeypatch, capsys):
     wavs = [f"{i}.wav" for i in range(6)]
     rows = [f"{wav},{'test' if i > 3 else 'train'},s{i % 2},l,{1 + i % 4}\n"

@@ -20,7 +20,7 @@ needs_matplotlib = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
-    """A run that has been evaluated; it is not to be changed."""
+    """A run that has been evaluated. Tests must not change it."""
     run = shutil.copytree(small_run(), tmp_path_factory.mktemp("evaluated") / "run")
     evaluate.evaluate(run, "cpu")
     return run
@@ -35,19 +35,19 @@ def drawn(monkeypatch):
 
 
 def marked(axis):
-    """The points (x, y) drawn with a marker and no line, sorted."""
+    """All points (x, y) that are drawn with a marker and without a line, sorted."""
     lines = [line for line in axis.get_lines() if line.get_linestyle() == "None"]
     return sorted(np.concatenate([line.get_xydata() for line in lines]).tolist())
 
 
-def test_without_matplotlib_it_says_so_before_any_work(tmp_path, monkeypatch, capsys):
+def test_if_matplotlib_is_missing_that_is_said_before_any_work(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(figures, "Figure", None)
     assert call(monkeypatch, figures, tmp_path / "no_run") == 2
     assert "pip install matplotlib" in capsys.readouterr().err
 
 
 @needs_matplotlib
-def test_figures_of_a_run_show_the_numbers_of_its_tables(evaluated, drawn):
+def test_figures_of_a_run_show_the_numbers_in_its_tables(evaluated, drawn):
     result = json.loads((evaluated / "metrics.json").read_bytes())
     figures.plot_run(evaluated)
     assert drawn.keys() == {evaluated / name for name in FIGURES}
@@ -72,7 +72,7 @@ def test_figures_of_a_run_show_the_numbers_of_its_tables(evaluated, drawn):
     starts = [line.get_xdata()[0] for line in loss.get_lines() if line.get_color() == "0.7"]
     assert [text.get_text() for text in loss.texts] == ["classification", "joint", "mos"]
     log = table(evaluated / "log.csv")
-    own = int(log[-1]["step"])  # the last stage has as many as each
+    own = int(log[-1]["step"])  # every stage has as many steps as the last
     assert starts == [0, own, 2 * own]
     np.testing.assert_allclose(loss.get_lines()[0].get_ydata(), [float(row["mos"]) for row in log])
     shares = np.array([line.get_ydata() for line in gate.get_lines()[:4]])
@@ -80,7 +80,7 @@ def test_figures_of_a_run_show_the_numbers_of_its_tables(evaluated, drawn):
 
 
 @needs_matplotlib
-def test_the_numbers_of_dev_clips_are_drawn_where_there_are_some(evaluated, tmp_path):
+def test_the_numbers_of_dev_clips_are_drawn_if_the_log_has_them(evaluated, tmp_path):
     log = table(evaluated / "log.csv")
     log = [row | {"dev_mse": str(i), "dev_lcc": "nan"} for i, row in enumerate(log)]
     data.write_files({tmp_path / "log.csv": [log[0].keys(), *(row.values() for row in log)]})
@@ -104,16 +104,17 @@ def test_steps_are_counted_through_all_stages():
     (0.5, [0.4, 0.6], "system level: LCC 0.500, 95 % from 0.400 to 0.600"),
     (0.5, [None, None], "system level: LCC 0.500"),
     (None, [None, None], "system level: LCC undefined")])
-def test_a_correlation_or_an_interval_that_does_not_exist_is_not_said(lcc, interval, title):
+def test_the_title_names_an_lcc_and_an_interval_only_if_they_are_defined(lcc, interval, title):
     result = {"metrics": {"system LCC": lcc}, "interval_95": {"system LCC": interval}}
     assert figures.lcc_title(result, "system") == title
 
 
 @needs_matplotlib
-def test_the_stored_answer_is_drawn_with_its_intervals(drawn, monkeypatch, tmp_path):
+def test_the_numbers_of_the_stored_answer_are_drawn_with_their_intervals(
+        drawn, monkeypatch, tmp_path):
     assert call(monkeypatch, figures, "--answers", "--out", tmp_path) == 0
     (axis,) = drawn[tmp_path / "answers.png"].axes
-    stored = questions.read("line")["numbers"]
+    stored = questions.read("plainer")["numbers"]
     assert [tick.get_text() for tick in axis.get_xticklabels()] == list(questions.HEARD)
     variants = list(dict.fromkeys(row["variant"] for row in stored))
     assert [container.get_label() for container in axis.containers] == variants
@@ -127,15 +128,15 @@ def test_the_stored_answer_is_drawn_with_its_intervals(drawn, monkeypatch, tmp_p
 
 
 @needs_matplotlib
-def test_names_are_shown_as_they_are():
+def test_names_are_drawn_without_formulas_or_control_characters_and_are_not_hidden():
     assert figures.short("a$b$") == r"a\$b\$"       # no formula
     assert figures.short("_hidden") == " _hidden"   # which a legend would leave out
-    assert figures.short("x" * 30) == "x" * 26
+    assert figures.short("x" * 30) == "x" * 28
     assert figures.short("a\x1b[2J\nb") == r"a\x1b[2J\nb"
 
 
 @needs_matplotlib
-def test_results_on_another_corpus_have_no_log_and_are_drawn_beside_them(
+def test_results_on_another_corpus_have_no_log_and_are_drawn_into_their_folder(
         evaluated, tmp_path, monkeypatch):
     results = shutil.copytree(evaluated, tmp_path / "on_other")
     (results / "log.csv").unlink()
@@ -162,7 +163,7 @@ def test_results_on_another_corpus_have_no_log_and_are_drawn_beside_them(
     ("predictions.csv", "wav,system,model,mos,predicted\na,b,c,1,1\n",
      "metrics.json has other synthesis models than predictions.csv"),
     ("metrics.json", "[", "metrics.json: is damaged or of another version; evaluate the run")])
-def test_a_damaged_table_of_a_run_gets_one_sentence(
+def test_a_run_with_a_damaged_table_is_refused_with_one_sentence(
         evaluated, tmp_path, monkeypatch, capsys, name, content, why):
     run = shutil.copytree(evaluated, tmp_path / "run")
     (run / name).write_text(content)
@@ -170,11 +171,11 @@ def test_a_damaged_table_of_a_run_gets_one_sentence(
     said = capsys.readouterr().err
     assert why in said
     assert said.count("\n") == 1
-    assert not list(run.glob("*.png"))  # nothing half done
+    assert not list(run.glob("*.png"))  # no figure is written
 
 
 @needs_matplotlib
-def test_results_and_logs_get_one_sentence_wherever_they_are_damaged(
+def test_results_that_are_damaged_anywhere_are_drawn_or_refused_with_the_name_of_the_file(
         evaluated, tmp_path, drawn, capsys):
     run = shutil.copytree(evaluated, tmp_path / "run")
     path = run / "metrics.json"
@@ -205,9 +206,10 @@ def test_results_and_logs_get_one_sentence_wherever_they_are_damaged(
 
 
 @needs_matplotlib
-def test_a_damaged_answer_is_drawn_or_gets_one_sentence(tmp_path, monkeypatch, drawn, capsys):
+def test_a_stored_answer_that_is_damaged_anywhere_is_drawn_or_refused_with_one_sentence(
+        tmp_path, monkeypatch, drawn, capsys):
     monkeypatch.setattr(questions, "HERE", tmp_path)
-    path = tmp_path / "results" / "line.json"
+    path = tmp_path / "results" / "plainer.json"
     path.parent.mkdir()
     for damaged in list(damages(a_stored_answer()))[::5]:
         path.write_text(json.dumps(damaged))
@@ -215,13 +217,13 @@ def test_a_damaged_answer_is_drawn_or_gets_one_sentence(tmp_path, monkeypatch, d
 
 
 @needs_matplotlib
-def test_a_run_that_was_not_evaluated_gets_one_sentence(tmp_path, monkeypatch, capsys):
+def test_a_run_that_was_not_evaluated_is_refused_with_one_sentence(tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, figures, tmp_path) == 2
     assert "metrics.json: is not there; evaluate the run" in capsys.readouterr().err
 
 
 @needs_matplotlib
-def test_of_many_synthesis_models_those_with_the_most_clips_are_told_apart(
+def test_of_many_synthesis_models_only_those_with_the_most_clips_are_told_apart(
         tmp_path, drawn, capsys):
     names = [f"m{i:04}" for i in range(3000)]
     frequent = names[1::90][:figures.MOST]
@@ -239,6 +241,6 @@ def test_of_many_synthesis_models_those_with_the_most_clips_are_told_apart(
     picture = drawn[tmp_path / "predictions.png"]
     (legend,) = picture.legends
     assert [text.get_text() for text in legend.texts] == ["others", *frequent]
-    assert len(marked(picture.axes[0])) == len(rows)  # all clips are there
+    assert len(marked(picture.axes[0])) == len(rows)  # no clip is left out
     heat_map, _ = drawn[tmp_path / "experts.png"].axes
     assert [label.get_text() for label in heat_map.get_yticklabels()] == frequent

@@ -1,4 +1,4 @@
-"""Tests of the engine: splits, variants, what is kept; of the tables; and of the questions."""
+"""Tests of the engine (splits, variants, kept predictions), of the tables and of the questions."""
 
 import dataclasses
 import json
@@ -19,8 +19,8 @@ from test_moemos import HERE, draw_systems, nan, no_network, plain_ridge  # noqa
 
 
 def make_corpus(clips=24, seed=0):
-    """Clips of three systems and four groups, the features of which tell the MOS; the last three
-    have no MOS, and are of a model of their own."""
+    """Clips of three systems and four groups, whose MOS depends on their features. The last three
+    clips have no MOS, and are of another system and synthesis model."""
     rng = np.random.default_rng(seed)
     features = torch.from_numpy(rng.normal(size=(clips, 2, 8)).astype(np.float32))
     made = []
@@ -36,7 +36,7 @@ def make_corpus(clips=24, seed=0):
 
 @pytest.fixture
 def lone(monkeypatch, tmp_path):
-    """The engine on a corpus of the test's own, without other processes."""
+    """The engine works on this corpus alone, in the process of the test."""
     corpus = make_corpus()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(lab, "load", lambda name, backbone: corpus)
@@ -48,8 +48,8 @@ def lone(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("how", "kind"), [
     ("groups", lambda clip: clip.group), ("system", lambda clip: clip.system),
-    ("method", lambda clip: clip.model), ("family", lambda clip: clip.system[:2])])
-def test_every_rated_clip_is_predicted_once_and_never_with_its_own_kind(how, kind):
+    ("model", lambda clip: clip.model), ("family", lambda clip: clip.system[:2])])
+def test_every_rated_clip_is_predicted_once_without_learning_from_what_is_left_out(how, kind):
     corpus = make_corpus()
     for clip in corpus.clips[::2]:
         clip.system += " at a higher rate"
@@ -62,7 +62,7 @@ def test_every_rated_clip_is_predicted_once_and_never_with_its_own_kind(how, kin
     assert (times == corpus.rated).all()
 
 
-def test_the_tables_own_split_and_few_clips_a_system():
+def test_the_split_of_the_table_can_be_used_and_few_clips_of_each_system_can_be_learned_from():
     corpus = make_corpus()
     parts = np.array([clip.split for clip in corpus.clips])
     [(learned, predicted)] = lab.split(corpus, "test")
@@ -75,7 +75,7 @@ def test_the_tables_own_split_and_few_clips_a_system():
         assert not (learned & predicted).any()
 
 
-def test_a_family_is_all_that_has_one_synthesiser_codec_or_experiment():
+def test_a_family_is_all_systems_of_one_synthesiser_codec_or_experiment():
     clip = make_corpus().clips[0]
     for system, family in (("mozilla_kjv", "mozilla"), ("opus 6 kbit/s", "opus"), ("opus", "opus"),
                            ("Exp.1/model", "Exp.1"), ("lyra-v2 3", "lyra-v2")):
@@ -83,10 +83,10 @@ def test_a_family_is_all_that_has_one_synthesiser_codec_or_experiment():
         assert lab.family(clip) == family
 
 
-def test_folds_for_the_strength_are_of_what_is_left_out_or_of_whole_groups():
+def test_folds_for_the_penalty_are_of_what_is_left_out_or_else_of_whole_groups():
     corpus = make_corpus()
     rows = corpus.rated & (np.arange(24) > 3)
-    kinds = {"system": lambda clip: clip.system, "method": lambda clip: clip.model,
+    kinds = {"system": lambda clip: clip.system, "model": lambda clip: clip.model,
              "family": lambda clip: clip.system, "groups": lambda clip: clip.group,
              "groups, 2 a system": lambda clip: clip.group, "test": lambda clip: clip.group}
     for how, kind in kinds.items():
@@ -97,7 +97,7 @@ def test_folds_for_the_strength_are_of_what_is_left_out_or_of_whole_groups():
     assert [clip.group for clip in corpus.clips] == [f"g{i % 4}" for i in range(24)]
 
 
-def test_what_is_learned_are_the_rows_of_the_learned_clips_with_their_classes():
+def test_training_uses_the_features_mos_and_classes_of_the_clips_to_learn_from():
     corpus = make_corpus()
     learned = np.arange(24) % 2 == 1
     clips = lab.training_clips(METHOD, corpus, learned, 0)
@@ -110,15 +110,15 @@ def test_what_is_learned_are_the_rows_of_the_learned_clips_with_their_classes():
     assert not rated.mos.isnan().any()
 
 
-def test_a_method_with_super_resolution_is_that_method():
+def test_a_synthesis_model_with_super_resolution_counts_as_the_one_without():
     clip = make_corpus().clips[0]
     clip.model = "ttsSR"
-    assert lab.method(clip) == "tts"
+    assert lab.base_model(clip) == "tts"
 
 
 # -- Variants --------------------------------------------------------------------------------------
 
-def test_the_method_of_the_engine_is_the_one_that_train_has():
+def test_the_method_in_the_studies_is_that_of_train_py():
     corpus = make_corpus()
     rows = np.array([clip.split == "train" for clip in corpus.clips])
     found = lab.predict(Job(METHOD, Cell("a", "b", "test"), 3), corpus)
@@ -140,7 +140,7 @@ def test_the_method_of_the_engine_is_the_one_that_train_has():
     assert np.isnan(found["mos"][~test.numpy()]).all()
 
 
-def test_ridge_and_the_systems_mean_by_hand():
+def test_ridge_and_the_systems_mean_agree_with_plain_computations():
     corpus = make_corpus()
     learned, predicted = next(lab.split(corpus, "groups"))
     mean, _ = lab.by_mean(MEAN, corpus, learned, predicted, 0, "groups")
@@ -156,7 +156,7 @@ def test_ridge_and_the_systems_mean_by_hand():
     np.testing.assert_allclose(ridge, said, atol=1e-5)
 
 
-def test_a_line_that_is_told_the_labels_is_averaged_with_the_mos_of_the_classes_it_expects():
+def test_ridge_also_told_the_systems_averages_ridge_and_the_mos_expected_from_the_classes():
     corpus = make_corpus()
     learned, predicted = next(lab.split(corpus, "groups"))
     found, gates = lab.by_labels(LABELS, corpus, learned, predicted, 0, "groups")
@@ -183,7 +183,7 @@ ASKED = {variant.name: variant for question in questions.QUESTIONS.values()
 
 
 @pytest.mark.parametrize("name", ASKED)
-def test_no_prediction_depends_on_the_ratings_of_clips_that_are_not_learned_from(
+def test_no_variant_uses_the_ratings_of_clips_that_it_does_not_learn_from(
         name, monkeypatch):
     variant = ASKED[name]
     if name == "with prosody":  # it hears files, and changes features alone
@@ -208,7 +208,7 @@ def test_no_prediction_depends_on_the_ratings_of_clips_that_are_not_learned_from
 
 
 def starts(*builds, **settings):
-    """The weights of the method's start, its training Clips, and a model by each build."""
+    """The weights that the method starts with, its train.Clips, and a network by each build."""
     corpus = make_corpus()
     learned = np.ones(24, bool)
     weights = lab.start(METHOD, corpus, learned, 0, "groups")
@@ -221,21 +221,21 @@ def starts(*builds, **settings):
 
 
 @pytest.mark.parametrize("build", [variants.unshrunk, variants.with_layer_weights])
-def test_other_axes_start_as_the_same_line(build):
+def test_unshrunk_axes_and_layer_weights_do_not_change_the_predictions_before_training(build):
     _, clips, (usual, other) = starts(lab.build, build)
     expected, output = usual(clips.features), other(clips.features)
     torch.testing.assert_close(output.mos, expected.mos, atol=1e-4, rtol=0)
     torch.testing.assert_close(output.logits, expected.logits, atol=1e-3, rtol=0)
 
 
-def test_unshrunk_axes_vary_alike():
+def test_unshrunk_axes_have_variance_1():
     _, clips, (usual, unshrunk) = starts(lab.build, variants.unshrunk)
     fused = unshrunk.fusion(clips.features)
     torch.testing.assert_close(fused.T @ fused / 24, torch.eye(fused.shape[1]), atol=1e-4, rtol=0)
     assert usual.fusion(clips.features).std(0, correction=0).max() < 0.99
 
 
-def test_the_mos_head_may_start_as_ridge():
+def test_if_the_mos_head_starts_as_ridge_it_predicts_what_ridge_does():
     _, clips, (usual, ridge) = starts(lab.build, variants.line_alone)
     line = ridge(clips.features).mos.detach()
     rated = ~clips.mos.isnan()
@@ -244,7 +244,7 @@ def test_the_mos_head_may_start_as_ridge():
     np.testing.assert_allclose(line - line.mean(), said - said.mean(), atol=1e-4)
 
 
-def test_what_starts_random_starts_as_torch_has_it_and_without_a_path_there_is_none():
+def test_a_random_start_is_drawn_in_torchs_usual_way_and_without_the_linear_path_it_stays_0():
     weights, clips, (usual, random, without) = starts(
         lab.build, variants.at_random, variants.without_path)
     for model in (random, without):
@@ -264,7 +264,7 @@ def test_what_starts_random_starts_as_torch_has_it_and_without_a_path_there_is_n
     assert random.moe.mlps[0][2].weight.any()
 
 
-def test_weights_of_layers_start_as_1_and_scale_a_layer_about_its_mean():
+def test_the_softmax_weights_of_layers_scale_each_layer_about_its_mean_and_are_trained():
     _, clips, (usual, weighted) = starts(lab.build, variants.with_layer_weights)
     x, center = clips.features, usual.fusion.center
     weighted.fusion.logits.data = torch.tensor([3.0, 1.0]).log()
@@ -275,12 +275,12 @@ def test_weights_of_layers_start_as_1_and_scale_a_layer_about_its_mean():
     assert not torch.equal(weighted.fusion.logits, torch.tensor([3.0, 1.0]).log())
 
 
-def test_means_only_has_no_deviations():
+def test_means_only_leaves_out_the_deviations_over_time():
     corpus = make_corpus()
     assert torch.equal(variants.means_only(corpus).features, corpus.features[:, :, :4])
 
 
-def test_its_start_is_the_method_before_any_stage_and_stages_are_taken_from_the_front():
+def test_the_method_before_training_has_no_stages_and_other_variants_use_those_of_train_py():
     corpus = make_corpus()
     learned, predicted = next(lab.split(corpus, "groups"))
     weights = lab.start(METHOD, corpus, learned, 0, "groups")
@@ -296,7 +296,7 @@ def test_its_start_is_the_method_before_any_stage_and_stages_are_taken_from_the_
 
 # -- What is kept ----------------------------------------------------------------------------------
 
-def test_what_was_predicted_is_kept_and_made_again_where_something_changes(lone):
+def test_predictions_are_kept_and_made_again_if_clips_features_or_settings_change(lone):
     made = []
 
     def counted(variant, corpus, learned, predicted, seed, how):
@@ -328,7 +328,7 @@ def something_else():
     (moemos, "PENALTIES", RIDGE), (train, "FOLDS", RIDGE), (lab, "FOLDS", MEAN),
     (moemos, "PENALTIES", METHOD), (train, "FOLDS", METHOD), (moemos, "LEAST_KEPT", LABELS),
     (train, "CLIP_NORM", METHOD), (raters, "REACH", raters.MODEL)])
-def test_a_prediction_depends_on_the_values_that_its_code_names(
+def test_a_prediction_is_made_again_if_a_constant_that_its_code_names_changes(
         lone, monkeypatch, module, name, variant):
     job = Job(variant, Cell("a", "b", "groups"), 0)
     before = lab.digest(job, lone)
@@ -339,13 +339,14 @@ def test_a_prediction_depends_on_the_values_that_its_code_names(
 @pytest.mark.parametrize(("module", "name", "variant"), [
     (lab, "some_of_each_system", MEAN), (moemos, "ridge", RIDGE), (moemos, "start", METHOD),
     (moemos, "best_penalty", RIDGE), (moemos, "best_penalty", METHOD), (moemos, "start", LABELS),
-    (lab, "kind", MEAN), (lab, "method", RIDGE), (lab, "family", METHOD),
+    (lab, "kind", MEAN), (lab, "base_model", RIDGE), (lab, "family", METHOD),
     (lab, "folds_for", LABELS), (lab, "training_clips", METHOD), (train, "build_model", METHOD),
     (data, "folds_of", RIDGE), (evaluate, "predict", METHOD), (moemos, "sparsity_loss", METHOD),
     (moemos, "FeatureFusion", METHOD), (train, "alpha", METHOD), (raters, "halves", raters.MEANS),
     (raters, "RaterMOS", raters.SINGLE), (variants, "LayerWeights", variants.LAYER_WEIGHTS),
     (variants, "at_random", variants.NO_PATH)])
-def test_a_prediction_depends_on_all_code_on_its_way(lone, monkeypatch, module, name, variant):
+def test_a_prediction_is_made_again_if_any_code_that_it_depends_on_changes(
+        lone, monkeypatch, module, name, variant):
     job = Job(variant, Cell("a", "b", "groups"), 0)
     before = lab.digest(job, lone)
     monkeypatch.setattr(module, name, something_else)
@@ -355,7 +356,7 @@ def test_a_prediction_depends_on_all_code_on_its_way(lone, monkeypatch, module, 
 @pytest.mark.parametrize(("owner", "name", "other"), [
     (data.Clip, "mos", property(lambda clip: max(clip.ratings.values(), default=nan))),
     (lab.Corpus, "rated", property(lambda corpus: corpus.mos > 3))])
-def test_a_prediction_depends_on_which_clips_have_which_mos(
+def test_a_prediction_is_made_again_if_the_mos_or_the_choice_of_rated_clips_changes(
         lone, monkeypatch, owner, name, other):
     lone.clips[0].ratings["another rater"] = 1.0
     job = Job(METHOD, Cell("a", "b", "groups"), 0)
@@ -364,7 +365,7 @@ def test_a_prediction_depends_on_which_clips_have_which_mos(
     assert lab.digest(job, lone) != before
 
 
-def test_a_prediction_depends_on_whole_groups_though_they_end_alike(lone):
+def test_a_prediction_is_made_again_if_only_the_beginning_of_a_groups_name_changes(lone):
     job = Job(METHOD, Cell("a", "b", "groups"), 0)
     found = set()
     for group in ("one/talker", "other/talker"):
@@ -373,7 +374,7 @@ def test_a_prediction_depends_on_whole_groups_though_they_end_alike(lone):
     assert len(found) == 2
 
 
-def test_a_prediction_does_not_depend_on_what_is_made_of_it(lone, monkeypatch):
+def test_a_prediction_is_kept_if_code_changes_that_only_evaluates_it(lone, monkeypatch):
     jobs = [Job(variant, Cell("a", "b", "groups"), 0) for variant in (METHOD, RIDGE, LABELS)]
     before = [lab.digest(job, lone) for job in jobs]
     for module, name in ((evaluate, "PARTS"), (evaluate, "FEWEST"), (evaluate, "leave_one_out"),
@@ -382,7 +383,7 @@ def test_a_prediction_does_not_depend_on_what_is_made_of_it(lone, monkeypatch):
     assert [lab.digest(job, lone) for job in jobs] == before
 
 
-def test_what_a_prediction_depends_on_is_the_same_in_every_process():
+def test_the_hash_of_what_a_prediction_depends_on_is_the_same_in_every_process():
     for name in questions.ASKS:
         for job in questions.jobs_asked(name):
             variant = job.variant
@@ -391,7 +392,8 @@ def test_what_a_prediction_depends_on_is_the_same_in_every_process():
             assert " at 0x" not in repr(found)
 
 
-def test_code_counts_and_comments_do_not(tmp_path, monkeypatch):
+def test_a_change_of_code_counts_but_not_one_of_comments_docstrings_or_layout(
+        tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     texts = ["def f():\n    return 1\n",
              "def f():\n    '''Says 1.'''\n    # one\n    return (1)\n", "def f():\n    return 2\n"]
@@ -405,7 +407,7 @@ def test_code_counts_and_comments_do_not(tmp_path, monkeypatch):
         del sys.modules[f"code_{i}"]
 
 
-def test_a_missing_listening_test_gets_a_sentence(monkeypatch, tmp_path):
+def test_a_missing_listening_test_is_reported_with_where_it_comes_from(monkeypatch, tmp_path):
     monkeypatch.setenv("LISTENING_TESTS", str(tmp_path / "none"))
     with pytest.raises(data.InputError, match="is not there; studies/README.md"):
         lab.load("codecs", "logmel")
@@ -413,13 +415,13 @@ def test_a_missing_listening_test_gets_a_sentence(monkeypatch, tmp_path):
 
 # -- Tables ----------------------------------------------------------------------------------------
 
-def test_lcc_within_systems_is_the_mean_over_those_that_have_one():
+def test_lcc_within_systems_is_the_mean_over_the_systems_in_which_it_is_defined():
     predicted, mos = [1, 2, 3, 1, 2, 3, 5, 6], [1, 2, 3, 3, 2, 1, 4, 4]
     assert tables.lcc_within_systems(predicted, mos, list("aaabbbcc")) == pytest.approx(0)
     assert np.isnan(tables.lcc_within_systems([1], [1], ["a"]))
 
 
-def test_a_difference_in_mse_has_students_error_over_systems_or_few_systems_clips():
+def test_a_difference_in_mse_has_the_standard_error_over_systems_or_over_clips_if_systems_are_few():
     rng = np.random.default_rng(0)
     true, one, other = rng.normal(size=(3, 40))
     change = (one - true) ** 2 - (other - true) ** 2
@@ -432,7 +434,7 @@ def test_a_difference_in_mse_has_students_error_over_systems_or_few_systems_clip
         assert freedom == pytest.approx(len(parts) - 1)
 
 
-def test_the_variance_of_parts_and_of_seeds_have_degrees_of_freedom_of_their_own():
+def test_the_variances_over_systems_and_over_seeds_add_up_each_with_its_degrees_of_freedom():
     rng = np.random.default_rng(0)
     true, errors = rng.normal(size=(2, 40))
     said = np.array([true + part * errors for part in (1.0, 1.1, 1.3)])
@@ -448,14 +450,14 @@ def test_the_variance_of_parts_and_of_seeds_have_degrees_of_freedom_of_their_own
     each = of_parts ** 2 / 7 + v ** 2 / 2 + w ** 2
     assert freedom == pytest.approx((of_parts + v + w) ** 2 / each)
     pair = [tables.Predicted(one, true, system) for one in (said[:1], said[1:2])]
-    # One seed has no variance.
+    # A single seed has no variance.
     _, error, freedom = tables.difference([(1, *pair)], "utterance MSE")
     change = np.square(said[0] - true) - np.square(said[1] - true)
     assert error == pytest.approx(change.reshape(5, 8).mean(0).std(ddof=1) / np.sqrt(8))
     assert freedom == pytest.approx(7)
 
 
-def test_an_interval_of_a_mean_over_seeds_is_that_of_its_scale():
+def test_the_interval_of_one_seed_is_that_of_evaluate_for_every_metric():
     true, (said,), system = draw_systems(np.random.default_rng(0), 6, 4, 0.8)
     one = tables.Predicted(np.array([said]), true, system)
     left_out = evaluate.leave_one_out(said, true, system)
@@ -464,12 +466,11 @@ def test_an_interval_of_a_mean_over_seeds_is_that_of_its_scale():
 
 
 @pytest.mark.parametrize("seeds", [2, 5])
-def test_variants_that_differ_by_seeds_and_systems_alone_are_rarely_claimed_to_differ(
+def test_two_variants_that_are_equally_good_are_rarely_claimed_to_differ(
         monkeypatch, seeds):
-    """What is measured: on four listening tests two variants are compared 120 times, which have one
-    distribution: errors of systems and clips of their own, and of each seed. Their differences are
-    claimed at .05 in at most 5 percent, and at .05 / 42 in at most .2 percent of cases; on one test
-    there is a word for other systems in at most 5 percent."""
+    """Two variants with equally distributed errors of systems, clips and seeds are compared 120
+    times on four listening tests. At .05 a difference is claimed in at most 5 percent of cases, on
+    all tests together and on a single one, and at .05 / 42 in at most .2 percent."""
     monkeypatch.setattr(moemos, "METRICS", {"LCC": moemos.lcc})
     monkeypatch.setattr(tables, "lcc_within_systems", lambda *_: nan)
     rng, p, of_one = np.random.default_rng(seeds), [], []
@@ -489,9 +490,10 @@ def test_variants_that_differ_by_seeds_and_systems_alone_are_rarely_claimed_to_d
 
 
 @pytest.mark.parametrize("seeds", [2, 5])
-def test_degrees_of_freedom_by_component_hold_where_seeds_vary_as_much_as_systems(seeds):
-    """As above, of 100,000 differences whose variances are drawn as those of normal values are. By
-    the degrees of freedom of the parts alone, .33 percent are claimed at .05 / 42 of two seeds."""
+def test_differences_are_rarely_claimed_by_chance_even_if_seeds_vary_as_much_as_systems(seeds):
+    """As above, but with 100,000 differences, whose variances are drawn directly, as those of
+    normally distributed values. With the degrees of freedom of the systems alone, .33 percent would
+    be claimed at .05 / 42 with two seeds."""
     rng = np.random.default_rng(seeds)
     number, of_seeds, claimed = 100_000, 3.0, []
     values = np.sqrt(4 * (1 + 2 * of_seeds)) / 4 * rng.normal(size=number)
@@ -507,15 +509,15 @@ def test_degrees_of_freedom_by_component_hold_where_seeds_vary_as_much_as_system
     assert 0 < np.mean(np.array(claimed) < 0.05 / 42) <= 0.002
 
 
-def test_differences_of_one_corpus_are_taken_together_and_of_others_are_independent():
+def test_errors_of_one_corpus_are_taken_together_and_those_of_different_corpora_are_independent():
     rng = np.random.default_rng(0)
     true, system = rng.normal(size=40), [f"s{i % 8}" for i in range(40)]
     said = [true + rng.normal(size=(2, 40)) for _ in range(3)]
     one, other, third = (tables.Predicted(some, true, system) for some in said)
-    terms = [(0.25, one, third), (0.75, other, third)]
+    terms = [(0.25, third, one), (0.75, third, other)]
     value, error, freedom = tables.difference(terms, "utterance MSE")
     squares = [np.square(some - true) for some in said]
-    change = 0.25 * squares[0].mean(0) + 0.75 * squares[1].mean(0) - squares[2].mean(0)
+    change = squares[2].mean(0) - 0.25 * squares[0].mean(0) - 0.75 * squares[1].mean(0)
     assert value == pytest.approx(change.mean())
     variances = [change.reshape(5, 8).mean(0).var(ddof=1) / 8]
     for weight, some in ((0.25, 0), (0.25, 2), (0.75, 1), (0.75, 2)):
@@ -527,12 +529,12 @@ def test_differences_of_one_corpus_are_taken_together_and_of_others_are_independ
     cells = {Cell("test", name, "groups"): weight for name, weight in names}
     predicted = {("x", cell): some for cell, some in zip(cells, (one, other))}
     predicted |= {(METHOD.name, cell): third for cell in cells}
-    together = questions.claim_of(lab.Variant("x"), METHOD, cells, predicted)
+    together = questions.claim_of(METHOD, lab.Variant("x"), cells, predicted)
     assert together == tables.claim(tables.difference(terms, questions.UTTERANCE))
     apart = {cell._replace(corpus=cell.backbone): weight for cell, weight in cells.items()}
     predicted = {(name, cell._replace(corpus=cell.backbone)): some
                  for (name, cell), some in predicted.items()}
-    found = questions.claim_of(lab.Variant("x"), METHOD, apart, predicted)
+    found = questions.claim_of(METHOD, lab.Variant("x"), apart, predicted)
     each = [tables.difference([term], questions.UTTERANCE) for term in terms]
     assert found == tables.claim(tables.added(each))
     assert found["value"] == pytest.approx(together["value"])
@@ -540,7 +542,8 @@ def test_differences_of_one_corpus_are_taken_together_and_of_others_are_independ
 
 
 def some_answers(errors):
-    """{(variant, cell): a tables.Predicted whose LCC is the lower the larger its error is}."""
+    """{(variant, cell): tables.Predicted}. errors: {(variant, cell): a number}; where it is larger,
+    the LCC is lower."""
     rng, predicted = np.random.default_rng(0), {}
     true, noise = rng.normal(size=40), rng.normal(size=(2, 40))
     for (name, cell), error in errors.items():
@@ -549,8 +552,9 @@ def some_answers(errors):
     return predicted
 
 
-def test_settings_are_chosen_for_a_test_by_all_cells_of_the_other_tests():
-    cells = [Cell(test, encoder, "groups") for test in ("one", "two", "three") for encoder in "de"]
+def test_settings_for_a_listening_test_are_chosen_by_the_other_listening_tests():
+    cells = [Cell(test, backbone, "groups")
+             for test in ("one", "two", "three") for backbone in "de"]
     own = {"one": (0.1, 0.5), "two": (0.1, 0.6), "three": (1.5, 0.4)}  # errors of x and y
     errors = {(name, cell): own[cell.corpus][i] for cell in cells for i, name in enumerate("xy")}
     predicted = some_answers(errors)
@@ -562,11 +566,11 @@ def test_settings_are_chosen_for_a_test_by_all_cells_of_the_other_tests():
                        for cell in cells]
 
 
-def test_what_a_stage_moves_is_in_deviations_of_the_mos():
+def test_how_far_a_stage_moves_the_predictions_is_counted_in_standard_deviations_of_the_mos():
     cell = Cell("one", "d", "groups")
     predicted = some_answers({("before", cell): 0.0, ("after", cell): 0.2, ("last", cell): 0.2})
     still = predicted["before", cell]
-    still.predictions = still.predictions[:1]  # it is not drawn: one for all seeds
+    still.predictions = still.predictions[:1]  # it does not depend on the seed, and so has one
     stages = tuple(lab.Variant(name) for name in ("before", "after", "last"))
     question = questions.Question("?", stages, {"a": (cell,)}, stages=stages)
     first, second = questions.moves(question, predicted)
@@ -576,7 +580,7 @@ def test_what_a_stage_moves_is_in_deviations_of_the_mos():
     assert second["numbers"] == [0]
 
 
-def test_added_claims_and_holm_by_hand():
+def test_added_differences_their_claim_and_holms_correction_agree_with_values_computed_by_hand():
     value, error, freedom = tables.added([(0.02, 0.03, 10), (0.04, 0.04, 10)])
     assert (value, error) == pytest.approx((0.06, 0.05))
     assert freedom == pytest.approx(25 ** 2 / (9 ** 2 / 10 + 16 ** 2 / 10))
@@ -588,7 +592,7 @@ def test_added_claims_and_holm_by_hand():
     assert tables.holm([0.03, 0.01, 0.5]) == pytest.approx([0.06, 0.03, 0.5])
 
 
-def test_what_gates_follow_by_hand():
+def test_what_the_gates_follow_agrees_with_values_computed_by_hand():
     gates = np.array([[1.0, 0], [1, 0], [0, 1], [0, 1]])
     labels = [list("aabb"), ["all"] * 4, list("wxyz")]
     use = tables.gate_use(gates, np.array([1.0, 3, 1, 3]), labels)
@@ -601,7 +605,7 @@ def test_what_gates_follow_by_hand():
     assert tables.mean_use([[1.0, nan], [2.0, nan]]) == [1.5, None]
 
 
-def test_a_share_that_is_chance_is_0_on_average():
+def test_the_share_that_random_gates_explain_is_0_on_average():
     rng = np.random.default_rng(0)
     labels = [list(range(10)) * 3] * 3
     several = [tables.gate_use(rng.dirichlet([1] * 4, 30), rng.normal(size=30), labels)
@@ -609,7 +613,7 @@ def test_a_share_that_is_chance_is_0_on_average():
     assert np.abs(np.mean(several, 0)[2:]).max() < 0.02
 
 
-def test_numbers_and_tables_are_written_plainly():
+def test_numbers_claims_and_tables_are_written_as_in_the_readme():
     assert [tables.number(value) for value in (0.1234, -0.5, 12.04, nan, None, [0.5, 0.1])] == [
         ".123", "-.500", "12.0", "-", "-", ".500 ± .100"]
     claim = {"value": -0.0123, "low": -0.02, "high": 0.001}
@@ -621,12 +625,12 @@ def test_numbers_and_tables_are_written_plainly():
 
 # -- Questions -------------------------------------------------------------------------------------
 
-def test_a_question_is_answered_stored_and_checked(lone, monkeypatch, tmp_path, capsys):
+def test_a_question_is_answered_stored_shown_and_checked(lone, monkeypatch, tmp_path, capsys):
     short = tuple(stage._replace(steps=20) for stage in train.STAGES)
-    head = lab.Variant("the method", stages=short)
+    method = lab.Variant("the method", stages=short)
     question = questions.Question(
-        "Is it good?", (head, RIDGE, MEAN), {"one": (Cell("a", "b", "groups"),),
-                                            "two": (Cell("a", "b", "system"),)},
+        "Is it good?", (method, RIDGE, MEAN), {"one": (Cell("a", "b", "groups"),),
+                                               "two": (Cell("a", "b", "system"),)},
         metrics=("utterance LCC", "utterance MSE"), gates=True)
     for clip in lone.clips:
         clip.path = tmp_path / clip.wav
@@ -648,6 +652,10 @@ def test_a_question_is_answered_stored_and_checked(lone, monkeypatch, tmp_path, 
     claims = stored["compared"]["ridge"]
     assert claims["all"]["value"] == pytest.approx(
         (claims["one"]["value"] + claims["two"]["value"]) / 2)
+    reached, by_ridge = (row["numbers"] for row in stored["rows"][:2])
+    assert claims["two"]["value"] == pytest.approx(reached[1] - by_ridge[1])
+    assert rows[0][-1] == "lead of the method"
+    assert rows[2][-1] == tables.with_interval(claims["all"])
     (row,) = [row for row in stored["numbers"]
               if row["variant"] == "ridge" and row["cell"][2] == "groups"]
     low, high = row["interval_95"]
@@ -673,10 +681,10 @@ def test_a_question_is_answered_stored_and_checked(lone, monkeypatch, tmp_path, 
 
 
 def a_stored_answer():
-    """The stored answer to "line", with two rows of each kind and the gates of another."""
+    """The stored answer to "plainer", cut to two rows of each kind, with the gates of "experts"."""
     def read(name):
         return json.loads((HERE / "studies" / "results" / f"{name}.json").read_bytes())
-    stored = read("line")
+    stored = read("plainer")
     ridge = stored["compared"]["ridge"]
     claims = {"all": ridge["all"]}
     gates = {"the method": read("experts")["gates"]["the method"]}
@@ -685,7 +693,7 @@ def a_stored_answer():
 
 
 def damages(value):
-    """Yields a value out of JSON with each part of it, in turn, left out or made something else."""
+    """Yields copies of a value out of JSON, in each of which one part is left out or replaced."""
     yield from (None, True, -1, 10 ** 400, nan, "\x1b[31m|\n", [], {}, [[]], {"x": {}})
     if isinstance(value, (dict, list)):
         for key in (value if isinstance(value, dict) else range(len(value))):
@@ -698,12 +706,13 @@ def damages(value):
                 yield part
 
 
-def test_a_damaged_answer_gets_one_sentence_wherever_it_is_damaged(monkeypatch, tmp_path):
+def test_a_stored_answer_that_is_damaged_anywhere_is_shown_or_refused_with_one_sentence(
+        monkeypatch, tmp_path):
     def stop(name, backbone):
         raise data.InputError("enough")
     monkeypatch.setattr(lab, "load", stop)
     monkeypatch.setattr(questions, "HERE", tmp_path)
-    path = tmp_path / "results" / "line.json"
+    path = tmp_path / "results" / "plainer.json"
     whole = json.dumps(a_stored_answer()).encode()
     texts = [json.dumps(damaged).encode() for damaged in damages(a_stored_answer())]
     texts += [b"", b"x", b"\xff\xfe", b"[" * 100_000, whole[:-1], whole[:len(whole) // 2]]
@@ -712,37 +721,38 @@ def test_a_damaged_answer_gets_one_sentence_wherever_it_is_damaged(monkeypatch, 
         data.write_files({path: text})
         for use in (questions.listed, questions.as_text, questions.check):
             try:
-                said = use("line")
+                said = use("plainer")
                 assert all(c.isprintable() or c == "\n" for c in said)
             except data.InputError as error:
-                refused += "line.json: " in str(error)
-                assert str(error).endswith(("run python -m studies.questions line", "enough",
+                refused += "plainer.json: " in str(error)
+                assert str(error).endswith(("run python -m studies.questions plainer", "enough",
                                             "run it again"))
     assert refused > 2 * len(texts)
     path.unlink()
-    with pytest.raises(data.InputError, match="line.json: is not there; run python -m studies"):
-        questions.read("line")
+    with pytest.raises(data.InputError, match="plainer.json: is not there; run python -m stud"):
+        questions.read("plainer")
 
 
-def test_an_answer_to_another_question_or_with_other_columns_is_refused(monkeypatch, tmp_path):
+def test_a_stored_answer_to_another_question_or_with_a_missing_column_is_refused(
+        monkeypatch, tmp_path):
     monkeypatch.setattr(questions, "HERE", tmp_path)
-    path = tmp_path / "results" / "line.json"
+    path = tmp_path / "results" / "plainer.json"
     for key, value in (("variant", "who left"), ("cell", ["who", "left", "too"])):
         stored = a_stored_answer()
         stored["numbers"] = [row | {key: value} for row in stored["numbers"]]
         data.write_files({path: json.dumps(stored).encode()})
-        with pytest.raises(data.InputError, match="line: the stored answer is to another question"):
-            questions.check("line")
+        with pytest.raises(data.InputError, match="plainer: the stored answer is to another quest"):
+            questions.check("plainer")
     stored["rows"][0]["numbers"].pop()
     data.write_files({path: json.dumps(stored).encode()})
     with pytest.raises(data.InputError, match="rows of another length than its heading"):
-        questions.read("line")
+        questions.read("plainer")
 
 
-def test_holm_is_over_all_that_is_claimed_in_all_answers_of_five_seeds(monkeypatch, tmp_path):
+def test_holms_correction_is_for_all_claims_of_all_answers_with_five_seeds(monkeypatch, tmp_path):
     monkeypatch.setattr(questions, "HERE", tmp_path)
     for question, claimed, seeds in (("one", {"x": 0.01, "y": 0.5}, 5), ("two", {"x": 0.02}, 5),
-                                     ("line", {"ridge": 1e-9}, 2)):
+                                     ("plainer", {"ridge": 1e-9}, 2)):
         stored = a_stored_answer()
         for row in stored["numbers"]:
             row["seeds"] = row["seeds"][:seeds]
@@ -753,11 +763,11 @@ def test_holm_is_over_all_that_is_claimed_in_all_answers_of_five_seeds(monkeypat
         data.write_files({tmp_path / "results" / f"{question}.json": content})
     assert questions.corrected() == pytest.approx(
         {("one", "x"): 0.03, ("one", "y"): 0.5, ("two", "x"): 0.04})
-    assert "*" not in str(questions.as_rows("line"))
+    assert "*" not in str(questions.as_rows("plainer"))
 
 
-def test_at_full_width_the_start_predicts_nearly_the_same():
-    """Exactly so if all of the wide features varied alike: each is brought to variance 1 anew."""
+def test_with_18432_features_the_method_before_training_predicts_nearly_the_same():
+    """Not exactly, because fusion brings each of the wide features to variance 1 again."""
     rng = np.random.default_rng(0)
     causes = rng.normal(size=(60, 8))
     heard = causes @ rng.normal(size=(8, 320)) + rng.normal(size=(60, 320))
@@ -772,7 +782,7 @@ def test_at_full_width_the_start_predicts_nearly_the_same():
     assert np.abs(one - other).max() < 0.1 * np.std(one)
 
 
-def test_full_width_holds_the_same_and_more_numbers():
+def test_spreading_over_18432_features_keeps_all_lengths_and_angles():
     corpus = make_corpus()
     wide = variants.at_full_width(corpus)
     assert wide.features.shape == (24, 12, 1536)
@@ -782,7 +792,7 @@ def test_full_width_holds_the_same_and_more_numbers():
     torch.testing.assert_close(wide_flat @ wide_flat.T, standard @ standard.T, rtol=1e-4, atol=1e-4)
 
 
-def test_every_question_has_a_first_variant_and_names_of_its_own():
+def test_every_question_begins_with_the_method_and_no_two_of_its_variants_have_one_name():
     for question in questions.QUESTIONS.values():
         names = [variant.name for variant in question.variants]
         assert names[0] == METHOD.name

@@ -1,4 +1,4 @@
-"""Tests of pitch, energy and duration beside the fused features."""
+"""Tests of studies/prosody.py: pitch, energy and duration as one more layer of a backbone."""
 
 import math
 
@@ -19,7 +19,7 @@ def backbone():
     return prosody.ProsodyBackbone(moemos.load_backbone("logmel"))
 
 
-def test_prosody_of_a_tone_by_hand(backbone):
+def test_prosody_of_a_tone_agrees_with_values_computed_by_hand(backbone):
     waveform = tone(200, 2.0, backbone.sample_rate)
     statistics = moemos.pool_statistics(backbone.extract(waveform))[-1].view(2, backbone.width)
     mean, deviation = statistics[:, :3]
@@ -31,7 +31,8 @@ def test_prosody_of_a_tone_by_hand(backbone):
     assert backbone.extract(torch.zeros(backbone.sample_rate // 40)).isfinite().all()
 
 
-def test_at_50_frames_a_second_every_second_track_is_taken_to_the_clips_end(backbone):
+def test_at_50_frames_a_second_every_second_value_of_prosody_is_used_up_to_the_end_of_the_clip(
+        backbone):
     waveform = torch.cat([tone(100, 1.0, 16000), tone(200, 1.0, 16000)])
     every = backbone.prosody(waveform, 198)
     half = backbone.prosody(waveform, 99)
@@ -39,9 +40,9 @@ def test_at_50_frames_a_second_every_second_track_is_taken_to_the_clips_end(back
     torch.testing.assert_close(half, every[::2])
 
 
-def test_the_other_layers_are_the_backbones_own(backbone):
+def test_adding_prosody_does_not_change_the_other_layers(backbone):
     plain = moemos.load_backbone("logmel")
     waveform = torch.randn(8000)
     assert torch.equal(backbone.extract(waveform)[:-1], plain.extract(waveform))
     assert (backbone.layers, backbone.width) == (3, 80)
-    assert backbone.identity != plain.identity  # so that no run takes it for the other
+    assert backbone.identity != plain.identity  # so that a run distinguishes them

@@ -1,4 +1,4 @@
-"""Tests of the panels, of the model of the raters, and of the calibration of new ones."""
+"""Tests of studies/raters.py: the panels, the model of raters, and the correction by ratings."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from test_moemos import nan, no_network  # noqa: F401 - a fixture
 
 
 def simulate_ratings(clips=200, number=8, noise=0.3, seed=0):
-    """-> (corpus, the clips' true MOS, the raters' biases and gains)."""
+    """(corpus, true MOS of the clips, biases of the raters, gains of the raters)."""
     rng = np.random.default_rng(seed)
     mos = rng.normal(3, 0.8, clips)
     bias, gain = rng.normal(0, 0.5, number), 1 + rng.normal(0, 0.2, number)
@@ -25,7 +25,7 @@ def simulate_ratings(clips=200, number=8, noise=0.3, seed=0):
     return lab.Corpus(made, features, None), mos, bias, gain
 
 
-def test_panels_are_halves_of_the_raters_and_their_means_are_of_who_has_rated():
+def test_panels_are_random_halves_of_the_raters_and_the_first_one_gives_the_mos_to_learn():
     corpus, *_ = simulate_ratings()
     first, second = raters.panels(corpus, 1)
     everybody = np.concatenate([first, second], axis=1)
@@ -35,7 +35,7 @@ def test_panels_are_halves_of_the_raters_and_their_means_are_of_who_has_rated():
     assert np.array_equal(raters.panel_mean(corpus, 1), lab.means(first))
 
 
-def test_a_mean_is_of_those_who_have_rated_and_a_mos_is_its_own_mean():
+def test_means_skips_missing_ratings_and_leaves_a_mos_as_it_is():
     means = lab.means(np.array([[1.0, nan, 2], [nan, nan, nan]]))
     assert means[0] == 1.5
     assert np.isnan(means[1])
@@ -43,7 +43,7 @@ def test_a_mean_is_of_those_who_have_rated_and_a_mos_is_its_own_mean():
     assert np.array_equal(lab.means(mos), mos, equal_nan=True)
 
 
-def test_a_rater_model_learns_biases_and_gains():
+def test_a_rater_model_learns_the_biases_and_gains_of_simulated_raters():
     corpus, _, bias, gain = simulate_ratings()
     ratings = torch.from_numpy(raters.ratings_of(corpus)).float()
     clips = train.Clips(corpus.features, ratings, torch.zeros(200, dtype=torch.int64))
@@ -65,10 +65,10 @@ def test_a_rater_model_learns_biases_and_gains():
     assert not control.bias.any()
     assert not control.gain.any()
     moved = control.eval()(corpus.features).mos - before
-    assert moved.abs().max() > 1e-3  # it learns, all the same
+    assert moved.abs().max() > 1e-3  # it learns nevertheless
 
 
-def test_what_a_rater_gives_is_a_line_of_the_mos_by_hand():
+def test_the_predicted_rating_is_the_mos_with_the_raters_gain_and_bias_as_computed_by_hand():
     torch.manual_seed(0)
     network = moemos.MoEMOS(1, 1, axes=2, classes=2, experts=2, hidden=3)
     network.mean.fill_(3.0)
@@ -84,33 +84,34 @@ def test_what_a_rater_gives_is_a_line_of_the_mos_by_hand():
     torch.testing.assert_close(model.eval()(features).mos, mos)
 
 
-def test_bias_and_gain_by_hand_and_shrunk():
+def test_bias_and_gain_are_exact_without_noise_and_shrunk_by_a_prior():
     predicted = np.array([1.0, 2, 3, 4])
     ratings = 0.5 + 1.2 * (predicted - 2.5) + 2.5
     assert raters.bias_and_gain(predicted, ratings) == pytest.approx([0.5, 0.2])
     few = np.array([nan, nan, nan, ratings[3]])
     assert raters.bias_and_gain(predicted, np.full(4, nan), np.ones(2)).tolist() == [0, 0]
     bias, gain = raters.bias_and_gain(predicted, few, np.array([1.0, 1e-9]), noise=1.0)
-    assert bias == pytest.approx((ratings[3] - 4) / 2)  # one rating against a prior as wide
+    assert bias == pytest.approx((ratings[3] - 4) / 2)  # prior and noise have the same variance
     assert gain == pytest.approx(0, abs=1e-6)
 
 
-def test_the_parts_of_the_error_by_hand():
+def test_errors_against_both_panels_and_chance_agree_with_plain_computations():
     corpus, mos, *_ = simulate_ratings(noise=0.3)
     found = raters.errors(corpus, 0, {raters.MEANS.name: mos})
     first, second = raters.panels(corpus, 0)
     own, other = lab.means(first), lab.means(second)
-    share = found["the first panel's own MOS, no model"]
+    share = found["panel 1 itself, against panel 2"]
     assert share == pytest.approx(np.mean((own - other) ** 2) / other.var())
-    by_second = found["a panel's mean, against the second"]
-    assert by_second == pytest.approx(np.mean((mos - other) ** 2) / other.var())
-    noise = found["noise of the second panel's ratings"]
-    gains = 0.2 ** 2 * 0.8 ** 2 / 4  # gains count as noise
+    by_mean = found["learned from means, against panel 2"]
+    assert by_mean == pytest.approx(np.mean((mos - other) ** 2) / other.var())
+    noise = found["chance in the ratings of panel 2"]
+    gains = 0.2 ** 2 * 0.8 ** 2 / 4  # the gains count as chance
     assert noise * other.var() == pytest.approx(0.3 ** 2 / 4 + gains, rel=0.3)
-    assert found["  after 20 ratings of each of its raters"] < by_second
+    corrected = found["learned from means, corrected by 20 ratings each, against panel 2"]
+    assert corrected < by_mean
 
 
-def test_the_noise_of_ratings_is_that_of_the_simulation():
+def test_chance_in_the_ratings_is_estimated_as_it_was_simulated():
     rng = np.random.default_rng(1)
     ratings = rng.normal(size=(300, 1)) + rng.normal(size=10) + 0.4 * rng.normal(size=(300, 10))
     assert raters.label_noise(ratings) == pytest.approx(0.4 ** 2 / 10, rel=0.1)
@@ -118,7 +119,8 @@ def test_the_noise_of_ratings_is_that_of_the_simulation():
     assert raters.label_noise(ratings) == pytest.approx(0.4 ** 2 / 5, rel=0.25)
 
 
-def test_the_answer_is_the_mean_over_pairs_of_panels_with_its_reach(monkeypatch):
+def test_the_answer_is_the_mean_over_pairs_of_panels_and_half_the_width_of_its_interval(
+        monkeypatch):
     corpus, mos, *_ = simulate_ratings(clips=60)
     monkeypatch.setattr(lab, "load", lambda name, backbone: corpus)
     said = {}
@@ -137,7 +139,17 @@ def test_the_answer_is_the_mean_over_pairs_of_panels_with_its_reach(monkeypatch)
         ((mean, reach),) = row["numbers"]
         assert mean == pytest.approx(np.mean(values))
         assert reach == pytest.approx(4.3027 * np.std(values, ddof=1) / 3 ** 0.5, rel=1e-4)
-    assert len(found["rows"]) == len(by_panel[0])
+    assert [row["variant"] for row in found["rows"]] == list(by_panel[0]) == [
+        "panel 1 itself, against panel 2",
+        "learned from means, against panel 1",
+        "learned from means, against panel 2",
+        "learned from means, corrected by 5 ratings each, against panel 2",
+        "learned from means, corrected by 20 ratings each, against panel 2",
+        "learned from single ratings, against panel 1",
+        "learned from single ratings, against panel 2",
+        "learned with a bias and a gain a rater, against panel 1",
+        "learned with a bias and a gain a rater, against panel 2",
+        "chance in the ratings of panel 2"]
     row = found["numbers"][0]
     expected = [moemos.lcc(said[row["variant"], seed], corpus.mos) for seed in range(3)]
     assert row["seeds"] == pytest.approx(expected)

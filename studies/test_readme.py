@@ -1,4 +1,4 @@
-"""Tests of what the READMEs say: that all they name exists, and that tables are those stored."""
+"""Tests of the READMEs: everything that they name exists, and their tables are those stored."""
 
 import dataclasses
 import importlib
@@ -21,7 +21,7 @@ STORED = {path.stem for path in (HERE / "studies" / "results").glob("*.json")}
 
 
 def find(name):
-    """The thing that a dotted name means; raises AttributeError."""
+    """The module, class, function or value that a dotted name means. Raises AttributeError."""
     module, *path = name.split(".")
     thing = importlib.import_module(module)
     for part in path:
@@ -61,12 +61,12 @@ def test_every_row_of_the_audit_names_code_and_a_test():
         assert "`test_" in pinned or pinned == "the same"
 
 
-def test_every_setting_stands_in_the_audit():
+def test_every_setting_is_named_in_the_audit():
     for setting in dataclasses.fields(train.Config):
         assert any(f"`{setting.name}`" in row for row in ROWS), setting.name
 
 
-def test_every_question_is_answered_and_its_tables_are_in_the_readme():
+def test_every_question_has_a_stored_answer_whose_tables_stand_in_the_readme():
     assert STORED == {*questions.ASKS}
     for name in STORED:
         assert f"<!-- {name} -->" in TEXTS["studies/README.md"], name
@@ -75,13 +75,13 @@ def test_every_question_is_answered_and_its_tables_are_in_the_readme():
         assert questions.written(text) == text
 
 
-def test_the_texts_are_not_wide():
+def test_no_line_of_the_texts_is_longer_than_100_characters():
     for text in TEXTS.values():
         lines = [line for line in text.splitlines() if not line.startswith("|")]
         assert max(map(len, lines)) <= 100
 
 
-def test_pictures_are_there_few_and_small():
+def test_the_readmes_show_all_pictures_which_are_few_and_small():
     shown = set(re.findall(r"\]\((?:studies/)?(pictures/\w+\.png)\)", "".join(TEXTS.values())))
     there = {f"pictures/{path.name}" for path in (HERE / "studies" / "pictures").iterdir()}
     assert shown == there
@@ -89,7 +89,7 @@ def test_pictures_are_there_few_and_small():
     assert all((HERE / "studies" / name).stat().st_size <= 60_000 for name in there)
 
 
-def test_the_counts_of_lines_are_right():
+def test_the_readme_has_the_right_number_of_lines_for_each_file_of_the_core():
     counts = {name: len((HERE / f"{name}.py").read_text().splitlines())
               for name in ("moemos", "train", "data", "evaluate")}
     for name, lines in counts.items():
@@ -98,7 +98,7 @@ def test_the_counts_of_lines_are_right():
 
 
 @pytest.mark.parametrize("folder", ["corpora", "studies", "course"])
-def test_the_lines_of_a_folder_are_those_of_its_files_without_tests(folder):
+def test_the_readme_has_the_right_number_of_lines_for_each_folder_without_tests(folder):
     files = [path for path in (HERE / folder).glob("*.py") if not path.name.startswith("test_")]
     lines = sum(len(path.read_text("utf-8").splitlines()) for path in files)
     assert f"| `{folder}/` | {lines} |" in README

