@@ -179,7 +179,8 @@ class MoEMOS(nn.Module):
 # 3. The principal axes of the training clips are computed. They are uncorrelated directions: the
 #    clips differ most along the first one, and less along each further one. Let v be the variance
 #    of the clips along an axis. The slope that ridge regression finds along this axis is known to
-#    be that of plain least squares, times a factor between 0 and 1,
+#    be that of plain least squares, times a factor between 0 and 1 (question 8 of
+#    course/exercises.md is to show that),
 #
 #        kept = v / (v + penalty * P / number of rated clips)
 #

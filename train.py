@@ -52,7 +52,7 @@ def option(default, help, **limits):
 @dataclass(frozen=True)
 class Config:
     """The settings. Each is an option of the command line, with - in place of _."""
-    data: str = option("corpus", "a ratings.csv or its folder; a missing default is simulated")
+    data: str = option("corpus", "a ratings.csv or its folder; the default is simulated if missing")
     scale: tuple = option((1.0, 5.0), "the lowest and the highest rating that are possible")
     max_seconds: float = option(60.0, "clips that are longer are refused", least=0)
     backbone: str = option("", "a torchaudio bundle, logmel or your own module; if none is named, "

@@ -1,17 +1,17 @@
-"""Rated speech, a published data set or one's own -> ratings.csv, the one table that data.py reads.
+"""Makes a ratings.csv, the one table that data.py reads, from a published data set or your own.
 
     python -m corpora.published PATH --out ratings.csv
     python -m corpora.published PATH --out ratings.csv --fold 1/6
     python -m corpora.published PATH --out ratings.csv --augment FOLDER
     python -m corpora.published EXPORT --columns wav=COLUMN score=COLUMN --out ratings.csv
 
-PATH is an unpacked data set or the clone of a repository, one of LAYOUTS, or a ratings.csv or its
-folder. EXPORT is what the tool of a listening test gives you; corpora/exports.py reads it. The WAV
-files stay where they are; the table says what was understood of the data set, so look at it.
---fold K/N makes the K-th of N parts, of whole groups, the test clips, whatever split the data set
-has; where it has none, it is 1/5 unless you say otherwise. Clips without ratings stay where they
-are. --augment appends clips without MOS (III.D), each subfolder of FOLDER being one synthesis
-model.
+PATH is an unpacked data set or the clone of a repository, of one of the kinds in LAYOUTS, or a
+ratings.csv or its folder. EXPORT is what the tool of a listening test gives you; corpora/exports.py
+reads it. The WAV files are not copied. The table shows what was understood of the data set, so look
+at it. --fold K/N divides the groups of clips into N parts and makes the K-th part the test clips,
+whatever split the data set has; a data set without a split gets 1/5 unless you say otherwise. Clips
+without ratings keep their split. --augment adds clips without MOS (III.D); each subfolder of FOLDER
+has those of one synthesis model.
 """
 
 import argparse
@@ -372,7 +372,7 @@ def main():
                         "A template such as wav=audio/{trial}/{stimulus}.wav joins columns.")
     parser.add_argument("--wide", action="store_true",
                         help="The export has a row for each rater and a column for each clip, as "
-                        "that of a form. The heading of a column has the clip's name in it.")
+                        "a form exports it. The heading of a column has the clip's name in it.")
     parser.add_argument("--wavs", default="", metavar="FOLDER",
                         help="The folder of an export's clips (default: that of the export).")
     parser.add_argument("--fold", metavar="K/N",
@@ -385,7 +385,7 @@ def main():
                         help="Adds clips without ratings for training. Each subfolder has the "
                         "clips of one synthesis model, and its name.")
     parser.add_argument("--scale", type=float, nargs=2, metavar=("LOW", "HIGH"),
-                        help="The lowest and the highest rating that there can be (default: those "
+                        help="The lowest and the highest rating that are possible (default: those "
                         "of the data set, or 1 5).")
     options = parser.parse_args()
     out = Path(options.out)

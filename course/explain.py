@@ -109,8 +109,8 @@ def main():
         allow_abbrev=False, description="Prints every tensor between a WAV file and its MOS.")
     parser.add_argument("wav", metavar="WAV")
     parser.add_argument("run", nargs="?", default="runs/default", help="(default: runs/default)")
-    parser.add_argument("--device", default="", help="as of train.py")
-    parser.add_argument("--backbone", default="", help="as of evaluate.py")
+    parser.add_argument("--device", default="", help="as in train.py")
+    parser.add_argument("--backbone", default="", help="as in evaluate.py")
     options = parser.parse_args()
     with data.one_sentence("course.explain"):
         explain(options.run, options.wav, options.device, options.backbone)

@@ -172,8 +172,8 @@ def main():
     parser = argparse.ArgumentParser(
         allow_abbrev=False, description="Writes a page to look at clips and listen to them.")
     parser.add_argument("run", nargs="?", default="runs/default", help="(default: runs/default)")
-    parser.add_argument("--device", default="", help="as of train.py")
-    parser.add_argument("--backbone", default="", help="as of evaluate.py")
+    parser.add_argument("--device", default="", help="as in train.py")
+    parser.add_argument("--backbone", default="", help="as in evaluate.py")
     options = parser.parse_args()
     with data.one_sentence("course.listen"):
         text = page(options.run, options.device, options.backbone)

@@ -116,11 +116,12 @@ def kind(clip, how):
     return names[how]
 
 
-def split(corpus, how):
+def split(corpus, how, seed=0):
     """Yields (learned, predicted), each (clips,) bool. how: "test" is the split of the table,
     "groups" is FOLDS folds of whole groups, and with "system", "model" or "family" each of these is
-    left out in turn. With "groups, 5 a system", five rated clips of each system are learned from.
-    Clips without MOS are learned from, except those of a synthesis model that is left out."""
+    left out in turn. With "groups, 5 a system", five rated clips of each system are learned from,
+    which the seed draws. Clips without MOS are learned from, except those of a synthesis model that
+    is left out."""
     how, _, few = how.partition(", ")
     rated = corpus.rated
     if how == "test":
@@ -135,16 +136,16 @@ def split(corpus, how):
     for name in np.unique(names[rated]):
         learned = names != name
         if few:
-            learned &= ~rated | some_of_each_system(corpus, learned, int(few.split()[0]))
+            learned &= ~rated | some_of_each_system(corpus, learned, int(few.split()[0]), seed)
         yield learned, (names == name) & rated
 
 
-def some_of_each_system(corpus, rows, number):
-    """(clips,) bool: a random choice, the same at every call, of some of each system's clips which
-    are rated and among rows."""
+def some_of_each_system(corpus, rows, number, seed):
+    """(clips,) bool: a random choice, the same for the same seed, of some of each system's clips
+    which are rated and among rows."""
     systems = np.array([clip.system for clip in corpus.clips])
     chosen = np.zeros(len(rows), bool)
-    rng = np.random.default_rng(number)
+    rng = np.random.default_rng([number, seed])
     for name in np.unique(systems):
         own = np.flatnonzero(rows & corpus.rated & (systems == name))
         chosen[rng.permutation(own)[:number]] = True
@@ -343,7 +344,7 @@ def features_for(job, corpus):
 def predict(job, corpus):
     """Does the work of do(). corpus: as features_for() gives it."""
     found = {"mos": np.full(len(corpus.clips), np.nan)}
-    for learned, predicted in split(corpus, job.cell.how):
+    for learned, predicted in split(corpus, job.cell.how, job.seed):
         mos, gates = job.variant.predict(job.variant, corpus, learned, predicted, job.seed,
                                          job.cell.how)
         found["mos"][predicted] = mos

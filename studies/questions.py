@@ -126,7 +126,12 @@ PANELS = 5
 def jobs_of(question):
     cells = dict.fromkeys(cell for cells in question.columns.values() for cell in cells)
     return [Job(variant, cell, seed) for cell in cells for variant in question.variants
-            for seed in range(question.seeds if variant.drawn else 1)]
+            for seed in range(question.seeds if variant.drawn or draws_clips(cell) else 1)]
+
+
+def draws_clips(cell):
+    """Whether a seed draws the clips of a cell that are learned from."""
+    return cell.how.endswith(" a system")
 
 
 def answer(question):
@@ -180,7 +185,8 @@ def claim_of(method, variant, weights, predicted):
     for cell, weight in weights.items():
         term = (weight, predicted[method.name, cell], predicted[variant.name, cell])
         by_corpus.setdefault(cell.corpus, []).append(term)
-    differences = [tables.difference(terms, UTTERANCE) for terms in by_corpus.values()]
+    same_draws = all(map(draws_clips, weights))
+    differences = [tables.difference(terms, UTTERANCE, same_draws) for terms in by_corpus.values()]
     return tables.claim(tables.added(differences))
 
 

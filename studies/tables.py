@@ -80,7 +80,7 @@ def as_predicted(corpus, predictions):
     return Predicted(np.array(predictions)[:, rows], corpus.mos[rows], systems)
 
 
-def difference(terms, metric):
+def difference(terms, metric, same_draws=False):
     """(value, standard error, degrees of freedom) of the sum of weight * (one minus other) over the
     terms (weight, one, other). one, other: Predicted of the same clips of one corpus; two terms may
     have two backbones.
@@ -89,17 +89,20 @@ def difference(terms, metric):
     of the means over seeds, which have seeds - 1. If a seed matters for some parts only, that
     counts in both, so the error is rather too large. One seed gives no variance. For a variant that
     does not depend on the seed that is right; for another, the difference then holds for that one
-    training."""
+    training. same_draws: the seed also draws the clips that are learned from, the same for all. The
+    variance over seeds is then that of the whole sum, seed by seed."""
     value = sum(weight * (one.value(metric).mean() - other.value(metric).mean())
                 for weight, one, other in terms)
     change = sum(weight * (one.left_out[metric] - other.left_out[metric])
                  for weight, one, other in terms)
     variances, freedom = [(len(change) - 1) * np.var(change)], [len(change) - 1]
-    for weight, *pair in terms:
-        for seeds in (one.value(metric) for one in pair):
-            if len(seeds) > 1:
-                variances.append(weight ** 2 * np.var(seeds, ddof=1) / len(seeds))
-                freedom.append(len(seeds) - 1)
+    by_seed = [weight * one.value(metric) for weight, *pair in terms for one in pair]
+    if same_draws:
+        by_seed = [sum(by_seed[::2]) - sum(by_seed[1::2])]
+    for values in by_seed:
+        if len(values) > 1:
+            variances.append(np.var(values, ddof=1) / len(values))
+            freedom.append(len(values) - 1)
     return float(value), math.sqrt(sum(variances)), joined_freedom(variances, freedom)
 
 

@@ -75,6 +75,20 @@ def test_the_split_of_the_table_can_be_used_and_few_clips_of_each_system_can_be_
         assert not (learned & predicted).any()
 
 
+def test_each_seed_draws_the_few_clips_of_each_system_anew_and_the_same_for_every_variant():
+    corpus = make_corpus()
+    drawn = [np.concatenate([learned for learned, _ in lab.split(corpus, "groups, 2 a system", s)])
+             for s in (0, 0, 1)]
+    assert (drawn[0] == drawn[1]).all()
+    assert (drawn[0] != drawn[2]).any()
+    jobs = questions.jobs_of(questions.QUESTIONS["few_clips"])
+    seeds = {}
+    for job in jobs:
+        seeds.setdefault((job.variant.name, job.cell), []).append(job.seed)
+    assert len(seeds) == 3 * 8
+    assert all(own == [0, 1, 2, 3, 4] for own in seeds.values())
+
+
 def test_a_family_is_all_systems_of_one_synthesiser_codec_or_experiment():
     clip = make_corpus().clips[0]
     for system, family in (("mozilla_kjv", "mozilla"), ("opus 6 kbit/s", "opus"), ("opus", "opus"),
@@ -455,6 +469,22 @@ def test_the_variances_over_systems_and_over_seeds_add_up_each_with_its_degrees_
     change = np.square(said[0] - true) - np.square(said[1] - true)
     assert error == pytest.approx(change.reshape(5, 8).mean(0).std(ddof=1) / np.sqrt(8))
     assert freedom == pytest.approx(7)
+
+
+def test_if_a_seed_draws_the_clips_for_both_its_variance_is_that_of_their_difference():
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=40)
+    draws = rng.normal(size=(3, 40))  # an error that both have in common
+    one, other = true + draws, true + 1.1 * draws + 0.1 * rng.normal(size=(3, 40))
+    system = [f"s{i % 8}" for i in range(40)]
+    pair = [tables.Predicted(predicted, true, system) for predicted in (one, other)]
+    _, error, freedom = tables.difference([(1, *pair)], "utterance MSE", same_draws=True)
+    change = np.square(one - true) - np.square(other - true)  # (3, 40)
+    of_seeds = change.mean(1).var(ddof=1) / 3
+    of_parts = change.mean(0).reshape(5, 8).mean(0).var(ddof=1) / 8
+    assert error == pytest.approx(np.sqrt(of_parts + of_seeds))
+    each = of_parts ** 2 / 7 + of_seeds ** 2 / 2
+    assert freedom == pytest.approx((of_parts + of_seeds) ** 2 / each)
 
 
 def test_the_interval_of_one_seed_is_that_of_evaluate_for_every_metric():
