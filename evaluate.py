@@ -363,7 +363,7 @@ def load_run(run, device="", backbone="", max_seconds=0.0):
     try:
         model = train.build_model(config, saved["weights"])
         model.load_state_dict(saved["weights"])  # all of them, or it raises
-        shape = (*model.fusion.center.shape, model.class_head.out_features)
+        shape = (*model.fusion.mean.shape, model.class_head.out_features)
         if shape != (backbone.layers, 2 * backbone.width, len(saved["classes"])):
             raise ValueError
     except Exception:  # noqa: BLE001 - torch raises nearly anything

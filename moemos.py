@@ -26,24 +26,27 @@ import torch
 import torchaudio
 from torch import nn
 
-MIN_SECONDS = 0.025  # what one frame of a wav2vec2 sees
+MIN_SECONDS = 0.025  # of the waveform that one frame of a wav2vec2 sees; one begins every 0.02 s
 
 
 # -- Backbone: waveform -> frames of every layer, frozen (III.B) -----------------------------------
 
 class Backbone:
     """A frozen network, which turns a waveform into the frames of its layers. It is no nn.Module,
-    so that a model which contains it cannot train it by mistake.
+    because PyTorch would count the weights of a module among those of the model that contains it,
+    and train them.
 
-    Attributes: name; sample_rate, in Hz; layers (L); width (D); and identity, a fingerprint(), by
-    which a run knows its backbone again. Raises ValueError if the features are not finite."""
+    code: as for fingerprint(). Attributes: name; sample_rate, in Hz; layers (L); width (D); and
+    identity, a fingerprint(), by which a run knows its backbone again. Raises ValueError if the
+    frames are not finite."""
 
     def __init__(self, name, network, sample_rate, device="cpu", code=""):
         self.name = name
         self.sample_rate = sample_rate
         self.device = torch.device(device)
         self.network = network.eval().requires_grad_(False).to(device)
-        noise = torch.randn(sample_rate, generator=torch.Generator().manual_seed(0))  # 1 s
+        # One second of noise shows what L and D are, and serves for the fingerprint.
+        noise = torch.randn(sample_rate, generator=torch.Generator().manual_seed(0))
         frames = self.extract(0.1 * noise)
         if not frames.isfinite().all():
             raise ValueError(f"the features of backbone {name} are not finite")
@@ -71,12 +74,12 @@ class Backbone:
 
 
 def pool_statistics(frames):
-    """(L, F, D) -> (L, 2D): mean and standard deviation over time (ours). With WAV2VEC2_BASE a clip
-    then takes 74 kB on disk; its frames would take 1.8 MB for each second."""
+    """(L, F, D) -> (L, 2D), the features of a clip: mean and standard deviation over time (ours).
+    With WAV2VEC2_BASE they take 74 kB on disk; the frames would take 1.8 MB for each second."""
     return torch.cat([frames.mean(1), frames.std(1, correction=0)], dim=1)
 
 
-# -- Feature fusion: statistics of every layer -> one vector a clip (III.B; its inside is ours) ----
+# -- Feature fusion: the features of all layers -> one vector (III.B; how it does that is ours) ----
 
 class FeatureFusion(nn.Module):
     """Puts the features of all layers side by side and projects them onto A axes, the directions in
@@ -88,12 +91,12 @@ class FeatureFusion(nn.Module):
     def __init__(self, layers, width, axes):
         super().__init__()
         # Buffers are stored with the weights and not trained.
-        self.register_buffer("center", torch.zeros(layers, 2 * width))
-        self.register_buffer("scale", torch.ones(layers, 2 * width))
+        self.register_buffer("mean", torch.zeros(layers, 2 * width))
+        self.register_buffer("deviation", torch.ones(layers, 2 * width))
         self.register_buffer("axes", torch.zeros(layers * 2 * width, axes))
 
     def forward(self, features):                                            # (B, L, 2D)
-        standardised = ((features - self.center) / self.scale).flatten(1)   # (B, P)
+        standardised = ((features - self.mean) / self.deviation).flatten(1)   # (B, P)
         return standardised @ self.axes                                     # (B, A)
 
 
@@ -128,8 +131,8 @@ class MixtureOfExperts(nn.Module):
 
     def forward(self, x):                                                   # (B, A)
         gates = self.gate(x).softmax(1)                                     # (B, E)
-        mlps = torch.stack([mlp(x) for mlp in self.mlps], 1)                # (B, E, 1 + C)
-        experts = self.path(x)[:, None] + mlps                              # (B, E, 1 + C)
+        nonlinear = torch.stack([mlp(x) for mlp in self.mlps], 1)           # (B, E, 1 + C)
+        experts = self.path(x)[:, None] + nonlinear                         # (B, E, 1 + C)
         y = (gates[:, :, None] * experts).sum(1)                            # (B, 1 + C)
         return y, gates, experts
 
@@ -143,7 +146,8 @@ class Output(NamedTuple):
 
 
 class MoEMOS(nn.Module):
-    """All that comes after the frozen backbone: from its statistics to MOS and synthesis model.
+    """All that comes after the frozen backbone: from the features of clips to their MOS and synthesis
+    models.
 
     Each head is one linear layer, the plainest there is, and reads all 1 + C numbers of y (ours).
     The MOS head predicts how far a clip is from the mean MOS of the training clips, in standard
@@ -171,42 +175,49 @@ class MoEMOS(nn.Module):
 # start() computes the first weights from the n training clips, in five steps. Its code has the same
 # numbers.
 #
-# 1. The MOS is counted in standard deviations from its mean, and each feature is standardised.
+# 1. The MOS is counted in standard deviations from its mean, and each feature is standardised. Let
+#    x be the (n, P) features of the clips.
 #
-# 2. Ridge regression, a linear model with small weights, learns to predict the MOS. How strongly it
-#    must be kept from large weights, its penalty, is found by cross-validation.
+# 2. Ridge regression learns to predict the MOS. It is a linear model which is kept from large
+#    weights by a penalty: its weights w are those for which
 #
-# 3. The principal axes of the training clips are computed. They are uncorrelated directions: the
-#    clips differ most along the first one, and less along each further one. Let v be the variance
-#    of the clips along an axis. The slope that ridge regression finds along this axis is known to
-#    be that of plain least squares, times a factor between 0 and 1 (question 8 of
-#    course/exercises.md is to show that),
+#        |x w - mos|^2 + penalty * P * |w|^2
 #
-#        kept = v / (v + penalty * P / number of rated clips)
+#    is least. Which penalty is best is found by cross-validation.
 #
-#    It is near 1 if clips differ much along the axis, and near 0 if they hardly differ. We scale
-#    each axis so that the training clips have the standard deviation `kept` along it. Axes along
-#    which clips hardly differ then give small numbers, and training hardly uses them, either. These
-#    scaled axes are the axes of the fusion.
+# 3. The principal axes of the clips are computed. They are uncorrelated directions: the clips
+#    differ most along the first one, and less along each further one. Ridge regression gives each
+#    axis the weight that it would have without a penalty, times a factor between 0 and 1,
+#
+#        kept = variance / (variance + penalty * P / number of rated clips)
+#
+#    with the variance of the clips along that axis (question 8 of course/exercises.md shows that).
+#    The factor is near 1 if the clips differ much along the axis, and near 0 if they hardly differ.
+#    We scale each axis so that the clips have the standard deviation `kept` along it. Axes along
+#    which clips hardly differ then give small numbers, and training hardly uses them, just as ridge
+#    regression hardly does. These scaled axes are the axes of the fusion.
 #
 # 4. The linear path makes the 1 + C numbers of y from where a clip lies on these axes. The first,
 #    y_0, starts as the MOS that ridge regression predicts. For each class c, y_c starts as the
 #    prediction of another ridge regression, whose target is 1 for the clips of class c and 0 for
-#    all others. The mean of each prediction is subtracted. The mean of such a target is share_c,
-#    the share of the training clips that are of class c, and so share_c + y_c is a rough estimate
-#    of how probable class c is for the clip.
+#    all others. From each prediction its mean over the training clips is subtracted. For class c
+#    this mean is share_c, the share of the clips that are of class c. So share_c + y_c is a rough
+#    estimate of how probable class c is for a clip.
 #
-# 5. The class head ends in a softmax, which turns logarithms of probabilities into probabilities.
-#    So logit_c should be log(share_c + y_c). As the head is linear, it starts as the tangent to
-#    this logarithm at y_c = 0:
+# 5. In the loss, the logits of the class head go through a softmax, which turns the logarithms of
+#    probabilities into these probabilities. So logit_c should be log(share_c + y_c). As the head is
+#    linear, it starts as the tangent to this logarithm at y_c = 0:
 #
 #        logit_c = log share_c + y_c / share_c
 #
-#    The MOS head starts as the mean of two predictions. The first is that of ridge regression. The
-#    second is the MOS that one expects from the probabilities of the classes: the sum over the
-#    classes of (share_c + y_c) MOS_c, where MOS_c is the mean MOS of the clips of class c. For a
-#    clip without MOS, the prediction of ridge regression is used in this mean. Over the training
-#    clips both predictions have the same mean, and this is the bias of the head. So it starts as
+#    The MOS head starts as the mean of two predictions of the MOS. The first is that of ridge
+#    regression. The second is what one expects from the probabilities of the classes,
+#
+#        sum over the classes of  (share_c + y_c) MOS_c
+#
+#    where MOS_c is the mean MOS of the clips of class c; a clip without MOS counts with the MOS
+#    that ridge regression predicts for it. The mean over the training clips is the same for both
+#    predictions, and it is the bias of the head. What remains of them is y_0 and the y_c, and so
 #
 #        MOS = bias + (y_0 + sum over the classes of  y_c MOS_c) / 2
 #
@@ -217,23 +228,23 @@ LEAST_KEPT = 0.01  # an axis is left out if its `kept` is below 1 % of that of t
 
 
 def ridge(x, target, new, penalties):
-    """Ridge regression, a linear model with small weights. x: (n, P) features and target: (n,) MOS
-    of training clips. new: (m, P) features of other clips. Returns (penalties, m): for each penalty
-    the MOS that it predicts for the other clips.
+    """Ridge regression, see step 2. x: (n, P) features and target: (n,) MOS of training clips. new:
+    (m, P) features of m other clips. Returns (penalties, m): for each penalty the MOS that it
+    predicts for the other clips.
 
-    With x standardised, and target minus its mean, it finds the weights w for which
+    x is standardised, and from target its mean is subtracted. The best weights are then
 
-        |x w - target|^2 + penalty * P * |w|^2
+        w = x' (x x' + penalty * P * identity)^-1 target
 
-    is least. They are w = x' (x x' + penalty * P * identity)^-1 target, where x' is x transposed.
-    The matrix x x' is only (n, n), and clips are few where features are many. With its eigenvalues
-    v, and its eigenvectors as the columns of u, all penalties need one decomposition:
+    where x' is x transposed. x x' is only (n, n), and clips are few where features are many. Let v
+    be its eigenvalues, and let the columns of u be its eigenvectors. Then
 
         w = x' u diag(1 / (v + penalty * P)) u' target
-    """
-    center, scale = x.mean(0), x.std(0)
-    scale[scale <= 1e-6 * np.abs(center)] = math.inf  # a feature that never varies counts as 0
-    x, new = (x - center) / scale, (new - center) / scale
+
+    so that one decomposition serves all penalties."""
+    mean, deviation = x.mean(0), x.std(0)
+    deviation[deviation <= 1e-6 * np.abs(mean)] = math.inf  # what never varies becomes 0
+    x, new = (x - mean) / deviation, (new - mean) / deviation
     v, u = np.linalg.eigh(x @ x.T)                                          # (n,), (n, n)
     added = np.array(penalties)[:, None] * x.shape[1]                       # (penalties, 1)
     shrunk = (target - target.mean()) @ u / (v + added)                     # (penalties, n)
@@ -241,9 +252,10 @@ def ridge(x, target, new, penalties):
 
 
 def best_penalty(x, target, fold):
-    """The penalty, among PENALTIES, with the least squared error in cross-validation; if several
-    have the same error, the strongest. x, target: as for ridge(). fold: (n,) int, the number of
-    each clip's fold."""
+    """Finds the penalty by cross-validation: the clips are divided into folds, and ridge() predicts
+    each fold from the others. Returns the one of PENALTIES with the least squared error, and of
+    several with the same error the strongest. x, target: as for ridge(). fold: (n,) int, the number
+    of the fold that each clip is in."""
     errors = np.zeros(len(PENALTIES))
     for number in np.unique(fold):
         held_out = fold == number
@@ -252,21 +264,23 @@ def best_penalty(x, target, fold):
     return float(PENALTIES[errors.argmin()])
 
 
-def principal_axes(x, added):
-    """Finds the principal axes of the training clips, and scales them as step 3 says.
+def principal_axes(x, half):
+    """Step 3. x: (n, P), the standardised features of the clips. half: penalty * P / number of
+    rated clips, which is the variance at which `kept` is one half. Returns three arrays:
 
-    x: (n, P), the standardised features. added: penalty * P / number of rated clips. Returns
-    position: (n, A), where each clip lies along each axis, in standard deviations along it;
-    kept: (A,); and axes: (P, A), for which x @ axes equals position * kept."""
+    position: (n, A), the coordinate of each clip on each axis, divided by its standard deviation.
+    kept: (A,). axes: (P, A), scaled in such a way that x @ axes equals position * kept."""
+    # The coordinates of clips on the principal axes of x are, but for a factor, the eigenvectors of
+    # x @ x.T. This matrix is (n, n) and small; x.T @ x would be (P, P).
     variance, u = np.linalg.eigh(x @ x.T / len(x))                          # (n,), (n, n)
     variance, u = np.maximum(variance[::-1], 1e-12), u[:, ::-1]             # largest first, no 0
-    kept = variance / (variance + added)
+    kept = variance / (variance + half)
     large = kept > LEAST_KEPT * kept[0]
     variance, kept = variance[large], kept[large]                           # (A,)
     position = u[:, large] * math.sqrt(len(x))                              # (n, A)
-    # Columns of u are eigenvectors, so that x @ x.T @ position / n equals variance * position.
+    # x @ x.T @ position / n equals variance * position, and so x @ axes equals position * kept.
     axes = x.T @ (position * kept / variance) / len(x)                      # (P, A)
-    sign = np.where(axes.sum(0) < 0, -1, 1)  # an axis could point either way
+    sign = np.where(axes.sum(0) < 0, -1, 1)  # of the two directions of an axis, that with sum >= 0
     return position * sign, kept, axes * sign
 
 
@@ -280,36 +294,37 @@ def start(features, mos, label, classes, fold):
     features, mos, label = features.double(), mos.double().numpy(), label.numpy()
     # 1. MOS and features are standardised.
     rated = ~np.isnan(mos)
-    mean = mos[rated].mean()
-    deviation = mos[rated].std() if np.ptp(mos[rated]) > 0 else 1.0
-    mos = (mos - mean) / deviation                                          # (n,)
-    spread, center = torch.std_mean(features, 0, correction=0)
-    scale = spread.clamp_min(1e-3)  # what never varies in training may vary in other clips
-    x = ((features - center) / scale).flatten(1).numpy()                    # (n, P)
+    mos_mean = mos[rated].mean()
+    mos_deviation = mos[rated].std() if np.ptp(mos[rated]) > 0 else 1.0
+    mos = (mos - mos_mean) / mos_deviation                                  # (n,)
+    deviation, mean = torch.std_mean(features, 0, correction=0)
+    deviation = deviation.clamp_min(1e-3)  # what hardly varies here may vary in other clips
+    x = ((features - mean) / deviation).flatten(1).numpy()                  # (n, P)
     # 2. Ridge regression of the MOS. It standardises the features itself, over the rated clips.
     raw = features.flatten(1).numpy()
     penalty = best_penalty(raw[rated], mos[rated], fold)
     ridge_mos = ridge(raw[rated], mos[rated], raw, [penalty])[0]            # (n,)
     # 3. The axes of the fusion.
     position, kept, axes = principal_axes(x, penalty * x.shape[1] / rated.sum())
-    # 4. The linear path. Positions are uncorrelated and have variance 1, and so the slope of least
-    # squares along an axis is the mean of target * position. Times `kept` it is the slope of ridge
-    # regression. ridge_mos is what ridge regression predicts, so that its slopes are that already.
+    # 4. The linear path. Positions are uncorrelated and have variance 1. So without a penalty the
+    # weight of an axis is the mean of target * position. Ridge regression multiplies that by kept.
+    # For the MOS the target is what ridge regression predicts, in which kept is contained already.
     one_hot = np.eye(classes)[label]                                        # (n, C)
-    slopes_of_mos = ridge_mos @ position / len(x)                           # (A,)
-    slopes_of_classes = kept * (one_hot.T @ position / len(x))              # (C, A)
-    path = np.vstack([slopes_of_mos, slopes_of_classes]) / kept  # it reads position * kept
+    weights_of_mos = ridge_mos @ position / len(x)                          # (A,)
+    weights_of_classes = kept * (one_hot.T @ position / len(x))             # (C, A)
+    # These are weights of position, but the path reads position * kept.
+    path = np.vstack([weights_of_mos, weights_of_classes]) / kept           # (1 + C, A)
     # 5. The two heads.
     share = one_hot.mean(0)                                                 # (C,)
     class_mos = one_hot.T @ np.where(rated, mos, ridge_mos) / one_hot.sum(0)  # (C,)
-    predictions = 2 if classes > 1 else 1  # of which the MOS head is the mean
+    averaged = 2 if classes > 1 else 1  # so many predictions of the MOS
     weights = {
-        "mean": mean, "deviation": deviation, "penalty": penalty,
-        "fusion.center": center, "fusion.scale": scale, "fusion.axes": axes,
+        "mean": mos_mean, "deviation": mos_deviation, "penalty": penalty,
+        "fusion.mean": mean, "fusion.deviation": deviation, "fusion.axes": axes,
         "moe.path.weight": path,
         "class_head.weight": np.hstack([np.zeros((classes, 1)), np.diag(1 / share)]),
         "class_head.bias": np.log(share),
-        "mos_head.weight": np.hstack([1, class_mos])[None] / predictions,
+        "mos_head.weight": np.hstack([1, class_mos])[None] / averaged,
         "mos_head.bias": ridge_mos.mean()[None]}
     return {name: torch.as_tensor(value).float() for name, value in weights.items()}
 
@@ -320,11 +335,12 @@ def start(features, mos, label, classes, fold):
 # expert from doing everything. Those here are SpeechMoE's (arXiv 2105.03036).
 
 def mos_loss(predicted, mos):
-    """Smooth L1: the mean over the clips that have a MOS (NaN: none), and 0 if no clip has one.
+    """Smooth L1. With d = predicted - mos it is the mean over the clips of
 
-        d^2 / 2  where |d| < 1,  else  |d| - 1/2,      d = predicted - mos
+        d^2 / 2  where |d| < 1,  else  |d| - 1/2
 
-    That the square turns into a line at 1 is ours."""
+    Clips without MOS (NaN) are left out; if no clip has a MOS, it is 0. That the square turns into
+    a line at 1 is ours."""
     known = ~mos.isnan()
     total = nn.functional.smooth_l1_loss(predicted[known], mos[known], reduction="sum")
     return total / known.sum().clamp_min(1)
@@ -355,9 +371,9 @@ def losses(output, mos, label, alpha, beta, lambda_1, lambda_2, deviation=1.0):
 
         total = alpha L_MOS + beta L_classification + lambda_1 L_diversity + lambda_2 L_sparsity
 
-    mos: (B,), NaN where a clip has none. label: (B,) int. deviation: errors of the MOS are divided
-    by it; it is that of the training MOS (ours). Raises ValueError if the two MOS differ in shape,
-    as (B, 1) minus (B,) would silently be (B, B)."""
+    mos: (B,), NaN where a clip has none. label: (B,) int. deviation: the standard deviation of the
+    training MOS, by which errors of the MOS are divided (ours). Raises ValueError if the two MOS
+    differ in shape, as (B, 1) minus (B,) would silently be (B, B)."""
     if mos.shape != output.mos.shape:
         raise ValueError(f"MOS {tuple(mos.shape)} must be {tuple(output.mos.shape)}")
     terms = {
@@ -468,34 +484,34 @@ def _pair(predicted, true):
 # -- What follows is no part of the method: where a backbone comes from ----------------------------
 
 def load_backbone(name, device="cpu"):
-    """name is one of three: the name of a torchaudio bundle, a network whose weights are in
-    torch.hub's folder or are downloaded into it; or "logmel"; or the name of a Python module of
-    your own. Its load() gives (network, sample_rate), and the network has an extract_features()
-    like that of LogMel. Raises ValueError for any other name, and whatever torchaudio raises if it
-    cannot get the weights."""
+    """name is one of three. (1) The name of a torchaudio bundle, that is, of a network whose weights
+    are in torch.hub's folder or are downloaded into it. (2) "logmel". (3) The name of a Python
+    module of your own; its load() gives (network, sample_rate), and the network has an
+    extract_features() like that of LogMel. Raises ValueError for any other name, and whatever
+    torchaudio raises if it cannot get the weights."""
     bundle, code = torchaudio_bundle(name), ""
     with contextlib.redirect_stdout(sys.stderr):  # torch.hub prints that it downloads
         if name == "logmel":
             network, sample_rate = LogMel(), 16000
         elif bundle is not None:
             sample_rate = int(bundle.sample_rate)
-            network = bundle.get_model(dl_kwargs={"weights_only": True})  # runs no code in it
+            network = bundle.get_model(dl_kwargs={"weights_only": True})  # run no code
         else:
             network, sample_rate, code = load_module(name)
     return Backbone(name, network, sample_rate, device, code)
 
 
 def fingerprint(network, frames, code):
-    """A text by which a network is known again. It changes if the weights change, or `code`, which
-    is the source of a module of your own, or if other code clearly changes the frames (L, F, D)
-    that the network gives for a second of noise. Of these frames one sum is taken and rounded to
-    two digits, so that nearly all machines agree; a small change passes unnoticed."""
+    """A text by which a network is known again. It depends on the weights, on `code`, which is the
+    source of a module of your own or "", and on the frames (L, F, D) that the network gives for a
+    second of noise. They count by one sum that is rounded to two digits, so that nearly all
+    machines agree; so they show a large change in other code, and not a small one."""
     statistics = pool_statistics(frames).flatten().cpu().double()
     # With unequal weights the sum also changes if two features change places.
     ramp = torch.linspace(1, 2, len(statistics), dtype=torch.float64)
     digest = hashlib.sha256(f"{code} {tuple(frames.shape)} {statistics @ ramp:.1e}".encode())
     for key, tensor in network.state_dict().items():
-        content = tensor.cpu().flatten().view(torch.uint8)  # bytes: numpy has no bfloat16
+        content = tensor.cpu().flatten().view(torch.uint8)  # as bytes; numpy lacks some types
         digest.update(key.encode() + content.numpy().tobytes())
     return digest.hexdigest()
 
@@ -550,6 +566,6 @@ class LogMel(nn.Module):
     def extract_features(self, waveforms):
         """(1, T) -> (two tensors (1, F, D), None), as torchaudio's networks do; 100 frames/s."""
         level = waveforms.square().mean().sqrt().clamp_min(1e-6)  # root mean square, not 0
-        log = (self.mel(waveforms / level) + 1e-3).log()  # 1e-3: no log of 0, nor rounding noise
+        log = (self.mel(waveforms / level) + 1e-3).log()  # without 1e-3, the log of silence is noise
         change = torchaudio.functional.compute_deltas(log).abs()
         return [layer.transpose(1, 2) for layer in (log, change)], None

@@ -263,13 +263,13 @@ def test_both_heads_read_only_the_gated_sum_and_the_mos_is_counted_from_the_trai
 def test_fusion_standardises_each_feature_and_projects_all_layers_together_onto_the_axes():
     torch.manual_seed(0)
     fusion = moemos.FeatureFusion(3, 5, axes=4)
-    center, axes = torch.randn(3, 10), torch.randn(30, 4)
-    scale = torch.rand(3, 10) + 0.5
-    fusion.load_state_dict({"center": center, "scale": scale, "axes": axes})
+    mean, axes = torch.randn(3, 10), torch.randn(30, 4)
+    deviation = torch.rand(3, 10) + 0.5
+    fusion.load_state_dict({"mean": mean, "deviation": deviation, "axes": axes})
     features = torch.randn(6, 3, 10)
     expected = torch.zeros(6, 4)
     for i, layer in enumerate(features.unbind(1)):
-        standardised = (layer - center[i]) / scale[i]
+        standardised = (layer - mean[i]) / deviation[i]
         expected += standardised @ axes[10 * i:10 * (i + 1)]
     torch.testing.assert_close(fusion(features), expected)
     assert not list(fusion.parameters())
@@ -1798,7 +1798,7 @@ def test_all_training_clips_are_trained_on_and_rated_dev_clips_only_appear_in_th
         assert torch.equal(logged.features, dev_features)
         assert logged.mos.tolist() == pytest.approx([clip.mos for clip in dev])
     assert trained.mean.item() == pytest.approx(mos.nanmean().item())
-    torch.testing.assert_close(trained.fusion.center, features.mean(0))
+    torch.testing.assert_close(trained.fusion.mean, features.mean(0))
     last, predicted = table(tmp_path / "run" / "log.csv")[-1], trained.eval()(dev_features).mos
     expected = moemos.mse(predicted.tolist(), logged.mos.tolist())
     assert float(last["dev_mse"]) == pytest.approx(expected)
@@ -1994,7 +1994,7 @@ def flip_a_bit(path):
     (lambda saved: saved["classes"].append("y"), "model.pt is of another version"),
     (lambda saved: saved["classes"].pop(), "model.pt is of another version"),
     (lambda saved: saved["weights"].pop("fusion.axes"), "model.pt is of another version"),
-    (lambda saved: saved["weights"].update({"fusion.center": torch.zeros(3, 160)}),
+    (lambda saved: saved["weights"].update({"fusion.mean": torch.zeros(3, 160)}),
      "model.pt is of another version"),
     (lambda saved: saved["weights"]["mos_head.bias"].fill_(3.4e38), "scores that are not finite"),
     (lambda saved: saved["backbone"].update(name="WAV2VEC3"), "on backbone 'WAV2VEC3': give it as"),

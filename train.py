@@ -149,7 +149,7 @@ def run_stages(model, stages, config, training, dev=None):
 def build_model(config, weights):
     """A model with these weights, which moemos.start() or a stored run gives. Weights that are not
     among them stay as MoEMOS makes them."""
-    layers, statistics = weights["fusion.center"].shape
+    layers, statistics = weights["fusion.mean"].shape
     axes, classes = weights["fusion.axes"].shape[1], len(weights["class_head.bias"])
     model = moemos.MoEMOS(layers, statistics // 2, axes, classes, config.experts, config.hidden)
     model.load_state_dict(weights, strict=False)

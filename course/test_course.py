@@ -801,8 +801,8 @@ def test_the_answers_to_gate_sum_and_standardise_agree_with_the_cores_model():
     training[:, 1, 2] = 0.25
     weights = moemos.start(training, torch.randn(30), torch.arange(30) % 2, 2, np.arange(30) % 3)
     fusion = moemos.FeatureFusion(2, 3, 12)
-    fusion.load_state_dict({"center": weights["fusion.center"], "scale": weights["fusion.scale"],
-                            "axes": torch.eye(12)})
+    fusion.load_state_dict({"mean": weights["fusion.mean"], "axes": torch.eye(12),
+                            "deviation": weights["fusion.deviation"]})
     found = mistakes.ANSWERS["standardise"](features, training)
     assert torch.allclose(found.flatten(1), fusion(features), rtol=1e-4)
 

@@ -262,7 +262,7 @@ def test_a_random_start_is_drawn_in_torchs_usual_way_and_without_the_linear_path
     weights, clips, (usual, random, without) = starts(
         lab.build, variants.at_random, variants.without_path)
     for model in (random, without):
-        for name in ("fusion.axes", "fusion.center", "mean", "deviation"):
+        for name in ("fusion.axes", "fusion.mean", "mean", "deviation"):
             assert torch.equal(model.state_dict()[name], usual.state_dict()[name])
         for layer in (model.class_head, model.mos_head, *(one[2] for one in model.moe.mlps)):
             bound = layer.in_features ** -0.5
@@ -280,7 +280,7 @@ def test_a_random_start_is_drawn_in_torchs_usual_way_and_without_the_linear_path
 
 def test_the_softmax_weights_of_layers_scale_each_layer_about_its_mean_and_are_trained():
     _, clips, (usual, weighted) = starts(lab.build, variants.with_layer_weights)
-    x, center = clips.features, usual.fusion.center
+    x, center = clips.features, usual.fusion.mean
     weighted.fusion.logits.data = torch.tensor([3.0, 1.0]).log()
     scaled = center + torch.tensor([1.5, 0.5])[:, None] * (x - center)
     torch.testing.assert_close(weighted.fusion(x), usual.fusion(scaled), atol=1e-5, rtol=0)

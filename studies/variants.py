@@ -46,14 +46,14 @@ class LayerWeights(moemos.FeatureFusion):
     """Multiplies each layer by L times its softmax weight, which makes 1 at the start."""
 
     def __init__(self, fusion):
-        layers, statistics = fusion.center.shape
+        layers, statistics = fusion.mean.shape
         super().__init__(layers, statistics // 2, fusion.axes.shape[1])
         self.load_state_dict(fusion.state_dict())
         self.logits = nn.Parameter(torch.zeros(layers))
 
     def forward(self, features):
         weights = len(self.logits) * self.logits.softmax(0)[:, None]
-        return super().forward(self.center + weights * (features - self.center))
+        return super().forward(self.mean + weights * (features - self.mean))
 
 
 def with_layer_weights(config, weights, clips):
