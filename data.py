@@ -26,11 +26,12 @@ import torch
 
 import moemos
 
-PAPER_BACKBONE = "WAV2VEC2_BASE"  # wav2vec2 is the paper's (III.B), the smallest size is ours
+DEFAULT_BACKBONE = "WAV2VEC2_BASE"  # a wav2vec2 is the paper's (III.B), the smallest is our choice
 STALL_SECONDS = 30.0  # a download that sends nothing for so long is given up
 MAX_BYTES = 2 ** 28   # a larger file is refused, as reading a device or a pipe might never end
 SILENCE = 45.0        # dB; the ends of a clip that are so far below its loudest 10 ms are cut; ours
-# (format, bytes) of a WAV file's samples, 1 being PCM and 3 float -> numpy's type, zero, full scale
+# (format, bytes a sample) of a WAV file -> (numpy's type, the value of silence, full scale). Format
+# 1 is PCM, and format 3 is float.
 TYPES = {(1, 1): ("u1", 128.0, 2 ** 7), (1, 2): ("i2", 0.0, 2 ** 15), (1, 3): ("i4", 0.0, 2 ** 31),
          (1, 4): ("i4", 0.0, 2 ** 31), (3, 4): ("f4", 0.0, 1), (3, 8): ("f8", 0.0, 1)}
 OTHER_AUDIO = (".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".aif", ".aiff", ".au")
@@ -46,7 +47,7 @@ def read_wav(path, sample_rate, content=None):
     content: the bytes of the file, if they have been read. Raises InputError, which names it."""
     from scipy.signal import resample_poly  # here, so that --help need not wait for it
     rate, mono = decode(path, read_bytes(path) if content is None else content)
-    # The filter grows with the denominator, so that an odd rate would need millions of samples.
+    # For an unusual rate such as 44,101 Hz the filter would be huge, and so the ratio is rounded.
     ratio = Fraction(sample_rate, rate).limit_denominator(100_000)
     resampled = resample_poly(mono, ratio.numerator, ratio.denominator)
     return torch.from_numpy(resampled.astype(np.float32))
@@ -94,9 +95,9 @@ def cut_silence(mono, rate):
 @dataclass
 class Clip:
     """A clip and its ratings. system: what made it; system-level scores are means over it. model:
-    the synthesis model, which the second task classifies. group: what no split may tear apart, such
-    as a talker or a sentence. ratings: {rater: score}, or {"": mean} if only the clip's mean is
-    known, or {} if it has no MOS."""
+    the synthesis model, which the second task classifies. group: clips with the same one, such as a
+    talker or a sentence, are kept in one fold by folds_of(). ratings: {rater: score}, or {"": mean}
+    if only the clip's mean is known, or {} if it has no MOS."""
     wav: str
     path: Path
     split: str
@@ -133,7 +134,7 @@ def read_manifest(path, scale=(1.0, 5.0)):
 def add_row(clips, row, folder, scale, place):
     """Adds a row of a table to clips, {real path: Clip}. place: where the row is, for messages."""
     if not row["wav"] or not row["system"] or {"\0", "\r"} & set("".join(row.values())):
-        raise InputError(f"{place}: wav and system must not be empty, nor a cell hold NUL or CR")
+        raise InputError(f"{place}: wav and system need a value; no cell may hold a NUL or a CR")
     if row["split"] not in ("train", "dev", "test"):
         raise InputError(f"{place}: a split is train, dev or test, not {shown(row['split'])}")
     wav = folder / os.fsdecode(row["wav"].encode(errors="surrogateescape"))  # in any locale
@@ -153,8 +154,8 @@ def add_row(clips, row, folder, scale, place):
     if rater in clip.ratings:
         raise InputError(f"{place}: rater {shown(rater)} has rated {clip.wav} above")
     if clip.ratings and (not rater or "" in clip.ratings):
-        raise InputError(f"{place}: {clip.wav} has a mean, without rater, and single ratings; "
-                         "leave one of the two out")
+        raise InputError(f"{place}: {clip.wav} has both a mean (a row without rater) and single "
+                         "ratings; keep one of the two")
     try:
         score = float(row["score"])
     except ValueError:
@@ -166,9 +167,9 @@ def add_row(clips, row, folder, scale, place):
 
 
 def folds_of(clips, folds):
-    """Deals clips out into so many folds -> (clips,) int, the number of each clip's fold. Groups,
-    sorted by name, take turns, so that none is torn apart. If there is one group only, clips take
-    turns."""
+    """Deals clips out into folds -> (clips,) int, the number of each clip's fold. One group after
+    the other is dealt out, in order of name, so that each is in one fold. If there is only one
+    group, its clips are dealt out."""
     names, number = np.unique([clip.group for clip in clips], return_inverse=True)
     if len(names) < 2:
         return np.arange(len(clips)) % folds
@@ -320,7 +321,7 @@ def find_samples(path, content, order):
     if content[:4] in (b"RF64", b"BW64"):  # their true length has 64 bits and stands near the start
         size = int.from_bytes(content[28:36], "little")
     left = len(content) - start
-    if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):  # it was a pipe
+    if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):  # its length is unknown
         size = left
     if content[8:12] != b"WAVE" or name != b"data" or size > left:
         raise InputError(f"{path}: not a whole WAV file; save it again, as PCM or float")
@@ -412,7 +413,8 @@ def check_scale(scale):
 
 
 def pick_device(name=""):
-    """The device of that name, after a try; without a name, an accelerator or else the CPU."""
+    """The device of that name, once a small computation has worked on it. Without a name it is an
+    accelerator or else the CPU."""
     name = name or torch.accelerator.current_accelerator(check_available=True) or "cpu"
     try:
         torch.ones(1, device=name).item()
@@ -429,13 +431,13 @@ def open_backbone(name="", device=""):
     device = pick_device(device)
     socket.setdefaulttimeout(STALL_SECONDS)
     try:
-        return moemos.load_backbone(name or PAPER_BACKBONE, device)
+        return moemos.load_backbone(name or DEFAULT_BACKBONE, device)
     except ValueError as error:
         raise InputError(str(error)) from None
     except SystemExit:
         raise InputError(f"the module {name} ends the program; it must not") from None
     except Exception as error:
-        bundle = moemos.torchaudio_bundle(name or PAPER_BACKBONE)
+        bundle = moemos.torchaudio_bundle(name or DEFAULT_BACKBONE)
         if bundle is None or "memory" in str(error):
             raise  # a fault in a module of your own is shown whole
         file = Path(torch.hub.get_dir(), "checkpoints", Path(bundle._path).name)

@@ -2,7 +2,7 @@
 
     python evaluate.py                    evaluates runs/default
     python evaluate.py runs/mine          evaluates another run
-    python evaluate.py RUN --data PATH    evaluates it on another corpus, into a folder RUN/on_...
+    python evaluate.py RUN --data PATH    evaluates it on another corpus; writes to RUN/on_...
     python evaluate.py --wav a.wav b/     prints a line wav,mos for each of your own clips
 
 Writes metrics.json and predictions.csv into the run's folder, and answer.txt if test clips have no
@@ -33,12 +33,12 @@ import moemos
 import train
 from data import InputError
 
-FEWEST = {"clips": 10, "systems": 5}  # for an interval; all constants here are ours
+FEWEST = {"clips": 10, "systems": 5}  # that parts_of() leaves out; all constants here are ours
 PARTS = 500  # clips are dealt into so many parts at most, to be left out in turn
-RIDGE = "ridge on the same features"
-TOLD = "system's mean training MOS"
+RIDGE = "ridge"
+SYSTEM_MEAN = "system's mean"
 MEANING = {RIDGE: "a linear model (ridge regression) on the same features",
-           TOLD: "a predictor that hears nothing and only knows the system"}
+           SYSTEM_MEAN: "a predictor that hears nothing and only knows the system"}
 WORDS = {"better": "better than", "worse": "worse than",
          "neither": "not shown to differ from", "-": "not comparable with"}
 
@@ -59,7 +59,8 @@ def leave_one_out(predicted, true, system):
     each time: {"utterance MSE": (parts,), ...}. parts_of() says what a part is. The numbers are NaN
     if there are too few parts."""
     without = {}
-    # At system level there is one value for each system, so that a system is left out at a time.
+    # At system level there is one value for each system, and to leave out a value is to leave out a
+    # system.
     names = {"utterance": system, "system": np.unique(system)}
     for level, (p, t) in moemos.levels(predicted, true, system).items():
         part, _ = parts_of(names[level])
@@ -70,17 +71,17 @@ def leave_one_out(predicted, true, system):
 
 
 def parts_of(system):
-    """The system of each of n clips -> ((n,) the part of each clip, what the intervals hold for).
+    """The system of each of n clips -> ((n,) the part of each clip, what the intervals say).
 
-    An interval is found by leaving out one part at a time. A part is a system, because the clips of
-    a system share its errors. If there are fewer systems than FEWEST says, a part is a clip, or
-    several clips if there are more than PARTS. If there are too few clips, too, all of them are one
-    part, and there is no interval."""
+    An interval is found by leaving out one part at a time. A part is a system, because predictions
+    of the clips of a system tend to be wrong in the same way. If there are fewer systems than
+    FEWEST says, a part is a clip, or several clips if there are more than PARTS. If there are too
+    few clips, too, all of them are one part, and there is no interval."""
     if len(set(system)) >= FEWEST["systems"]:
-        return np.asarray(system), "other systems (each is left out in turn)"
+        return np.asarray(system), "how far numbers move with other systems (each left out once)"
     if len(system) >= FEWEST["clips"]:
-        return np.arange(len(system)) % PARTS, "other clips of these systems (left out in turn)"
-    return np.zeros(len(system)), "nothing, as clips and systems are too few"
+        return np.arange(len(system)) % PARTS, "how far numbers move with other clips"
+    return np.zeros(len(system)), "none, as clips and systems are too few"
 
 
 def interval(value, left_out, name=""):
@@ -97,8 +98,9 @@ def interval(value, left_out, name=""):
         of an MSE           exp(log(value) -+ (1 + 2 / n) reach / value)       on a log scale
 
     A correlation cannot exceed 1, nor an MSE fall below 0. Near these limits errors are therefore
-    not symmetric; on these scales they nearly are. 1 / (1 - value^2) and 1 / value are the slopes
-    of the two scales, which turn an error of the number into one on the scale. The factor 1 + 2 / n
+    not symmetric; on Fisher's scale and on a log scale they nearly are. There an error is as large
+    as that of the number times the slope of the scale, which is 1 / (1 - value^2) on Fisher's scale
+    and 1 / value on the log scale. The factor 1 + 2 / n
     comes from a simulation, in which intervals from few parts were too narrow. The interval is NaN
     if the number stays the same, up to rounding, whichever part is left out; that can happen to
     ranks of few systems."""
@@ -144,7 +146,7 @@ def reference_predictions(trained, clips, test):
     x, new = (data.extract_features(some, trained.backbone, trained.config.cache).flatten(1)
               .double().numpy() for some in (training, test))
     return {"mean of training MOS": np.full(len(test), mos.mean()),
-            TOLD: np.array([by_system.get(clip.system, mos.mean()) for clip in test]),
+            SYSTEM_MEAN: np.array([by_system.get(clip.system, mos.mean()) for clip in test]),
             RIDGE: moemos.ridge(x, mos, new, [trained.model.penalty.item()])[0]}
 
 
@@ -153,7 +155,7 @@ def summary(trained, test, output, references, scale):
     of the ratings; if it is not that of the run, an MSE has no meaning and is NaN. In the result,
     "unit" is what each number is divided by when it is printed."""
     predicted, true = output.mos.tolist(), [clip.mos for clip in test]
-    system, model = [clip.system for clip in test], [clip.model for clip in test]
+    system, models = [clip.system for clip in test], [clip.model for clip in test]
     numbers = moemos.metrics(predicted, true, system)
     if scale != trained.config.scale:
         numbers |= {name: math.nan for name in numbers if name.endswith("MSE")}
@@ -166,12 +168,12 @@ def summary(trained, test, output, references, scale):
              for label in MEANING if references}
     undefined = {level: moemos.why_undefined(*pair)
                  for level, pair in moemos.levels(predicted, true, system).items()}
-    gates = {name: output.gates[[label == name for label in model]].mean(0).tolist()
-             for name in sorted(set(model))}
+    gates = {name: output.gates[[model == name for model in models]].mean(0).tolist()
+             for name in sorted(set(models))}
     return {"metrics": numbers, "unit": unit, "interval_95": bounds, "reference": reference,
-            "minus": minus, "intervals_for": parts_of(system)[1], "undefined": undefined,
-            "experts": gates, "clips": len(test), "systems": len(set(system)),
-            "accuracy": accuracy(output.logits, model, trained.classes),
+            "minus": minus, "intervals": parts_of(system)[1], "undefined": undefined,
+            "gates": gates, "clips": len(test), "systems": len(set(system)),
+            "accuracy": accuracy(output.logits, models, trained.classes),
             "backbone": {"name": trained.backbone.name, "identity": trained.backbone.identity}}
 
 
@@ -192,8 +194,8 @@ def minus_reference(numbers, left_out, reference, true, system, unit):
 
 
 def accuracy(logits, labels, classes):
-    """Of the clips whose class is known, the share that get the right one; None if there are none.
-    """
+    """Of the clips whose class was in training, the share for which it is predicted; None if there
+    are none."""
     hits = [classes[row.argmax()] == label
             for row, label in zip(logits, labels) if label in classes]
     return float(np.mean(hits)) if hits else None
@@ -232,6 +234,7 @@ def evaluate(run, device="", corpus="", backbone="", scale=(), max_seconds=0.0):
                 for clip, mos in zip(test, output.mos.tolist())]
         files[out / "predictions.csv"] = [("wav", "system", "model", "mos", "predicted"), *rows]
         files[out / "metrics.json"] = as_json(result)
+    # Another process may have trained the run meanwhile.
     now = read_checkpoint(run)["weights"]["mos_head.weight"]
     if not torch.equal(now, trained.model.mos_head.weight.cpu()):
         raise InputError(f"{run} was trained anew meanwhile; evaluate it again")
@@ -246,10 +249,10 @@ def evaluate(run, device="", corpus="", backbone="", scale=(), max_seconds=0.0):
 def show(run, result):
     """Prints the report of evaluate()."""
     print("\nmean gate of each expert, in %, over the clips of each synthesis model")
-    for model, gates in result["experts"].items():
+    for model, gates in result["gates"].items():
         print(f"  {data.printable(model):24}" + "".join(f"{100 * gate:6.1f}" for gate in gates))
     if result["accuracy"] is not None:
-        print(f"the second task is right for {100 * result['accuracy']:.1f} % of the clips")
+        print(f"the synthesis model is recognised for {100 * result['accuracy']:.1f} % of clips")
     backbone = result["backbone"]["name"]
     stand_in = ", a stand-in and NOT the paper's wav2vec2" if backbone == "logmel" else ""
     what = (f"{run} on {result['data']}: {result['clips']} test clips, {result['systems']} "
@@ -271,11 +274,11 @@ def show(run, result):
     if result["scale"] != result["settings"]["scale"]:
         print("MSE is undefined (nan): the ratings are on another scale than the run's")
     elif units[0] != 1:
-        print(f"MSE is as on a scale of 1 to 5; metrics.json has {units[0]:g} times as much")
+        print(f"MSE is as on a scale of 1 to 5; on your scale it is {units[0]:g} times as large")
     for level, why in result["undefined"].items():
         if why:
             print(f"LCC, SRCC and KTAU are undefined (nan) at {level} level: {why}")
-    print(f"intervals are for {result['intervals_for']}")
+    print(f"intervals: {result['intervals']}")
     if result["minus"]:
         print(f"\nby its utterance LCC on {result['clips']} clips, this run is")
     for label, compared in result["minus"].items():
@@ -318,8 +321,8 @@ def score(run, paths, device="", backbone="", max_seconds=0.0):
 
 
 def score_waveform(trained, waveform, rate):
-    """(T,) floats between -1 and 1, a tensor or an array, at any rate in Hz -> MOS. This is the MOS
-    of a WAV file with these samples, because such a file is made in memory. Raises InputError."""
+    """(T,) floats between -1 and 1, a tensor or an array, at any rate in Hz -> MOS. A WAV file is
+    made of the samples in memory, and has the same score. Raises InputError."""
     waveform = torch.as_tensor(waveform)
     if waveform.dim() != 1 or not waveform.is_floating_point() or not 1 <= rate <= 768000:
         raise InputError(f"a waveform is (T,) floats at a rate up to 768 kHz, not {waveform.dtype} "
@@ -451,14 +454,14 @@ def main():
     parser.add_argument("--max-seconds", type=float, default=0.0,
                         help="longer clips are refused (default: the setting of the run)")
     parser.add_argument("--device", default="", help="cpu, cuda, ..., as in train.py")
-    parser.add_argument("--backbone", default="", help="that of the run, if it is your own module")
+    parser.add_argument("--backbone", default="", help="its name, if it is a Python module")
     options = parser.parse_args()
     skipped = False
     with data.one_sentence("evaluate.py"):
         if options.wav and options.data:
             raise InputError("--wav and --data are two different things to do; give one")
         if options.scale and not options.data:
-            raise InputError("--scale is that of another corpus; name it by --data")
+            raise InputError("--scale needs --data, as it is the scale of another corpus")
         for path in options.wav or ():
             if os.path.exists(Path(path, "model.pt")):
                 raise InputError(f"{path} is a run, and comes before --wav")

@@ -58,9 +58,9 @@ class Backbone:
         """(T,) float32 at sample_rate -> (L, F, D). Raises ValueError if the waveform is not (T,)
         or is shorter than 25 ms, and if the network does not give L tensors (1, F, D).
 
-        It takes one clip at a time. In a batch all clips would be padded to the length of the
-        longest. A wav2vec2 normalises over all frames, the padding included, so that the features
-        of a clip would depend on the other clips."""
+        It takes one clip at a time (ours). In a batch all clips would be padded to the length of
+        the longest. A wav2vec2 normalises over all frames, the padding included, so that the
+        features of a clip would depend on the other clips."""
         if waveform.dim() != 1 or len(waveform) < MIN_SECONDS * self.sample_rate:
             raise ValueError(f"a waveform is (T,) of 25 ms or more, not {tuple(waveform.shape)}")
         with contextlib.redirect_stdout(sys.stderr):  # standard output is for our own results
@@ -146,8 +146,7 @@ class Output(NamedTuple):
 
 
 class MoEMOS(nn.Module):
-    """All that comes after the frozen backbone: from the features of clips to their MOS and synthesis
-    models.
+    """All that comes after the frozen backbone: features of clips -> MOS and synthesis models.
 
     Each head is one linear layer, the plainest there is, and reads all 1 + C numbers of y (ours).
     The MOS head predicts how far a clip is from the mean MOS of the training clips, in standard
@@ -430,8 +429,9 @@ def ranks(values):
 
 
 def ktau(predicted, true):
-    """Kendall's tau-b: pairs in the same order minus pairs in opposite order, divided by
-    sqrt(pairs not tied in p * pairs not tied in t); NaN if why_undefined() gives a reason."""
+    """Kendall's tau-b (that of his several taus it is this one is ours): pairs in the same order
+    minus pairs in opposite order, divided by sqrt(pairs not tied in p * pairs not tied in t). NaN
+    if why_undefined() gives a reason."""
     from scipy.stats import kendalltau  # here, so that --help need not wait for it
     if why_undefined(predicted, true):
         return float("nan")
@@ -484,8 +484,8 @@ def _pair(predicted, true):
 # -- What follows is no part of the method: where a backbone comes from ----------------------------
 
 def load_backbone(name, device="cpu"):
-    """name is one of three. (1) The name of a torchaudio bundle, that is, of a network whose weights
-    are in torch.hub's folder or are downloaded into it. (2) "logmel". (3) The name of a Python
+    """name is one of three. (1) The name of a torchaudio bundle, a network whose weights are in
+    torch.hub's folder or are downloaded into it. (2) "logmel". (3) The name of a Python
     module of your own; its load() gives (network, sample_rate), and the network has an
     extract_features() like that of LogMel. Raises ValueError for any other name, and whatever
     torchaudio raises if it cannot get the weights."""
@@ -566,6 +566,6 @@ class LogMel(nn.Module):
     def extract_features(self, waveforms):
         """(1, T) -> (two tensors (1, F, D), None), as torchaudio's networks do; 100 frames/s."""
         level = waveforms.square().mean().sqrt().clamp_min(1e-6)  # root mean square, not 0
-        log = (self.mel(waveforms / level) + 1e-3).log()  # without 1e-3, the log of silence is noise
+        log = (self.mel(waveforms / level) + 1e-3).log()  # a log of nearly 0 would be noise
         change = torchaudio.functional.compute_deltas(log).abs()
         return [layer.transpose(1, 2) for layer in (log, change)], None

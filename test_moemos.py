@@ -1065,7 +1065,7 @@ def test_a_clip_whose_score_is_infinite_is_skipped_and_reported(small, run, monk
 @pytest.mark.parametrize("cells", ["a\0.wav,train,s,m,,4", '"a\r.wav",train,s,m,,4',
                                    '"a.wav",train,"s\r0",m,,4'])
 def test_a_cell_with_a_null_character_or_a_carriage_return_is_refused(tmp_path, cells):
-    refused = "nor a cell hold NUL or CR|line contains NUL"  # The latter is from Python 3.10.
+    refused = "no cell may hold a NUL or a CR|line contains NUL"  # The latter is from Python 3.10.
     with pytest.raises(data.InputError, match=refused):
         data.read_manifest(manifest(tmp_path, [cells]))
 
@@ -1446,7 +1446,7 @@ def test_spaces_around_a_cell_or_a_column_name_are_ignored(tmp_path):
     assert [(clip.wav, clip.split, clip.system, clip.model, clip.ratings) for clip in clips] == [
         ("a.wav", "train", "s", "m", {"A1": 4}), ("b.wav", "train", "s", "m", {"A1": 5})]
     for rows, why in ((["a.wav,train,s,m,A1,4", "a.wav,train,s,m,A1 ,5"], "rater 'A1' has rated"),
-                      ([" ,train,s,m,A1,4"], "must not be empty"),
+                      ([" ,train,s,m,A1,4"], "need a value"),
                       (["a.wav,train,s,m,A1, "], "no number")):
         with pytest.raises(data.InputError, match=why):
             data.read_manifest(manifest(tmp_path, rows))
@@ -1493,16 +1493,16 @@ def test_a_table_may_have_a_bom_crlf_quotes_another_order_more_columns_or_absolu
     (b"\xff\xfe\x00", "no CSV table in UTF-8"),
     (b'wav,split,system,model,rater,score\n"a.wav,train', "no CSV table"),
     (["a.wav,train,s,m,0"], ", row 2: a row needs one value for each"),
-    (["a.wav,train,s,m,0,4,4"], "one value for each"), ([",train,s,m,0,4"], "must not be empty"),
-    (["a.wav,train,,m,0,4"], "must not be empty"), (["a.wav,valid,s,m,0,4"], "train, dev or test"),
+    (["a.wav,train,s,m,0,4,4"], "one value for each"), ([",train,s,m,0,4"], "need a value"),
+    (["a.wav,train,,m,0,4"], "need a value"), (["a.wav,valid,s,m,0,4"], "train, dev or test"),
     (["c.wav,train,s,m,0,4"], "is missing"),
     (["a.wav,train,s,m,0,4", "a.wav,test,s,m,1,4"], ", row 3: a.wav has another split"),
     (["a.wav,train,s,m,0,4", "a.wav,train,t,m,1,4"], "has another split, system"),
     (["a.wav,train,s,m,0,4", "a.wav,train,s,n,1,4"], "another split, system, model or group in an"),
     (["a.wav,train,s,m,0,4"] * 2, ", row 3: rater '0' has rated a.wav"),
     (["a.wav,train,s,m,,4", "./a.wav,train,s,m,,4"], "rater '' has rated a.wav"),
-    (["a.wav,train,s,m,,5", "a.wav,train,s,m,0,1"], ", row 3: a.wav has a mean, without rater, an"),
-    (["a.wav,train,s,m,mean,5", "a.wav,train,s,m,,1"], ", row 3: a.wav has a mean, without rater"),
+    (["a.wav,train,s,m,,5", "a.wav,train,s,m,0,1"], ", row 3: a.wav has both a mean "),
+    (["a.wav,train,s,m,mean,5", "a.wav,train,s,m,,1"], ", row 3: a.wav has both a mean"),
     (["a.wav,train,s,m,0,good"], "no number"), (["a.wav,train,s,m,0,"], "no number"),
     (["a.wav,train,s,m,0,6"], "off the scale of 1 to 5"), (["a.wav,train,s,m,0,nan"], "off the")])
 def test_a_bad_table_is_refused_with_a_sentence_that_names_the_file_and_says_why(
@@ -2016,8 +2016,8 @@ def test_metrics_are_computed_from_the_models_predictions_for_the_test_clips(sma
     result = evaluate.evaluate(run, "cpu")
     saved = (run / "metrics.json").read_bytes()
     assert list(json.loads(saved)) == [
-        "metrics", "unit", "interval_95", "reference", "minus", "intervals_for", "undefined",
-        "experts", "clips", "systems", "accuracy", "backbone", "data", "scale", "settings"]
+        "metrics", "unit", "interval_95", "reference", "minus", "intervals", "undefined",
+        "gates", "clips", "systems", "accuracy", "backbone", "data", "scale", "settings"]
     assert (result["clips"], result["systems"], result["data"]) == (16, 4, str(small))
     test = [clip for clip in data.read_manifest(small) if clip.split == "test"]
     features = data.extract_features(test, moemos.load_backbone("logmel"), tmp_path / "cache")
@@ -2028,10 +2028,10 @@ def test_metrics_are_computed_from_the_models_predictions_for_the_test_clips(sma
     assert json.loads(saved)["metrics"] == result["metrics"]
     models = [["m0", "m1", "x"].index(clip.model) for clip in test]
     assert result["accuracy"] == np.mean(output.logits.argmax(1).numpy() == models)
-    assert list(result["experts"]) == ["m0", "m1"]
-    for place, name in enumerate(result["experts"]):  # The two models take turns.
+    assert list(result["gates"]) == ["m0", "m1"]
+    for place, name in enumerate(result["gates"]):  # The two models take turns.
         gates = output.gates[place::2].mean(0)
-        assert result["experts"][name] == pytest.approx(gates.tolist(), abs=1e-6)
+        assert result["gates"][name] == pytest.approx(gates.tolist(), abs=1e-6)
     rows = table(run / "predictions.csv")
     assert list(rows[0]) == ["wav", "system", "model", "mos", "predicted"]
     assert [row["wav"] for row in rows] == [clip.wav for clip in test]
@@ -2049,7 +2049,7 @@ def test_the_report_prints_every_number_of_the_result_and_states_each_comparison
     assert max(map(len, lines)) <= 100
     rows = [(line[:32].strip(), [float(number) for number in line[32:].split()])
             for line in lines if re.fullmatch(r"( +(-?[\d.]+|nan)){8}", line[32:])]
-    metrics, reference, ridge = result["metrics"], result["reference"], "ridge on the same features"
+    metrics, reference, ridge = result["metrics"], result["reference"], "ridge"
     low, high = zip(*result["interval_95"].values())
     difference = {name: metrics[name] - reference[ridge][name] for name in metrics}
     _, below, above, verdicts = zip(*result["minus"][ridge].values())
@@ -2057,7 +2057,7 @@ def test_the_report_prints_every_number_of_the_result_and_states_each_comparison
                 ("this run", metrics.values()), ("95 % interval from", low), ("to", high),
                 ("this run minus ridge", difference.values()), ("95 % interval from", below),
                 ("to", above)]
-    assert list(reference) == ["mean of training MOS", "system's mean training MOS", ridge]
+    assert list(reference) == ["mean of training MOS", "system's mean", ridge]
     for (label, numbers), (expected_label, expected_numbers) in zip(rows, expected, strict=True):
         assert label == expected_label
         assert numbers == pytest.approx(list(expected_numbers), abs=5.1e-4, nan_ok=True)
@@ -2065,13 +2065,13 @@ def test_the_report_prints_every_number_of_the_result_and_states_each_comparison
     (words,) = [line.split()[3:] for line in lines if line.startswith("  shown to be")]
     assert words == list(verdicts)
     assert words[4:] == ["-"] * 4
-    assert "intervals are for other clips of these systems (left out in turn)" in lines
+    assert "intervals: how far numbers move with other clips" in lines
     assert "a stand-in and NOT the paper's wav2vec2" in printed
-    mean = result["minus"]["system's mean training MOS"]["utterance LCC"]
-    assert mean[0] == metrics["utterance LCC"] - reference["system's mean training MOS"][
+    mean = result["minus"]["system's mean"]["utterance LCC"]
+    assert mean[0] == metrics["utterance LCC"] - reference["system's mean"][
         "utterance LCC"]
     assert mean[3] == evaluate.verdict("utterance LCC", *mean[:3])
-    told = evaluate.MEANING[evaluate.TOLD]
+    told = evaluate.MEANING[evaluate.SYSTEM_MEAN]
     assert lines[-3:] == [
         "by its utterance LCC on 16 clips, this run is",
         f"  {evaluate.WORDS[verdicts[1]]} a linear model (ridge regression) on the same features",
@@ -2153,7 +2153,8 @@ def test_the_report_is_the_same_on_any_scale(run, capsys, lowest, width):
         evaluate.show(run, result | {"data": "x", "scale": scale, "settings": {"scale": scale}})
         tables.append(capsys.readouterr().out)
     lines = [text.splitlines() for text in tables]
-    note = f"MSE is as on a scale of 1 to 5; metrics.json has {(width / 4) ** 2:g} times as much"
+    times = f"{(width / 4) ** 2:g} times"
+    note = f"MSE is as on a scale of 1 to 5; on your scale it is {times} as large"
     lines[1].remove(note)
     assert lines[0] == lines[1]
     assert "  shown to be                     better  better" in tables[0]
@@ -2242,7 +2243,7 @@ def test_a_corpus_without_training_clips_test_clips_or_a_second_system_gets_a_se
     assert "undefined (nan) at system level: 1 values, two are needed" in printed
     saved = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert saved["metrics"]["system LCC"] is None
-    assert "intervals are for nothing, as clips and systems are too few" in printed
+    assert "intervals: none, as clips and systems are too few" in printed
     for _, low, high, word in result["minus"][evaluate.RIDGE].values():
         assert math.isnan(low) and math.isnan(high) and word == "-"
     assert "not comparable with a linear model (ridge regression) on the same features" in printed
@@ -2325,11 +2326,11 @@ def test_with_fewer_than_5_systems_clips_are_left_out_and_below_10_clips_there_i
 
 
 @pytest.mark.parametrize(("clips", "systems", "words"), [
-    (5, 5, "other systems (each is left out in turn)"),
-    (40, 5, "other systems (each is left out in turn)"),
-    (40, 4, "other clips of these systems (left out in turn)"),
-    (10, 1, "other clips of these systems (left out in turn)"),
-    (9, 4, "nothing, as clips and systems are too few")])
+    (5, 5, "how far numbers move with other systems (each left out once)"),
+    (40, 5, "how far numbers move with other systems (each left out once)"),
+    (40, 4, "how far numbers move with other clips"),
+    (10, 1, "how far numbers move with other clips"),
+    (9, 4, "none, as clips and systems are too few")])
 def test_the_report_says_what_its_intervals_hold_for(clips, systems, words, capsys):
     true = np.random.default_rng(0).uniform(1, 5, clips)
     test = [rated(f"s{i % systems}", r=mos) for i, mos in enumerate(true)]
@@ -2338,8 +2339,8 @@ def test_the_report_says_what_its_intervals_hold_for(clips, systems, words, caps
     result = evaluate.summary(trained, test, output, {}, (1.0, 5.0))
     scales = {"scale": (1.0, 5.0), "settings": {"scale": (1.0, 5.0)}}
     evaluate.show("run", result | {"data": "x"} | scales)
-    assert f"intervals are for {words}\n" in capsys.readouterr().out
-    has_interval = {"utterance": "nothing" not in words, "system": "other systems" in words}
+    assert f"intervals: {words}\n" in capsys.readouterr().out
+    has_interval = {"utterance": "none" not in words, "system": "other systems" in words}
     for level, finite in has_interval.items():
         assert math.isfinite(result["interval_95"][f"{level} MSE"][0]) == finite
 
@@ -2484,7 +2485,7 @@ def test_the_references_are_two_training_means_computed_by_hand_and_ridge_in_the
     monkeypatch.setattr(data, "extract_features", extract_features)
     references = evaluate.reference_predictions(trained, clips, test)
     assert list(references["mean of training MOS"]) == [3.5] * 3
-    assert list(references["system's mean training MOS"]) == [2, 5, 3.5]
+    assert list(references["system's mean"]) == [2, 5, 3.5]
     ridge = references[evaluate.RIDGE]
     assert ridge[0] < ridge[1] < ridge[2]
     assert evaluate.reference_predictions(trained, clips[:6], test) == {}  # One clip is rated.
@@ -2512,7 +2513,7 @@ def test_the_ridge_row_learns_from_rated_training_clips_with_the_penalty_found_i
 
     result = evaluate.evaluate(run, "cpu")
     true, system = [clip.mos for clip in test], [clip.system for clip in test]
-    row = result["reference"]["ridge on the same features"]
+    row = result["reference"]["ridge"]
     assert row == pytest.approx(moemos.metrics(predicted, true, system), rel=1e-4)
     of_run = [float(row["predicted"]) for row in table(run / "predictions.csv")]
     errors = [np.square(np.array(part) - true) for part in (of_run, predicted)]
@@ -2548,9 +2549,9 @@ def test_default_settings_beat_the_systems_mean_and_match_a_linear_model():
     numbers, reference = result["metrics"], result["reference"]
     for level, ahead in (("utterance", 0.02), ("system", 0.01)):
         name = f"{level} LCC"
-        assert numbers[name] > reference["system's mean training MOS"][name] + ahead
+        assert numbers[name] > reference["system's mean"][name] + ahead
         assert numbers[name] > reference[evaluate.RIDGE][name] - 0.01
-    assert np.mean(list(result["experts"].values()), 0).min() > 0.05  # No expert is dead.
+    assert np.mean(list(result["gates"].values()), 0).min() > 0.05  # No expert is dead.
 
 
 @pytest.mark.skipif(not REAL_CLIPS.is_dir(), reason="p835_wb16k does not lie beside the checkout")
@@ -2772,8 +2773,8 @@ def test_the_two_commands_simulate_train_and_evaluate(small, tmp_path, monkeypat
     (evaluate, ["nowhere"], "nowhere/model.pt cannot be read (No such file"),
     (evaluate, ["RUN", "--device", "cuda:99"], "--device cuda:99 cannot be used here"),
     (evaluate, ["RUN", "--data", "SMALL", "--scale", "5", "1"], "--scale 5 1: the lower first"),
-    (evaluate, ["RUN", "--scale", "0", "100"], "--scale is that of another corpus; name it by"),
-    (evaluate, ["RUN", "--wav", "SMALL", "--scale", "1", "5"], "--scale is that of another corpus"),
+    (evaluate, ["RUN", "--scale", "0", "100"], "--scale needs --data, as it is the scale"),
+    (evaluate, ["RUN", "--wav", "SMALL", "--scale", "1", "5"], "--scale needs --data"),
     (evaluate, ["--wav", "SMALL/40.wav", "RUN"], "run is a run, and comes before --wav"),
     (evaluate, ["RUN", "--data", "SMALL", "--wav", "SMALL"], "two different things to do")])
 def test_bad_options_get_one_sentence_and_status_2(

@@ -4,11 +4,11 @@
     python train.py --data DIR --out runs/mine     learns from the ratings.csv in a folder
     python train.py --help                         every setting and where it comes from
 
-A section number, such as (III.E), marks a value that is the paper's; "ours" marks what the paper
-does not say. The paper does not say which weights a stage trains: here each stage trains all of
-them, with a new AdamW, and both regularisers are always on. The paper does not say either what it
-means by an "adaptive" weighting of the two losses: here alpha, the weight of the MOS loss, rises
-during stage 2 and jumps between stages. Letters of dimensions: see moemos.py.
+A section number, such as (III.E), says where the paper speaks of a thing; "ours" says that a thing,
+or its value, is not the paper's. The paper does not say which weights a stage trains: here each
+stage trains all of them, with a new AdamW, and both regularisers are always on. The paper does not
+say either what it means by an "adaptive" weighting of the two losses: here alpha, the weight of the
+MOS loss, rises during stage 2 and jumps between stages. Letters of dimensions: see moemos.py.
 """
 
 import argparse
@@ -29,13 +29,13 @@ from data import InputError
 class Stage(NamedTuple):
     name: str
     steps: int
-    lr: float            # at the first step of the stage; at its end it is 0 (in each stage: ours)
+    lr: float            # at the first step; it falls to 0 within the stage (in each anew: ours)
     alpha_start: float   # weight of the MOS loss; that of the second task, beta, is 1 - alpha
     alpha_end: float
 
 
 STAGES = (  # III.E; that each has 200 steps is ours
-    Stage("classification", 200, 1e-4, 0.0, 0.0),
+    Stage("classification", 200, 1e-4, 0.0, 0.0),  # that alpha is 0 is ours
     Stage("joint", 200, 1e-4, 0.3, 0.7),  # lr: ours, that of stage 1
     Stage("mos", 200, 1e-5, 0.9, 0.9),
 )
@@ -56,7 +56,7 @@ class Config:
     scale: tuple = option((1.0, 5.0), "the lowest and the highest rating that are possible")
     max_seconds: float = option(60.0, "clips that are longer are refused", least=0)
     backbone: str = option("", "a torchaudio bundle, logmel or your own module; if none is named, "
-                           "WAV2VEC2_BASE (III.B; its size is ours), or logmel without its weights")
+                           "WAV2VEC2_BASE (ours), or logmel if the weights of that are missing")
     out: str = option("runs/default", "the folder of the run")
     cache: str = option("cache", "the folder where features are kept")
     device: str = option("", "cpu, cuda, ...; if none is named, an accelerator or else cpu")
@@ -72,8 +72,8 @@ class Config:
 # -- Three stages ----------------------------------------------------------------------------------
 
 def learning_rate(step, steps, peak):
-    """Cosine annealing (III.E): `peak` at step 0, and 0 when step == steps. It is computed from the
-    step, not from the last rate, so that each stage starts at its full rate."""
+    """Cosine annealing (III.E): `peak` at step 0, and 0 when step == steps. Each stage starts at
+    its own peak, whatever the rate was at the end of the stage before."""
     return 0.5 * peak * (1 + math.cos(math.pi * step / steps))
 
 
@@ -97,8 +97,9 @@ def run_stage(model, stage, config, training, dev=None):
     """Trains a model on Clips for one stage. Every LOG_STEPS steps it yields a row of log.csv, a
     dict. dev: the Clips for validate(), if there are any.
 
-    Each step draws its batch anew from all clips, so that a small corpus gets as many steps as a
-    large one (ours). Raises FloatingPointError if a loss or a gradient is not finite."""
+    There are no epochs: each step draws its batch anew from all clips, and a small corpus gets as
+    many steps as a large one (ours). Raises FloatingPointError if a loss or a gradient is not
+    finite."""
     parameters = list(model.parameters())
     optimiser = torch.optim.AdamW(parameters, fused=True)  # weight decay 0.01, torch's own; ours
     logged, gates = [], []
@@ -175,8 +176,8 @@ def train(config):
     fold = data.folds_of([clip for clip in clips if clip.ratings], FOLDS)
     on_cpu = [tensor.cpu() for tensor in training]  # as not every accelerator has float64
     model = build_model(config, moemos.start(*on_cpu, len(classes), fold))
-    print("training starts from ridge regression with a penalty of {:.2g} times the number of "
-          "features, found by cross-validation; {} features become {} axes".format(
+    print("ridge regression, from which training starts, has a penalty of {:.2g} times the number "
+          "of features, found by cross-validation; {} features become {} axes".format(
               model.penalty, *model.fusion.axes.shape))
     stages = [stage._replace(steps=config.steps or stage.steps) for stage in STAGES]
     rows = run_stages(model, stages, config, training, dev)
@@ -186,8 +187,9 @@ def train(config):
 
 # -- What follows is no part of the method: the log, files and the command line --------------------
 
-# H(g) and H(p) are the two numbers of moemos.gate_entropies(). norm is that of the gradient, before
-# it is clipped.
+# In the heading, H(g) is the mean entropy of a clip's gates, and H(p) is the entropy of the mean
+# gate; both are explained in moemos.gate_entropies(). "norm" is that of the gradient, before it is
+# clipped.
 HEADING = " step      lr alpha total   mos class  div spar norm H(g) H(p)  gates %"
 LINE = ("{step:5d} {lr:7.1e} {alpha:5.2f} {total:5.2f} {mos:5.3f} {classification:5.2f} "
         "{diversity:4.2f} {sparsity:4.2f} {grad_norm:4.1f} {gate_entropy:4.2f} "
@@ -270,8 +272,8 @@ def write_run(config, model, stages, classes, backbone, rows):
 
 
 def results_in(run):
-    """The Paths of what evaluate.py has written into a run's folder, and into those below it for
-    results on other corpora, on_*."""
+    """The Paths of what evaluate.py has written into a run's folder, and into its subfolders on_*,
+    which hold results on other corpora."""
     return [path for name in RESULTS for folder in ("", "on_*/")
             for path in run.glob(f"{folder}{name}")]
 

@@ -36,7 +36,7 @@ from test_moemos import (
 LISTENING_TESTS = HERE.parent / "shared" / "data" / "listening_tests"
 REAL = pytest.mark.skipif(not LISTENING_TESTS.is_dir(),
                           reason="listening_tests does not lie beside the checkout")
-# The reference "system's mean training MOS" on the real Track 3: MSE, LCC, SRCC and KTAU of
+# The reference "system's mean" on the real Track 3: MSE, LCC, SRCC and KTAU of
 # utterances, then of systems
 CONDITION_MEAN = (0.222, 0.856, 0.702, 0.520, 0.101, 0.945, 0.748, 0.575)
 
@@ -511,7 +511,7 @@ TRAINSET, NV = "DATA/sets/TRAINSET", "audiomos-track3-16k_nv_1_2.wav"
     (BVCC, TRAINSET, "sys64e2f,sys64e2f-utt9c.wav,4,x\n", ", row 1: a row needs one value for"),
     (BVCC, TRAINSET, "sys64e2f,sys64e2f-utt9c.wav,4,x,someone\n",
      "is no row of BVCC, single ratings (the listener must be {}_AGE_ID_..., not 'someone')"),
-    (BVCC, TRAINSET, "s,,4,x,{}_30_id\n", ", row 1: wav and system must not be empty"),
+    (BVCC, TRAINSET, "s,,4,x,{}_30_id\n", ", row 1: wav and system need a value"),
     (BVCC_MEANS, "DATA/sets/test_mos_list.txt", "sys64e2f-utt2.wav,x\n", ", row 1: the score 'x'"),
     (SOMOS_CLEAN, f"{CLEAN}/VALIDSET", "systemId,choice\n", "must name systemId,utteranceId,choi"),
     (ESTONIAN, f"{SYNT}/all.csv", SPEAKERS + "1,4,2,S2,3,9,M,31,S2.wav\n", ", row 4: {'test': '1'"),
@@ -922,7 +922,7 @@ def test_augmentation_with_a_missing_or_repeated_clip_or_a_name_not_in_utf_8_is_
 
 
 @pytest.mark.parametrize(("name", "why"), [
-    ("mo\rre", "nor a cell hold NUL or CR"), (" more", "'more/tts1/a.wav' is missing")])
+    ("mo\rre", "no cell may hold a NUL or a CR"), (" more", "'more/tts1/a.wav' is missing")])
 def test_if_the_new_table_could_not_be_read_again_the_old_one_is_kept(
         tmp_path, monkeypatch, capsys, name, why):
     own, good = own_corpus(tmp_path / "own"), tmp_path / "own" / "good.csv"

@@ -256,7 +256,7 @@ ONE = "clip,mos\na_01,4\n"
     ("clip,mos\na_01,4/5\n", LONG, "has no score that is a number; the first is '4/5', where 4 or"),
     ("a_01,b_01\n4,7\n", ["--wide"], "row 2, column 2: the score 7 is off the scale of 1 to 5"),
     ("clip,mos,s\na_01,4,x\na_01,4,y\n", [*LONG, "system=s"], "row 3: HERE/near/a_01.wav has"),
-    ("clip,mos,s\na_01,4,\nb_01,4,y\n", [*LONG, "system=s"], "row 2: wav and system must not be"),
+    ("clip,mos,s\na_01,4,\nb_01,4,y\n", [*LONG, "system=s"], "row 2: wav and system need a va"),
     (ONE, LONG, "--fold 1/5: leaves no rated clip for training or for test; there are 1 groups")])
 def test_an_export_that_cannot_be_used_gets_one_sentence_and_status_2(tmp_path, monkeypatch,
                                                                       capsys, text, words, why):

@@ -145,7 +145,7 @@ def in_words(clips, predicted, claims, ceiling, scale):
     lead = {label: claim["utterance LCC"] for label, claim in claims.items()}
     yield (f"Is it good? By the utterance LCC of {len(clips)} clips the method is "
            f"{verdict(lead[RIDGE.name])} {evaluate.MEANING[evaluate.RIDGE]}, and it is "
-           f"{verdict(lead[MEAN.name])} {evaluate.MEANING[evaluate.TOLD]}.")
+           f"{verdict(lead[MEAN.name])} {evaluate.MEANING[evaluate.SYSTEM_MEAN]}.")
     if not method.interval("utterance LCC")[0] > 0:
         yield "It is not even shown that its scores follow the ratings at all."
     if math.isnan(ceiling):
@@ -176,7 +176,7 @@ def in_words(clips, predicted, claims, ceiling, scale):
         half = predicted[HALF].numbers()["utterance LCC"]
         yield (f"Are there enough clips to learn from? With half of each system's clips the LCC is "
                f"{tables.number(half)}, with all of them {tables.number(lcc)}: {helps}.")
-    yield f"The intervals are for {evaluate.parts_of(method.system)[1]}."
+    yield f"The intervals say {evaluate.parts_of(method.system)[1]}."
     if method.systems() < len(clips):
         yield ("Other clips of each system were learned from. Expect less for a system that nobody "
                "has rated.")

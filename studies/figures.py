@@ -40,7 +40,7 @@ MOST = 24  # synthesis models that are told apart; a legend has no room for more
 
 # What is read: the form of metrics.json, as tables.fits() describes it, and columns of the tables.
 LCC, INTERVAL = (float, None), ([float, float], [None, None])
-RESULT = {"settings": {"scale": [float, float]}, "experts": {str: [float]},
+RESULT = {"settings": {"scale": [float, float]}, "gates": {str: [float]},
           "metrics": {"utterance LCC": LCC, "system LCC": LCC},
           "interval_95": {"utterance LCC": INTERVAL, "system LCC": INTERVAL}}
 PREDICTIONS = ("wav", "system", "model", "mos", "predicted")
@@ -102,11 +102,11 @@ def read_result(folder):
     """What the files metrics.json and predictions.csv of a folder hold. Raises InputError."""
     result = tables.read_json(folder / "metrics.json", RESULT, "evaluate the run")
     rows = read_table(folder / "predictions.csv", PREDICTIONS)
-    experts = result["experts"]
-    if experts.keys() != {row["model"] for row in rows}:
+    gates = result["gates"]
+    if gates.keys() != {row["model"] for row in rows}:
         raise InputError(f"{folder}: metrics.json has other synthesis models than predictions.csv; "
                          "evaluate the run again")
-    if len({len(gates) for gates in experts.values()}) > 1:
+    if len({len(several) for several in gates.values()}) > 1:
         raise InputError(f"{folder}/metrics.json: has models with more experts than others; "
                          "evaluate the run again")
     return result, rows
@@ -124,7 +124,7 @@ def plot_run(folder, out=""):
               "the others are grey, and left out of experts.png")
     drawings = {
         "predictions.png": plot_predictions(result, rows, models),
-        "experts.png": plot_experts({name: result["experts"][name] for name in models})}
+        "experts.png": plot_experts({name: result["gates"][name] for name in models})}
     if (folder / "log.csv").is_file():
         drawings["training.png"] = plot_training(read_table(folder / "log.csv", LOG))
     for name, drawing in drawings.items():

@@ -32,6 +32,7 @@ from studies.prosody import with_prosody
 HERE = Path(__file__).parent
 BACKBONES = {"": "studies.distilled", ", W": "studies.whispered"}  # W: Whisper's
 UTTERANCE, MSE = "utterance LCC", "utterance MSE"
+WIDEST = 8  # columns that a table may have
 SEEDS = 5  # as many as an answer needs to claim something; a star marks what is then shown
 
 
@@ -93,7 +94,7 @@ QUESTIONS = {
         (METHOD, v.START, v.AFTER_1, v.AFTER_2, v.ONE_STAGE, v.REVERSED, v.MOS_ALONE), HEARD,
         stages=(v.START, v.AFTER_1, v.AFTER_2, METHOD)),
     "width": Question(
-        "Does the method hold with as many features as WAV2VEC2_BASE gives?",
+        "Does the method do as well with as many features as WAV2VEC2_BASE gives?",
         (METHOD, v.FULL_WIDTH), HEARD),
     "plainest": Question(
         "Is the whole method better than its plainest form?",
@@ -105,7 +106,7 @@ QUESTIONS = {
         "Do the two regularisers change anything?",
         (METHOD, v.NO_DIVERSITY, v.NO_SPARSITY), HEARD, gates=True),
     "unrated": Question(
-        "What do parts of the method bring on a synthesis model that training never heard?",
+        "How much do parts of the method help for an unheard synthesis model?",
         (METHOD, v.NO_TASK, v.RATED, v.MEANS_ONLY, RIDGE, v.START), SIMULATED, SEEDS),
     "prosody": Question(
         "Do pitch, energy and duration help?",
@@ -261,28 +262,32 @@ def corrected():
     return dict(zip(claims, tables.holm(list(claims.values()))))
 
 
-def as_rows(name, metric=""):
-    """The rows of an answer's table, or only those of one metric. A row in utterance LCC ends with
-    the lead of the method: the method minus the row, in the mean over all columns."""
+def as_rows(name, metric):
+    """The rows of an answer's table of one metric. If an answer has more than WIDEST columns, the
+    table has only their mean. In utterance LCC a row ends with the lead of the method: the method
+    minus the row, in the mean over all columns."""
     stored, p = read(name), corrected()
-    claims = stored["compared"]
-    rows = [[stored["rows"][0]["metric"], *stored["columns"]]]
+    claims = stored["compared"] if metric == UTTERANCE else {}
+    columns = stored["columns"]
+    narrow = len(columns) <= WIDEST
+    rows = [[metric, *(columns if narrow else [f"mean of {len(columns)} columns"])]]
     if claims:
         rows[0].append("lead of the method")
     for row in stored["rows"]:
-        variant = row["variant"]
-        label = variant if row["metric"] == rows[0][0] else f"{variant}, {row['metric']}"
-        cells = [label, *map(tables.number, row["numbers"])]
+        label, numbers = row["variant"], row["numbers"]
+        cells = [label, *map(tables.number, numbers if narrow else [np.mean(numbers)])]
         if label in claims:
             cells.append(tables.with_interval(claims[label]["all"], p.get((name, label), 1.0)))
-        if metric in ("", row["metric"]):
+        if row["metric"] == metric:
             rows.append(cells + [""] * (len(rows[0]) - len(cells)))
     return rows
 
 
 def as_text(name):
     stored = read(name)
-    shown = [f"**{data.printable(stored['asks'])}** (`{name}`)", tables.table(as_rows(name))]
+    shown = [f"**{data.printable(stored['asks'])}** (`{name}`)"]
+    for metric in dict.fromkeys(row["metric"] for row in stored["rows"]):
+        shown.append(tables.table(as_rows(name, metric)))
     if stored["gates"]:
         rows = [[gates, *map(tables.number, use)] for gates, use in stored["gates"].items()]
         shown.append(tables.table([["gates", *tables.FOLLOWED], *rows]))
@@ -290,9 +295,8 @@ def as_text(name):
 
 
 def written(text):
-    """The text of a README, into which the stored tables are put. The table of a question goes
-    between <!-- NAME --> and <!-- end -->, and after <!-- NAME METRIC --> only its rows of that
-    metric."""
+    """The text of a README, into which the stored tables are put. The tables of a question go
+    between <!-- NAME --> and <!-- end -->, and after <!-- NAME METRIC --> only that of a metric."""
     def filled(mark):
         name, _, metric = mark[1].partition(" ")
         shown = tables.table(as_rows(name, metric)) if metric else as_text(name)

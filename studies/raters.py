@@ -89,7 +89,7 @@ def build_single(config, weights, clips):
 
 MEANS = Variant("learned from means", target=panel_mean)
 SINGLE = Variant("learned from single ratings", target=single_ratings, build=build_single)
-MODEL = Variant("learned with a bias and a gain a rater", target=single_ratings,
+MODEL = Variant("learned with a bias and a gain for each rater", target=single_ratings,
                 build=build_raters)
 VARIANTS = (MEANS, SINGLE, MODEL)
 

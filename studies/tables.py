@@ -140,8 +140,8 @@ def holm(p):
     return corrected.tolist()
 
 
-FOLLOWED = ("entropy, a clip", "entropy, the mean", "MOS", "systems", "sampling rates",
-            "rater panels")
+FOLLOWED = ("mean entropy of a clip", "entropy of the mean gate", "MOS", "systems",
+            "sampling rates", "rater panels")
 
 
 def gate_use(gates, true, labels):

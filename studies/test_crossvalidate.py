@@ -238,7 +238,7 @@ def test_the_remarks_say_what_the_intervals_show():
     assert "it is better than a predictor that hears nothing" in said
     assert "more clips should help" in said
     assert "not even shown" not in said
-    assert "intervals are for other clips of these systems (left out in turn)." in said
+    assert "intervals say how far numbers move with other clips." in said
     assert "a system that nobody has rated" in said
     assert "Are there enough clips to compare predictors?" in said
     assert "trained once" not in said
@@ -253,7 +253,7 @@ def test_the_remarks_say_what_the_intervals_show():
     assert "No two clips are of one group." in said
     assert "a better guess" not in said
     said = say(worse, systems=5, seeds=1)
-    assert "intervals are for other systems (each is left out in turn)." in said
+    assert "numbers move with other systems (each left out once)." in said
     assert "Are there enough systems to compare predictors?" in said
     assert "Everything was trained once." in said
     said = say(worse | {"the method": 0})

@@ -65,7 +65,7 @@ def test_figures_of_a_run_show_the_numbers_in_its_tables(evaluated, drawn):
     np.testing.assert_allclose(marked(system), sorted(zip(*means)))
 
     heat_map, _ = drawn[evaluated / "experts.png"].axes
-    gates = np.array(list(result["experts"].values()))
+    gates = np.array(list(result["gates"].values()))
     np.testing.assert_allclose(heat_map.images[0].get_array(), 100 * gates)
 
     loss, gate = drawn[evaluated / "training.png"].axes
@@ -231,7 +231,7 @@ def test_of_many_synthesis_models_only_those_with_the_most_clips_are_told_apart(
     rows += [(name, name, name, 2, 4) for name in frequent]
     columns = ("wav", "system", "model", "mos", "predicted")
     none = {level: [None, None] for level in ("utterance LCC", "system LCC")}
-    result = {"settings": {"scale": [1, 5]}, "experts": {name: [0.3, 0.7] for name in names},
+    result = {"settings": {"scale": [1, 5]}, "gates": {name: [0.3, 0.7] for name in names},
               "metrics": dict.fromkeys(none), "interval_95": none}
     data.write_files({tmp_path / "predictions.csv": [columns, *rows],
                       tmp_path / "metrics.json": json.dumps(result).encode()})

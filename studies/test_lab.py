@@ -671,14 +671,15 @@ def test_a_question_is_answered_stored_shown_and_checked(lone, monkeypatch, tmp_
     questions.store("good")
     path = tmp_path / "results" / "good.json"
     stored = json.loads(path.read_text())
-    rows = questions.as_rows("good")
-    assert [row[0] for row in rows] == [
-        "utterance LCC", "the method", "ridge", "system's mean", "the method, utterance MSE",
-        "ridge, utterance MSE", "system's mean, utterance MSE"]
+    rows = questions.as_rows("good", "utterance LCC")
+    assert [row[0] for row in rows] == ["utterance LCC", "the method", "ridge", "system's mean"]
+    errors = questions.as_rows("good", "utterance MSE")
+    assert [row[0] for row in errors] == ["utterance MSE", "the method", "ridge", "system's mean"]
     ridge = lab.do(Job(RIDGE, Cell("a", "b", "groups"), 0))["mos"]
     rated = lone.rated
     assert rows[2][1] == tables.number(moemos.lcc(ridge[rated], lone.mos[rated]))
-    assert rows[5][1] == tables.number(moemos.mse(ridge[rated], lone.mos[rated]))
+    assert errors[2][1] == tables.number(moemos.mse(ridge[rated], lone.mos[rated]))
+    assert errors[0] == ["utterance MSE", "one", "two"]
     claims = stored["compared"]["ridge"]
     assert claims["all"]["value"] == pytest.approx(
         (claims["one"]["value"] + claims["two"]["value"]) / 2)
@@ -697,7 +698,11 @@ def test_a_question_is_answered_stored_shown_and_checked(lone, monkeypatch, tmp_
         f"good: Is it good? (8 predictions; a difference of {tables.number(reach)} shows)")
     assert "Is it good?" in capsys.readouterr().out
     text = "a\n<!-- good utterance LCC -->\nold\n<!-- end -->\nb\n"
-    assert questions.written(text).splitlines()[2:-2] == tables.table(rows[:4]).splitlines()
+    assert questions.written(text).splitlines()[2:-2] == tables.table(rows).splitlines()
+    monkeypatch.setattr(questions, "WIDEST", 1)
+    heading, reached, *_ = questions.as_rows("good", "utterance LCC")
+    assert heading == ["utterance LCC", "mean of 2 columns", "lead of the method"]
+    assert reached[1] == tables.number(np.mean(stored["rows"][0]["numbers"]))
     assert questions.written(questions.written(text)) == questions.written(text)
 
     monkeypatch.setattr(lab, "do", lambda job: pytest.fail("--check predicts anew"))
@@ -793,7 +798,7 @@ def test_holms_correction_is_for_all_claims_of_all_answers_with_five_seeds(monke
         data.write_files({tmp_path / "results" / f"{question}.json": content})
     assert questions.corrected() == pytest.approx(
         {("one", "x"): 0.03, ("one", "y"): 0.5, ("two", "x"): 0.04})
-    assert "*" not in str(questions.as_rows("plainer"))
+    assert "*" not in str(questions.as_rows("plainer", "utterance LCC"))
 
 
 def test_with_18432_features_the_method_before_training_predicts_nearly_the_same():

@@ -147,8 +147,8 @@ def test_the_answer_is_the_mean_over_pairs_of_panels_and_half_the_width_of_its_i
         "learned from means, corrected by 20 ratings each, against panel 2",
         "learned from single ratings, against panel 1",
         "learned from single ratings, against panel 2",
-        "learned with a bias and a gain a rater, against panel 1",
-        "learned with a bias and a gain a rater, against panel 2",
+        "learned with a bias and a gain for each rater, against panel 1",
+        "learned with a bias and a gain for each rater, against panel 2",
         "chance in the ratings of panel 2"]
     row = found["numbers"][0]
     expected = [moemos.lcc(said[row["variant"], seed], corpus.mos) for seed in range(3)]
