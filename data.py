@@ -1,4 +1,4 @@
-"""WAV files, ratings and features: from what a user has to what the model is given.
+"""WAV files, ratings and features: from the files of a user to the input of the model.
 
 A corpus is a ratings.csv, which read_manifest describes, with its WAV files; corpora/ makes
 one from other data sets. What comes from outside is checked here, before any work. Letters of
@@ -40,14 +40,14 @@ OTHER_AUDIO = (".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".aif",
 # -- Audio -----------------------------------------------------------------------------------------
 
 def read_wav(path, sample_rate, content=None):
-    """A WAV file, PCM or float at any rate -> (T,) float32 at sample_rate, mono, at its own level,
+    """A WAV file, PCM or float at any rate -> (T,) float32 at sample_rate, mono, not normalised,
     without the silence at its ends. The paper does not say how clips of 24 and 48 kHz are fed; to
     resample them is ours.
 
     content: the bytes of the file, if they have been read. Raises InputError, which names it."""
     from scipy.signal import resample_poly  # here, so that --help need not wait for it
     rate, mono = decode(path, read_bytes(path) if content is None else content)
-    # For an unusual rate such as 44,101 Hz the filter would be huge, and so the ratio is rounded.
+    # The filter grows with the denominator of the ratio, which is rounded if that is too large.
     ratio = Fraction(sample_rate, rate).limit_denominator(100_000)
     resampled = resample_poly(mono, ratio.numerator, ratio.denominator)
     return torch.from_numpy(resampled.astype(np.float32))
@@ -240,7 +240,7 @@ def read_entry(entry, shape):
     return torch.frombuffer(bytearray(numbers), dtype=torch.float32).view(shape)
 
 
-# -- What follows is no part of the method: sentences, checks, files and folders -------------------
+# -- What follows is no part of the method: error messages, checks, files, folders -----------------
 
 class InputError(ValueError):
     """Something that was handed in cannot be used. The text is one sentence, which says what, and
@@ -256,7 +256,8 @@ def printable(text):
 
 
 def shown(value):
-    """A value from outside as a sentence quotes it: escaped and cut after 80 characters."""
+    """How a value from outside is quoted in an error message: escaped, and cut after 80 characters.
+    """
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -413,7 +414,7 @@ def check_scale(scale):
 
 
 def pick_device(name=""):
-    """The device of that name, once a small computation has worked on it. Without a name it is an
+    """The device of that name, after a small computation on it as a test. Without a name it is an
     accelerator or else the CPU."""
     name = name or torch.accelerator.current_accelerator(check_available=True) or "cpu"
     try:

@@ -33,7 +33,7 @@ import moemos
 import train
 from data import InputError
 
-FEWEST = {"clips": 10, "systems": 5}  # that parts_of() leaves out; all constants here are ours
+FEWEST = {"clips": 10, "systems": 5}  # see parts_of(); all constants here are ours
 PARTS = 500  # clips are dealt into so many parts at most, to be left out in turn
 RIDGE = "ridge"
 SYSTEM_MEAN = "system's mean"
@@ -41,6 +41,14 @@ MEANING = {RIDGE: "a linear model (ridge regression) on the same features",
            SYSTEM_MEAN: "a predictor that hears nothing and only knows the system"}
 WORDS = {"better": "better than", "worse": "worse than",
          "neither": "not shown to differ from", "-": "not comparable with"}
+
+
+class Trained(NamedTuple):
+    """A run that was loaded, see load_run()."""
+    model: moemos.MoEMOS  # in evaluation mode
+    backbone: moemos.Backbone
+    classes: list
+    config: train.Config
 
 
 # -- From predictions to numbers -------------------------------------------------------------------
@@ -71,16 +79,16 @@ def leave_one_out(predicted, true, system):
 
 
 def parts_of(system):
-    """The system of each of n clips -> ((n,) the part of each clip, what the intervals say).
+    """The system of each of n clips -> ((n,) the part of each clip, a text on the intervals).
 
     An interval is found by leaving out one part at a time. A part is a system, because predictions
     of the clips of a system tend to be wrong in the same way. If there are fewer systems than
     FEWEST says, a part is a clip, or several clips if there are more than PARTS. If there are too
     few clips, too, all of them are one part, and there is no interval."""
     if len(set(system)) >= FEWEST["systems"]:
-        return np.asarray(system), "how far numbers move with other systems (each left out once)"
+        return np.asarray(system), "estimated by leaving out each system in turn"
     if len(system) >= FEWEST["clips"]:
-        return np.arange(len(system)) % PARTS, "how far numbers move with other clips"
+        return np.arange(len(system)) % PARTS, "estimated by leaving out clips in turn"
     return np.zeros(len(system)), "none, as clips and systems are too few"
 
 
@@ -98,12 +106,11 @@ def interval(value, left_out, name=""):
         of an MSE           exp(log(value) -+ (1 + 2 / n) reach / value)       on a log scale
 
     A correlation cannot exceed 1, nor an MSE fall below 0. Near these limits errors are therefore
-    not symmetric; on Fisher's scale and on a log scale they nearly are. There an error is as large
-    as that of the number times the slope of the scale, which is 1 / (1 - value^2) on Fisher's scale
-    and 1 / value on the log scale. The factor 1 + 2 / n
-    comes from a simulation, in which intervals from few parts were too narrow. The interval is NaN
-    if the number stays the same, up to rounding, whichever part is left out; that can happen to
-    ranks of few systems."""
+    not symmetric; on Fisher's scale and on a log scale they nearly are. To get the error on such a
+    scale, multiply the error of the number by the slope of the scale, which is 1 / (1 - value^2) on
+    Fisher's scale and 1 / value on the log scale. The factor 1 + 2 / n comes from a simulation, in
+    which intervals from few parts were too narrow. The interval is NaN if the number stays the
+    same, up to rounding, whichever part is left out; that can happen to ranks of few systems."""
     from scipy.special import stdtrit  # here, so that --help need not wait for it
     n = len(left_out)
     reach = float(stdtrit(n - 1, 0.975)) * math.sqrt((n - 1) * np.var(left_out))
@@ -165,7 +172,7 @@ def summary(trained, test, output, references, scale):
     bounds = {name: interval(value, left_out[name], name) for name, value in numbers.items()}
     reference = {label: moemos.metrics(mos, true, system) for label, mos in references.items()}
     minus = {label: minus_reference(numbers, left_out, references[label], true, system, unit)
-             for label in MEANING if references}
+             for label in MEANING} if references else {}
     undefined = {level: moemos.why_undefined(*pair)
                  for level, pair in moemos.levels(predicted, true, system).items()}
     gates = {name: output.gates[[model == name for model in models]].mean(0).tolist()
@@ -178,8 +185,8 @@ def summary(trained, test, output, references, scale):
 
 
 def minus_reference(numbers, left_out, reference, true, system, unit):
-    """{"utterance MSE": [this run minus a reference, low, high, verdict], ...}. The same parts are
-    left out of both at a time, so that what both have in common cancels.
+    """{"utterance MSE": [this run minus a reference, low, high, verdict], ...}. Each part is left
+    out of both at once, so that what both have in common cancels.
 
     numbers, left_out: the run's eight numbers, and the same with each part left out. reference:
     (n,) MOS."""
@@ -288,13 +295,6 @@ def show(run, result):
 
 # -- Scores of your own clips ----------------------------------------------------------------------
 
-class Trained(NamedTuple):
-    model: moemos.MoEMOS  # in evaluation mode
-    backbone: moemos.Backbone
-    classes: list
-    config: train.Config
-
-
 def score(run, paths, device="", backbone="", max_seconds=0.0):
     """Yields (path, MOS) of every WAV file in paths, which is a file, a folder, or a list of them.
 
@@ -321,8 +321,8 @@ def score(run, paths, device="", backbone="", max_seconds=0.0):
 
 
 def score_waveform(trained, waveform, rate):
-    """(T,) floats between -1 and 1, a tensor or an array, at any rate in Hz -> MOS. A WAV file is
-    made of the samples in memory, and has the same score. Raises InputError."""
+    """(T,) floats between -1 and 1, a tensor or an array, at any rate in Hz -> MOS. The score is
+    that of a WAV file with these samples: one is made in memory. Raises InputError."""
     waveform = torch.as_tensor(waveform)
     if waveform.dim() != 1 or not waveform.is_floating_point() or not 1 <= rate <= 768000:
         raise InputError(f"a waveform is (T,) floats at a rate up to 768 kHz, not {waveform.dtype} "

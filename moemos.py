@@ -26,19 +26,18 @@ import torch
 import torchaudio
 from torch import nn
 
-MIN_SECONDS = 0.025  # of the waveform that one frame of a wav2vec2 sees; one begins every 0.02 s
+MIN_SECONDS = 0.025  # so much does one frame of a wav2vec2 see; a new one begins every 0.02 s
 
 
 # -- Backbone: waveform -> frames of every layer, frozen (III.B) -----------------------------------
 
 class Backbone:
     """A frozen network, which turns a waveform into the frames of its layers. It is no nn.Module,
-    because PyTorch would count the weights of a module among those of the model that contains it,
-    and train them.
+    so that, if a model holds one, its weights are neither stored nor trained with the model's.
 
-    code: as for fingerprint(). Attributes: name; sample_rate, in Hz; layers (L); width (D); and
-    identity, a fingerprint(), by which a run knows its backbone again. Raises ValueError if the
-    frames are not finite."""
+    code: the source of a module of your own, see fingerprint(). Attributes: name; sample_rate, in
+    Hz; layers (L); width (D); and identity, a fingerprint(), by which a run knows its backbone
+    again. Raises ValueError if the frames are not finite."""
 
     def __init__(self, name, network, sample_rate, device="cpu", code=""):
         self.name = name
@@ -59,15 +58,15 @@ class Backbone:
         or is shorter than 25 ms, and if the network does not give L tensors (1, F, D).
 
         It takes one clip at a time (ours). In a batch all clips would be padded to the length of
-        the longest. A wav2vec2 normalises over all frames, the padding included, so that the
+        the longest. WAV2VEC2_BASE normalises over all frames, the padding included, so that the
         features of a clip would depend on the other clips."""
         if waveform.dim() != 1 or len(waveform) < MIN_SECONDS * self.sample_rate:
             raise ValueError(f"a waveform is (T,) of 25 ms or more, not {tuple(waveform.shape)}")
         with contextlib.redirect_stdout(sys.stderr):  # standard output is for our own results
             frames = list(self.network.extract_features(waveform[None].to(self.device))[0])
         shapes = sorted({tuple(layer.shape) for layer in frames})
-        one_shape = len(shapes) == 1 and len(shapes[0]) == 3 and shapes[0][0] == 1
-        if not one_shape or 0 in shapes[0]:
+        as_needed = len(shapes) == 1 and len(shapes[0]) == 3 and shapes[0][0] == 1
+        if not as_needed or 0 in shapes[0]:
             raise ValueError(f"backbone {self.name} must give (list of layers, None), all layers "
                              f"of one shape (1, F, D) and none empty; it gave {shapes}")
         return torch.cat(frames).float()                                    # (L, F, D)
@@ -86,7 +85,8 @@ class FeatureFusion(nn.Module):
     which the training clips differ most. Before that each feature is standardised, because some
     have much larger numbers than others: its mean over the training clips is subtracted, and the
     result is divided by its standard deviation over them. start() computes the means, deviations
-    and axes from the training clips; the three stages do not change them."""
+    and axes from the training clips, and decides how many axes there are; the three stages do not
+    change them."""
 
     def __init__(self, layers, width, axes):
         super().__init__()
@@ -111,12 +111,13 @@ class MixtureOfExperts(nn.Module):
         E_i(x) = V x + MLP_i(x)     and so, as the gates sum to 1,     y = V x + sum_i g_i MLP_i(x)
 
     With few clips a linear model is hard to beat. So start() sets V, the linear path, to a linear
-    model that is fitted to the training clips, and the perceptrons learn what it misses.
+    model that is fitted to the training clips. From there V is trained, too, and the perceptrons
+    learn what it misses.
 
     MLP_i has two layers, A -> H -> 1 + C, with GELU between them, a smooth form of max(0, z). The
     second layers start at 0, so that at first the perceptrons add nothing. The first layers start
-    random, because experts that start alike would stay alike, and the gate would have nothing to
-    choose from. All of that is ours."""
+    random, so that the experts differ and the gate has something to choose from; the gate starts
+    random, too. All of that is ours."""
 
     def __init__(self, axes, experts, hidden, outputs):
         super().__init__()
@@ -171,8 +172,8 @@ class MoEMOS(nn.Module):
 
 # -- Where training starts: as two linear models, which are computed exactly (ours) ----------------
 #
-# start() computes the first weights from the n training clips, in five steps. Its code has the same
-# numbers.
+# start() computes the first weights from the n training clips, in five steps. The comments in its
+# code carry the numbers of these steps.
 #
 # 1. The MOS is counted in standard deviations from its mean, and each feature is standardised. Let
 #    x be the (n, P) features of the clips.
@@ -182,11 +183,13 @@ class MoEMOS(nn.Module):
 #
 #        |x w - mos|^2 + penalty * P * |w|^2
 #
-#    is least. Which penalty is best is found by cross-validation.
+#    is least. (The factor P makes the same penalty fit any number of features.) Which penalty is
+#    best is found by cross-validation.
 #
-# 3. The principal axes of the clips are computed. They are uncorrelated directions: the clips
-#    differ most along the first one, and less along each further one. Ridge regression gives each
-#    axis the weight that it would have without a penalty, times a factor between 0 and 1,
+# 3. The principal axes of the clips are computed. These are directions: the clips differ most along
+#    the first one and less along each further one, and their coordinates along two of them are
+#    uncorrelated. Ridge regression gives each axis the weight that it would have without a penalty,
+#    times a factor between 0 and 1,
 #
 #        kept = variance / (variance + penalty * P / number of rated clips)
 #
@@ -198,14 +201,15 @@ class MoEMOS(nn.Module):
 #
 # 4. The linear path makes the 1 + C numbers of y from where a clip lies on these axes. The first,
 #    y_0, starts as the MOS that ridge regression predicts. For each class c, y_c starts as the
-#    prediction of another ridge regression, whose target is 1 for the clips of class c and 0 for
-#    all others. From each prediction its mean over the training clips is subtracted. For class c
-#    this mean is share_c, the share of the clips that are of class c. So share_c + y_c is a rough
-#    estimate of how probable class c is for a clip.
+#    prediction of another ridge regression, with the same penalty, whose target is 1 for the clips
+#    of class c and 0 for all others. From each prediction its mean over the training clips is
+#    subtracted. For class c this mean is share_c, the share of the clips that are of class c. So
+#    share_c + y_c is a rough estimate of how probable class c is for a clip.
 #
-# 5. In the loss, the logits of the class head go through a softmax, which turns the logarithms of
-#    probabilities into these probabilities. So logit_c should be log(share_c + y_c). As the head is
-#    linear, it starts as the tangent to this logarithm at y_c = 0:
+# 5. The class head gives a number for each class, its logit. In the loss the logits go through a
+#    softmax. If the logits are the logarithms of probabilities, the softmax gives these
+#    probabilities. So logit_c should be log(share_c + y_c). As the head is linear, it starts as the
+#    tangent to this logarithm at y_c = 0:
 #
 #        logit_c = log share_c + y_c / share_c
 #
@@ -215,8 +219,10 @@ class MoEMOS(nn.Module):
 #        sum over the classes of  (share_c + y_c) MOS_c
 #
 #    where MOS_c is the mean MOS of the clips of class c; a clip without MOS counts with the MOS
-#    that ridge regression predicts for it. The mean over the training clips is the same for both
-#    predictions, and it is the bias of the head. What remains of them is y_0 and the y_c, and so
+#    that ridge regression predicts for it. Over the training clips both predictions have the same
+#    mean, because the errors of ridge regression have the mean 0. This mean is the bias of the
+#    head. Without it, the first prediction is y_0, and the second is the sum of the y_c MOS_c. So
+#    the head starts as
 #
 #        MOS = bias + (y_0 + sum over the classes of  y_c MOS_c) / 2
 #
@@ -228,15 +234,15 @@ LEAST_KEPT = 0.01  # an axis is left out if its `kept` is below 1 % of that of t
 
 def ridge(x, target, new, penalties):
     """Ridge regression, see step 2. x: (n, P) features and target: (n,) MOS of training clips. new:
-    (m, P) features of m other clips. Returns (penalties, m): for each penalty the MOS that it
-    predicts for the other clips.
+    (m, P) features of m clips to predict. Returns (penalties, m): for each penalty the MOS that it
+    predicts for them.
 
     x is standardised, and from target its mean is subtracted. The best weights are then
 
         w = x' (x x' + penalty * P * identity)^-1 target
 
-    where x' is x transposed. x x' is only (n, n), and clips are few where features are many. Let v
-    be its eigenvalues, and let the columns of u be its eigenvectors. Then
+    where x' is x transposed. The matrix x x' is only (n, n), and n is much smaller than P. Let v be
+    its eigenvalues, and let the columns of u be its eigenvectors. Then
 
         w = x' u diag(1 / (v + penalty * P)) u' target
 
@@ -263,23 +269,23 @@ def best_penalty(x, target, fold):
     return float(PENALTIES[errors.argmin()])
 
 
-def principal_axes(x, half):
-    """Step 3. x: (n, P), the standardised features of the clips. half: penalty * P / number of
+def principal_axes(x, pivot):
+    """Step 3. x: (n, P), the standardised features of the clips. pivot: penalty * P / number of
     rated clips, which is the variance at which `kept` is one half. Returns three arrays:
 
     position: (n, A), the coordinate of each clip on each axis, divided by its standard deviation.
     kept: (A,). axes: (P, A), scaled in such a way that x @ axes equals position * kept."""
-    # The coordinates of clips on the principal axes of x are, but for a factor, the eigenvectors of
-    # x @ x.T. This matrix is (n, n) and small; x.T @ x would be (P, P).
+    # An eigenvector of x @ x.T has one number for each clip. Up to a factor these are the
+    # coordinates of the clips on one principal axis.
     variance, u = np.linalg.eigh(x @ x.T / len(x))                          # (n,), (n, n)
     variance, u = np.maximum(variance[::-1], 1e-12), u[:, ::-1]             # largest first, no 0
-    kept = variance / (variance + half)
+    kept = variance / (variance + pivot)
     large = kept > LEAST_KEPT * kept[0]
     variance, kept = variance[large], kept[large]                           # (A,)
     position = u[:, large] * math.sqrt(len(x))                              # (n, A)
     # x @ x.T @ position / n equals variance * position, and so x @ axes equals position * kept.
     axes = x.T @ (position * kept / variance) / len(x)                      # (P, A)
-    sign = np.where(axes.sum(0) < 0, -1, 1)  # of the two directions of an axis, that with sum >= 0
+    sign = np.where(axes.sum(0) < 0, -1, 1)  # an axis may point either way: sum >= 0
     return position * sign, kept, axes * sign
 
 
@@ -307,7 +313,8 @@ def start(features, mos, label, classes, fold):
     position, kept, axes = principal_axes(x, penalty * x.shape[1] / rated.sum())
     # 4. The linear path. Positions are uncorrelated and have variance 1. So without a penalty the
     # weight of an axis is the mean of target * position. Ridge regression multiplies that by kept.
-    # For the MOS the target is what ridge regression predicts, in which kept is contained already.
+    # For the MOS we fit what ridge regression predicts. This is shrunk already, and so it is not
+    # multiplied by kept again.
     one_hot = np.eye(classes)[label]                                        # (n, C)
     weights_of_mos = ridge_mos @ position / len(x)                          # (A,)
     weights_of_classes = kept * (one_hot.T @ position / len(x))             # (C, A)
@@ -316,7 +323,7 @@ def start(features, mos, label, classes, fold):
     # 5. The two heads.
     share = one_hot.mean(0)                                                 # (C,)
     class_mos = one_hot.T @ np.where(rated, mos, ridge_mos) / one_hot.sum(0)  # (C,)
-    averaged = 2 if classes > 1 else 1  # so many predictions of the MOS
+    averaged = 2 if classes > 1 else 1  # the MOS head averages so many predictions
     weights = {
         "mean": mos_mean, "deviation": mos_deviation, "penalty": penalty,
         "fusion.mean": mean, "fusion.deviation": deviation, "fusion.axes": axes,
@@ -429,7 +436,7 @@ def ranks(values):
 
 
 def ktau(predicted, true):
-    """Kendall's tau-b (that of his several taus it is this one is ours): pairs in the same order
+    """Kendall's tau-b (the paper does not say which tau; this is ours): pairs in the same order
     minus pairs in opposite order, divided by sqrt(pairs not tied in p * pairs not tied in t). NaN
     if why_undefined() gives a reason."""
     from scipy.stats import kendalltau  # here, so that --help need not wait for it
@@ -495,7 +502,7 @@ def load_backbone(name, device="cpu"):
             network, sample_rate = LogMel(), 16000
         elif bundle is not None:
             sample_rate = int(bundle.sample_rate)
-            network = bundle.get_model(dl_kwargs={"weights_only": True})  # run no code
+            network = bundle.get_model(dl_kwargs={"weights_only": True})  # no code
         else:
             network, sample_rate, code = load_module(name)
     return Backbone(name, network, sample_rate, device, code)
@@ -504,8 +511,8 @@ def load_backbone(name, device="cpu"):
 def fingerprint(network, frames, code):
     """A text by which a network is known again. It depends on the weights, on `code`, which is the
     source of a module of your own or "", and on the frames (L, F, D) that the network gives for a
-    second of noise. They count by one sum that is rounded to two digits, so that nearly all
-    machines agree; so they show a large change in other code, and not a small one."""
+    second of noise. The frames enter as one number, rounded to two digits, because machines differ
+    slightly. So a change in code that is not in `code` is noticed only if it is large."""
     statistics = pool_statistics(frames).flatten().cpu().double()
     # With unequal weights the sum also changes if two features change places.
     ramp = torch.linspace(1, 2, len(statistics), dtype=torch.float64)

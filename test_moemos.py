@@ -295,7 +295,7 @@ def some_clips(rated=40, unrated=0, classes=3, noise=0.25):
     model = rng.integers(classes, size=n)
     model[:classes] = np.arange(classes)  # Each class has a clip.
     features = torch.from_numpy(x).float().view(n, 2, 6)
-    return train.Clips(features, torch.from_numpy(mos), torch.from_numpy(model))
+    return train.Tensors(features, torch.from_numpy(mos), torch.from_numpy(model))
 
 
 def start_of(clips, fold=None, **settings):
@@ -449,7 +449,7 @@ def with_equal_features(clips):
 def with_random_mos(clips):
     """Gives 400 clips, enough for cross-validation to tell that there is nothing to learn."""
     torch.manual_seed(0)
-    return train.Clips(torch.randn(400, 2, 6), torch.randn(400).double(), torch.arange(400) % 3)
+    return train.Tensors(torch.randn(400, 2, 6), torch.randn(400).double(), torch.arange(400) % 3)
 
 
 @pytest.mark.parametrize("change", [with_equal_mos, with_equal_features, with_random_mos])
@@ -534,7 +534,7 @@ def test_copies_of_the_features_in_other_units_do_not_change_where_training_star
     features += torch.randn(60, 1, 288)
     mos = 3 + features[:, 0, :5].mean(1) / 4 + torch.randn(60) / 2
     mos[40:] = nan
-    clips = train.Clips(features.float(), mos, torch.arange(60) % 3)
+    clips = train.Tensors(features.float(), mos, torch.arange(60) % 3)
     copies = (features * 10 ** torch.linspace(-2, 2, 64)[:, None]).reshape(60, 12, 1536)
     wide = clips._replace(features=(copies + 5).float())
     (weights, narrow_model), (wide_weights, wide_model) = start_of(clips), start_of(wide)
@@ -709,9 +709,9 @@ def test_learning_rate_is_that_of_torchs_cosine_annealing():
 
 
 def test_alpha_rises_linearly_from_its_start_to_its_end():
-    ramp = [train.alpha(step, 5, 0.3, 0.7) for step in range(5)]
+    ramp = [train.alpha_at(step, 5, 0.3, 0.7) for step in range(5)]
     assert ramp == pytest.approx([0.3, 0.4, 0.5, 0.6, 0.7])
-    assert train.alpha(0, 1, 0.9, 0.9) == 0.9
+    assert train.alpha_at(0, 1, 0.9, 0.9) == 0.9
 
 
 # -- Backbone --------------------------------------------------------------------------------------
@@ -1748,7 +1748,7 @@ def test_a_stage_trains_like_a_plain_loop_of_adamw_cosine_annealing_alpha_and_cl
     config = train.Config(batch_size=5, lambda_1=0.3, lambda_2=0.7)
     torch.manual_seed(0)
     mos = torch.tensor([1.0, 5, 2, 4, nan] * 2).double()  # In float32 AdamW enlarges rounding.
-    clips = train.Clips(3 * torch.randn(10, 3, 10).double(), mos, torch.arange(10) % 3)
+    clips = train.Tensors(3 * torch.randn(10, 3, 10).double(), mos, torch.arange(10) % 3)
     model, loop = (some_output()[0].double() for _ in range(2))
     for one in (model, loop):
         one.deviation.fill_(1.5)
@@ -1824,7 +1824,7 @@ def test_training_gives_the_same_run_on_an_accelerator_that_has_no_float64(
     for kind in (torch.Tensor, WithoutFloat64):
         def of_kind(*words, kind=kind):
             clips, classes = as_tensors(*words)
-            return train.Clips(*(tensor.as_subclass(kind) for tensor in clips)), classes
+            return train.Tensors(*(tensor.as_subclass(kind) for tensor in clips)), classes
         monkeypatch.setattr(train, "as_tensors", of_kind)
         train.train(quick(small, tmp_path))
         runs.append((tmp_path / "run" / "model.pt").read_bytes())
@@ -1847,7 +1847,7 @@ def test_a_run_depends_neither_on_the_test_clips_nor_on_their_ratings(small, tmp
 
 def test_steps_run_in_training_mode_and_validation_in_evaluation_mode():
     model, _ = some_output()
-    clips = train.Clips(torch.randn(6, 3, 10), torch.arange(6.0), torch.arange(6) % 3)
+    clips = train.Tensors(torch.randn(6, 3, 10), torch.arange(6.0), torch.arange(6) % 3)
     columns = train.validate(model.train(), clips)
     predicted = model.eval()(clips.features).mos.tolist()
     assert columns == {"dev_mse": pytest.approx(moemos.mse(predicted, clips.mos.tolist())),
@@ -2065,7 +2065,7 @@ def test_the_report_prints_every_number_of_the_result_and_states_each_comparison
     (words,) = [line.split()[3:] for line in lines if line.startswith("  shown to be")]
     assert words == list(verdicts)
     assert words[4:] == ["-"] * 4
-    assert "intervals: how far numbers move with other clips" in lines
+    assert "intervals: estimated by leaving out clips in turn" in lines
     assert "a stand-in and NOT the paper's wav2vec2" in printed
     mean = result["minus"]["system's mean"]["utterance LCC"]
     assert mean[0] == metrics["utterance LCC"] - reference["system's mean"][
@@ -2326,10 +2326,10 @@ def test_with_fewer_than_5_systems_clips_are_left_out_and_below_10_clips_there_i
 
 
 @pytest.mark.parametrize(("clips", "systems", "words"), [
-    (5, 5, "how far numbers move with other systems (each left out once)"),
-    (40, 5, "how far numbers move with other systems (each left out once)"),
-    (40, 4, "how far numbers move with other clips"),
-    (10, 1, "how far numbers move with other clips"),
+    (5, 5, "estimated by leaving out each system in turn"),
+    (40, 5, "estimated by leaving out each system in turn"),
+    (40, 4, "estimated by leaving out clips in turn"),
+    (10, 1, "estimated by leaving out clips in turn"),
     (9, 4, "none, as clips and systems are too few")])
 def test_the_report_says_what_its_intervals_hold_for(clips, systems, words, capsys):
     true = np.random.default_rng(0).uniform(1, 5, clips)
@@ -2340,7 +2340,7 @@ def test_the_report_says_what_its_intervals_hold_for(clips, systems, words, caps
     scales = {"scale": (1.0, 5.0), "settings": {"scale": (1.0, 5.0)}}
     evaluate.show("run", result | {"data": "x"} | scales)
     assert f"intervals: {words}\n" in capsys.readouterr().out
-    has_interval = {"utterance": "none" not in words, "system": "other systems" in words}
+    has_interval = {"utterance": "none" not in words, "system": "each system" in words}
     for level, finite in has_interval.items():
         assert math.isfinite(result["interval_95"][f"{level} MSE"][0]) == finite
 
@@ -3134,7 +3134,7 @@ def test_the_functions_that_other_code_imports_from_the_core_exist():
     for name in ("moemos.load_backbone", "moemos.Backbone.extract", "moemos.pool_statistics",
                  "moemos.MoEMOS", "moemos.Output", "moemos.diversity_loss", "moemos.sparsity_loss",
                  "moemos.losses", "moemos.mse", "moemos.lcc", "moemos.srcc", "moemos.ktau",
-                 "moemos.metrics", "train.learning_rate", "train.alpha", "data.read_wav",
+                 "moemos.metrics", "train.learning_rate", "train.alpha_at", "data.read_wav",
                  "data.read_manifest", "evaluate.score"):
         assert callable(pkgutil.resolve_name(name)), name
     assert train.Stage._fields == ("name", "steps", "lr", "alpha_start", "alpha_end")

@@ -6,9 +6,9 @@
 
 A section number, such as (III.E), says where the paper speaks of a thing; "ours" says that a thing,
 or its value, is not the paper's. The paper does not say which weights a stage trains: here each
-stage trains all of them, with a new AdamW, and both regularisers are always on. The paper does not
-say either what it means by an "adaptive" weighting of the two losses: here alpha, the weight of the
-MOS loss, rises during stage 2 and jumps between stages. Letters of dimensions: see moemos.py.
+stage trains all of them, with a new AdamW, and both regularisers are always on. Nor does it say
+what it means by an "adaptive" weighting of the two losses: here alpha, the weight of the MOS loss,
+rises during stage 2 and jumps between stages. Letters of dimensions: see moemos.py.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from data import InputError
 class Stage(NamedTuple):
     name: str
     steps: int
-    lr: float            # at the first step; it falls to 0 within the stage (in each anew: ours)
+    lr: float            # at the first step; it falls to 0 within each stage (within each: ours)
     alpha_start: float   # weight of the MOS loss; that of the second task, beta, is 1 - alpha
     alpha_end: float
 
@@ -77,42 +77,42 @@ def learning_rate(step, steps, peak):
     return 0.5 * peak * (1 + math.cos(math.pi * step / steps))
 
 
-def alpha(step, steps, start, end):
+def alpha_at(step, steps, start, end):
     """The weight of the MOS loss: `start` at step 0, `end` at the last step, and a straight line
     between them (that it is straight is ours)."""
     return start + (end - start) * (step / max(steps - 1, 1))
 
 
-class Clips(NamedTuple):
+class Tensors(NamedTuple):
     features: torch.Tensor  # (clips, L, 2D)
     mos: torch.Tensor       # (clips,), NaN where a clip has none
     label: torch.Tensor     # (clips,) the index of the synthesis model, the second task's class
 
     def take(self, rows):
         """Only the clips of these rows, which are indices or a mask."""
-        return Clips(*(tensor[rows] for tensor in self))
+        return Tensors(*(tensor[rows] for tensor in self))
 
 
 def run_stage(model, stage, config, training, dev=None):
-    """Trains a model on Clips for one stage. Every LOG_STEPS steps it yields a row of log.csv, a
-    dict. dev: the Clips for validate(), if there are any.
+    """Trains a model for one stage. training: the Tensors of the training clips. dev: those of the
+    dev clips, if there are any. Every LOG_STEPS steps it yields a row of log.csv, a dict.
 
     There are no epochs: each step draws its batch anew from all clips, and a small corpus gets as
     many steps as a large one (ours). Raises FloatingPointError if a loss or a gradient is not
     finite."""
     parameters = list(model.parameters())
-    optimiser = torch.optim.AdamW(parameters, fused=True)  # weight decay 0.01, torch's own; ours
+    optimiser = torch.optim.AdamW(parameters, fused=True)  # weight decay: 0.01, the default (ours)
     logged, gates = [], []
     for step in range(stage.steps):
         lr = learning_rate(step, stage.steps, stage.lr)
-        mos_weight = alpha(step, stage.steps, stage.alpha_start, stage.alpha_end)
+        alpha = alpha_at(step, stage.steps, stage.alpha_start, stage.alpha_end)
         optimiser.param_groups[0]["lr"] = lr
 
         rows = torch.randperm(len(training.mos))[:config.batch_size]
         batch = training.take(rows.to(training.mos.device))
-        model.train()  # as validate() may have changed that
+        model.train()  # validate() switches to evaluation mode
         output = model(batch.features)
-        terms = moemos.losses(output, batch.mos, batch.label, mos_weight, 1 - mos_weight,
+        terms = moemos.losses(output, batch.mos, batch.label, alpha, 1 - alpha,
                               config.lambda_1, config.lambda_2, model.deviation)
         optimiser.zero_grad()
         terms["total"].backward()
@@ -127,15 +127,14 @@ def run_stage(model, stage, config, training, dev=None):
         gates.append(output.gates.detach())
         if (step + 1) % LOG_STEPS == 0 or step + 1 == stage.steps:
             means = {name: sum(row[name] for row in logged) / len(logged) for name in numbers}
-            yield {"stage": stage.name, "step": step + 1, "lr": lr, "alpha": mos_weight, **means,
+            yield {"stage": stage.name, "step": step + 1, "lr": lr, "alpha": alpha, **means,
                    **gate_columns(torch.cat(gates)), **(validate(model, dev) if dev else {})}
             logged, gates = [], []
 
 
 def run_stages(model, stages, config, training, dev=None):
-    """Trains a model on Clips through all stages; prints and returns the rows of log.csv. dev: the
-    Clips for validate(), if there are any. HEADING and LINE say how a row is printed; they stand
-    below train()."""
+    """Trains a model through all stages; prints and returns the rows of log.csv. training, dev: as
+    for run_stage(). HEADING and LINE, below train(), say how a row is printed."""
     model.to(training.features.device)
     rows = []
     for stage in stages:
@@ -159,7 +158,7 @@ def build_model(config, weights):
 
 def train(config):
     """Trains a model and returns it; writes model.pt and log.csv into config.out. Raises InputError
-    for input that cannot be used, before any long work."""
+    for input that cannot be used."""
     check(config)
     device = data.pick_device(config.device)
     data.check_writable(config.out)
@@ -205,7 +204,7 @@ def gate_columns(gates):
 
 @torch.no_grad()
 def validate(model, clips):
-    """The columns of log.csv about the rated Clips of split dev, on which nothing is trained."""
+    """The columns of log.csv about the dev clips, which are rated and not trained on."""
     predicted = torch.cat([model.eval()(part).mos for part in clips.features.split(256)]).cpu()
     mos = clips.mos.cpu()
     return {"dev_mse": moemos.mse(predicted, mos), "dev_lcc": moemos.lcc(predicted, mos)}
@@ -225,13 +224,13 @@ def read_clips(config):
 
 
 def as_tensors(clips, backbone, cache):
-    """A list of data.Clip -> (a train.Clips on the backbone's device, the classes of the second
+    """A list of data.Clip -> (their Tensors, on the backbone's device; the classes of the second
     task). A class is a synthesis model (III.C)."""
     features = data.extract_features(clips, backbone, cache).to(backbone.device)
     mos = torch.tensor([clip.mos for clip in clips], device=backbone.device)
     classes = sorted({clip.model for clip in clips})
     label = torch.tensor([classes.index(clip.model) for clip in clips], device=backbone.device)
-    return Clips(features, mos, label), classes
+    return Tensors(features, mos, label), classes
 
 
 def flag(setting):

@@ -382,8 +382,8 @@ def main():
     parser.add_argument("--part", default="", choices=("", "fullband"),
                         help="Takes the full-band part of the P.835 reference conditions.")
     parser.add_argument("--augment", default="", metavar="FOLDER",
-                        help="Adds clips without ratings for training. Each subfolder has the "
-                        "clips of one synthesis model, and its name.")
+                        help="Adds clips without ratings for training. Each subfolder holds the "
+                        "clips of one synthesis model and is named after it.")
     parser.add_argument("--scale", type=float, nargs=2, metavar=("LOW", "HIGH"),
                         help="The lowest and the highest rating that are possible (default: those "
                         "of the data set, or 1 5).")

@@ -51,7 +51,7 @@ def run_stage(model, features, loss_of, steps, peak, alpha_start, alpha_end, bat
         optimiser.param_groups[0]["lr"] = train.learning_rate(step, steps, peak)
         rows = torch.randperm(len(features))[:batch_size]
         output = model.train()(features[rows])
-        loss = loss_of(output, rows, train.alpha(step, steps, alpha_start, alpha_end))
+        loss = loss_of(output, rows, train.alpha_at(step, steps, alpha_start, alpha_end))
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -77,7 +77,7 @@ ANSWERS = {
     "sparsity_loss": moemos.sparsity_loss,
     "total_loss": total_loss,
     "learning_rate": train.learning_rate,
-    "alpha": train.alpha,
+    "alpha": train.alpha_at,
     "run_stage": run_stage,
     "predict": predict,
     "lcc": moemos.lcc,

@@ -779,7 +779,7 @@ def test_the_answer_to_run_stage_ends_with_the_same_weights_as_the_cores_loop():
                         for name in ("mos", "classes"))
         stage = train.Stage("", steps, peak, alpha_start, alpha_end)
         config = train.Config(batch_size=batch_size)
-        list(train.run_stage(model, stage, config, train.Clips(features, mos, classes)))
+        list(train.run_stage(model, stage, config, train.Tensors(features, mos, classes)))
 
     torch.manual_seed(0)
     expected = mistakes.weights_after(of_the_core)

@@ -90,7 +90,7 @@ def evaluation():
 
 def training_itself(training, fold):
     """The wall time of the start in closed form, and that of the three stages. training:
-    train.Clips. fold: as in moemos.start()."""
+    train.Tensors. fold: as in moemos.start()."""
     config, classes = train.Config(), int(training.label.max()) + 1
     torch.manual_seed(config.seed)
     begun = time.perf_counter()
@@ -119,7 +119,7 @@ def training_at_full_width():
     features = torch.randn(800, LAYERS, 2 * WIDTH)
     mos = torch.linspace(1, 5, 800)
     mos[400:] = torch.nan
-    training = train.Clips(features, mos, torch.arange(800) % 12)
+    training = train.Tensors(features, mos, torch.arange(800) % 12)
     durations = training_itself(training, np.arange(400) % train.FOLDS)
     return *durations, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 

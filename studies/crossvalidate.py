@@ -176,7 +176,7 @@ def in_words(clips, predicted, claims, ceiling, scale):
         half = predicted[HALF].numbers()["utterance LCC"]
         yield (f"Are there enough clips to learn from? With half of each system's clips the LCC is "
                f"{tables.number(half)}, with all of them {tables.number(lcc)}: {helps}.")
-    yield f"The intervals say {evaluate.parts_of(method.system)[1]}."
+    yield f"The intervals are {evaluate.parts_of(method.system)[1]}."
     if method.systems() < len(clips):
         yield ("Other clips of each system were learned from. Expect less for a system that nobody "
                "has rated.")
@@ -192,11 +192,14 @@ def main():
     parser = argparse.ArgumentParser(
         allow_abbrev=False, description="Cross-validates the method on your ratings.")
     parser.add_argument("ratings", metavar="RATINGS", help="a ratings.csv or its folder")
-    parser.add_argument("--backbone", default="", help="as in train.py")
+    parser.add_argument("--backbone", default="",
+                        help="a torchaudio bundle, logmel or a Python module; if none is named, "
+                        "WAV2VEC2_BASE, or logmel if the weights of that are missing")
     parser.add_argument("--scale", type=float, nargs=2, default=(1.0, 5.0),
                         metavar=("LOW", "HIGH"), help="lowest and highest rating (default: 1 5)")
-    parser.add_argument("--max-seconds", type=float, default=60.0, help="as in train.py")
-    parser.add_argument("--device", default="", help="as in train.py, for the features")
+    parser.add_argument("--max-seconds", type=float, default=60.0,
+                        help="clips that are longer are refused (default: 60)")
+    parser.add_argument("--device", default="", help="cpu, cuda, ...; it extracts the features")
     parser.add_argument("--seeds", type=int, default=2, help="how often each predictor is trained, "
                         "each time with another seed (default: 2)")
     options = parser.parse_args()

@@ -171,7 +171,7 @@ def folds_for(corpus, rows, how):
 
 
 def training_clips(variant, corpus, learned, seed):
-    """The train.Clips that are learned from; the MOS may be single ratings, (clips, R)."""
+    """The train.Tensors that are learned from; the MOS may be single ratings, (clips, R)."""
     target = variant.target(corpus, seed)
     rated = ~np.isnan(means(target))
     rows = learned & (rated | variant.unrated)
@@ -179,7 +179,7 @@ def training_clips(variant, corpus, learned, seed):
     classes = sorted(set(labels))
     model = torch.tensor([classes.index(label) for label in labels])
     rows = torch.from_numpy(rows)
-    return train.Clips(corpus.features[rows], torch.from_numpy(target)[rows], model)
+    return train.Tensors(corpus.features[rows], torch.from_numpy(target)[rows], model)
 
 
 def start(variant, corpus, learned, seed, how):
@@ -249,7 +249,7 @@ def mean_rating(corpus, seed):
 
 def build(config, weights, clips):
     """The network of a variant. config: a train.Config. weights: as moemos.start() gives them.
-    clips: train.Clips."""
+    clips: train.Tensors."""
     return train.build_model(config, weights)
 
 

@@ -67,7 +67,7 @@ QUESTIONS = {
     "plainer": Question(
         "Does the method predict better than plainer predictors?",
         (METHOD, v.ONE, RIDGE, LABELS, v.START, MEAN), HEARD, SEEDS,
-        (UTTERANCE, MSE, "system LCC", tables.WITHIN)),
+        (UTTERANCE, MSE, "system LCC", "system SRCC", tables.WITHIN)),
     "unheard": Question(
         "Does it predict better than a linear model for a system that training never heard?",
         (METHOD, RIDGE, LABELS, v.START), UNHEARD, SEEDS, (UTTERANCE, MSE)),
@@ -264,23 +264,23 @@ def corrected():
 
 def as_rows(name, metric):
     """The rows of an answer's table of one metric. If an answer has more than WIDEST columns, the
-    table has only their mean. In utterance LCC a row ends with the lead of the method: the method
+    table has only their mean. In utterance LCC a row begins with the lead of the method: the method
     minus the row, in the mean over all columns."""
     stored, p = read(name), corrected()
     claims = stored["compared"] if metric == UTTERANCE else {}
     columns = stored["columns"]
     narrow = len(columns) <= WIDEST
-    rows = [[metric, *(columns if narrow else [f"mean of {len(columns)} columns"])]]
-    if claims:
-        rows[0].append("lead of the method")
+    rows = [[metric, "lead of the method", *columns]]
+    if not narrow:
+        rows[0][2:] = [f"mean of {len(columns)} columns"]
     for row in stored["rows"]:
-        label, numbers = row["variant"], row["numbers"]
-        cells = [label, *map(tables.number, numbers if narrow else [np.mean(numbers)])]
+        label, numbers, lead = row["variant"], row["numbers"], ""
         if label in claims:
-            cells.append(tables.with_interval(claims[label]["all"], p.get((name, label), 1.0)))
+            lead = tables.with_interval(claims[label]["all"], p.get((name, label), 1.0))
         if row["metric"] == metric:
-            rows.append(cells + [""] * (len(rows[0]) - len(cells)))
-    return rows
+            shown = numbers if narrow else [np.mean(numbers)]
+            rows.append([label, lead, *map(tables.number, shown)])
+    return rows if claims else [[label, *numbers] for label, _, *numbers in rows]
 
 
 def as_text(name):

@@ -13,7 +13,7 @@ from test_moemos import no_network, small_corpus  # noqa: F401 - fixture
 def test_the_benchmark_times_the_start_and_the_three_stages_of_a_training(monkeypatch):
     seen = []
     monkeypatch.setattr(train, "run_stages", lambda *words: seen.append(words))
-    clips = train.Clips(torch.randn(20, 2, 6), torch.linspace(1, 5, 20), torch.arange(20) % 3)
+    clips = train.Tensors(torch.randn(20, 2, 6), torch.linspace(1, 5, 20), torch.arange(20) % 3)
     durations = benchmark.training_itself(clips, np.arange(20) % 5)
     assert min(durations) > 0
     ((model, stages, config, training),) = seen

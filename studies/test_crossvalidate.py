@@ -76,7 +76,7 @@ def by_hand(clips, features, seed):
         model = moemos.MoEMOS(2, 80, weights["fusion.axes"].shape[1], len(classes),
                               config.experts, config.hidden)
         model.load_state_dict(weights, strict=False)
-        training = train.Clips(features[learned], mos.float(), labels)
+        training = train.Tensors(features[learned], mos.float(), labels)
         train.run_stages(model, SHORT, config, training)
         x = features.flatten(1).double().numpy()
         rated_mos = np.array([clips[i].mos for i in rows])
@@ -238,7 +238,7 @@ def test_the_remarks_say_what_the_intervals_show():
     assert "it is better than a predictor that hears nothing" in said
     assert "more clips should help" in said
     assert "not even shown" not in said
-    assert "intervals say how far numbers move with other clips." in said
+    assert "intervals are estimated by leaving out clips in turn." in said
     assert "a system that nobody has rated" in said
     assert "Are there enough clips to compare predictors?" in said
     assert "trained once" not in said
@@ -253,7 +253,7 @@ def test_the_remarks_say_what_the_intervals_show():
     assert "No two clips are of one group." in said
     assert "a better guess" not in said
     said = say(worse, systems=5, seeds=1)
-    assert "numbers move with other systems (each left out once)." in said
+    assert "estimated by leaving out each system in turn." in said
     assert "Are there enough systems to compare predictors?" in said
     assert "Everything was trained once." in said
     said = say(worse | {"the method": 0})

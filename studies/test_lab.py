@@ -139,7 +139,7 @@ def test_the_method_in_the_studies_is_that_of_train_py():
     config = train.Config(seed=3)
     learned = [clip for clip, row in zip(corpus.clips, rows) if row]
     classes = sorted({clip.model for clip in learned})
-    clips = train.Clips(corpus.features[torch.from_numpy(rows)],
+    clips = train.Tensors(corpus.features[torch.from_numpy(rows)],
                         torch.tensor([clip.mos for clip in learned]),
                         torch.tensor([classes.index(clip.model) for clip in learned]))
     fold = data.folds_of([clip for clip in learned if clip.ratings], train.FOLDS)
@@ -222,7 +222,7 @@ def test_no_variant_uses_the_ratings_of_clips_that_it_does_not_learn_from(
 
 
 def starts(*builds, **settings):
-    """The weights that the method starts with, its train.Clips, and a network by each build."""
+    """The weights that the method starts with, its train.Tensors, and a network by each build."""
     corpus = make_corpus()
     learned = np.ones(24, bool)
     weights = lab.start(METHOD, corpus, learned, 0, "groups")
@@ -356,7 +356,8 @@ def test_a_prediction_is_made_again_if_a_constant_that_its_code_names_changes(
     (lab, "kind", MEAN), (lab, "base_model", RIDGE), (lab, "family", METHOD),
     (lab, "folds_for", LABELS), (lab, "training_clips", METHOD), (train, "build_model", METHOD),
     (data, "folds_of", RIDGE), (evaluate, "predict", METHOD), (moemos, "sparsity_loss", METHOD),
-    (moemos, "FeatureFusion", METHOD), (train, "alpha", METHOD), (raters, "halves", raters.MEANS),
+    (moemos, "FeatureFusion", METHOD), (train, "alpha_at", METHOD),
+    (raters, "halves", raters.MEANS),
     (raters, "RaterMOS", raters.SINGLE), (variants, "LayerWeights", variants.LAYER_WEIGHTS),
     (variants, "at_random", variants.NO_PATH)])
 def test_a_prediction_is_made_again_if_any_code_that_it_depends_on_changes(
@@ -677,7 +678,7 @@ def test_a_question_is_answered_stored_shown_and_checked(lone, monkeypatch, tmp_
     assert [row[0] for row in errors] == ["utterance MSE", "the method", "ridge", "system's mean"]
     ridge = lab.do(Job(RIDGE, Cell("a", "b", "groups"), 0))["mos"]
     rated = lone.rated
-    assert rows[2][1] == tables.number(moemos.lcc(ridge[rated], lone.mos[rated]))
+    assert rows[2][2] == tables.number(moemos.lcc(ridge[rated], lone.mos[rated]))
     assert errors[2][1] == tables.number(moemos.mse(ridge[rated], lone.mos[rated]))
     assert errors[0] == ["utterance MSE", "one", "two"]
     claims = stored["compared"]["ridge"]
@@ -685,8 +686,8 @@ def test_a_question_is_answered_stored_shown_and_checked(lone, monkeypatch, tmp_
         (claims["one"]["value"] + claims["two"]["value"]) / 2)
     reached, by_ridge = (row["numbers"] for row in stored["rows"][:2])
     assert claims["two"]["value"] == pytest.approx(reached[1] - by_ridge[1])
-    assert rows[0][-1] == "lead of the method"
-    assert rows[2][-1] == tables.with_interval(claims["all"])
+    assert rows[0][1] == "lead of the method"
+    assert rows[2][1] == tables.with_interval(claims["all"])
     (row,) = [row for row in stored["numbers"]
               if row["variant"] == "ridge" and row["cell"][2] == "groups"]
     low, high = row["interval_95"]
@@ -701,8 +702,8 @@ def test_a_question_is_answered_stored_shown_and_checked(lone, monkeypatch, tmp_
     assert questions.written(text).splitlines()[2:-2] == tables.table(rows).splitlines()
     monkeypatch.setattr(questions, "WIDEST", 1)
     heading, reached, *_ = questions.as_rows("good", "utterance LCC")
-    assert heading == ["utterance LCC", "mean of 2 columns", "lead of the method"]
-    assert reached[1] == tables.number(np.mean(stored["rows"][0]["numbers"]))
+    assert heading == ["utterance LCC", "lead of the method", "mean of 2 columns"]
+    assert reached[2] == tables.number(np.mean(stored["rows"][0]["numbers"]))
     assert questions.written(questions.written(text)) == questions.written(text)
 
     monkeypatch.setattr(lab, "do", lambda job: pytest.fail("--check predicts anew"))

@@ -46,7 +46,7 @@ def test_means_skips_missing_ratings_and_leaves_a_mos_as_it_is():
 def test_a_rater_model_learns_the_biases_and_gains_of_simulated_raters():
     corpus, _, bias, gain = simulate_ratings()
     ratings = torch.from_numpy(raters.ratings_of(corpus)).float()
-    clips = train.Clips(corpus.features, ratings, torch.zeros(200, dtype=torch.int64))
+    clips = train.Tensors(corpus.features, ratings, torch.zeros(200, dtype=torch.int64))
     config, mos = train.Config(), torch.from_numpy(corpus.mos)
     weights = moemos.start(corpus.features, mos, clips.label, 1, np.arange(200) % 5)
     torch.manual_seed(0)
