@@ -47,7 +47,7 @@ def read_wav(path, sample_rate, content=None):
     content: the bytes of the file, if they have been read. Raises InputError, which names it."""
     from scipy.signal import resample_poly  # here, so that --help need not wait for it
     rate, mono = decode(path, read_bytes(path) if content is None else content)
-    # The filter grows with the denominator of the ratio, which is rounded if that is too large.
+    # A large denominator makes the filter long, so the ratio is rounded to one of 100,000 at most.
     ratio = Fraction(sample_rate, rate).limit_denominator(100_000)
     resampled = resample_poly(mono, ratio.numerator, ratio.denominator)
     return torch.from_numpy(resampled.astype(np.float32))
@@ -58,9 +58,10 @@ def decode(path, content):
     silence at both ends is cut. Raises InputError, which names the file."""
     order = ">" if content[:4] == b"RIFX" else "<"
     header, samples = find_samples(path, content, order)
+    # Skipped are the bytes a second, and of the extensible form its size, valid bits and speakers.
     kind, channels, rate, block, bits, subkind = struct.unpack_from(f"{order}HHI4xHH8xI", header)
     kind = subkind if kind == 0xFFFE else kind  # where the header has the extensible form
-    # The bytes of a sample follow from its bits, except that 24 bits may lie in four bytes.
+    # How many bytes a sample takes follows from its bits, but 24 bits may be stored in four bytes.
     width = 4 if 16 < bits < 32 and block == 4 * channels else (bits + 7) // 8
     count = len(samples) // max(channels * width, 1) * channels
     if (kind, width) not in TYPES or count == 0 or not 1 <= rate <= 768000:
@@ -183,7 +184,7 @@ def read_corpus(path, scale=(1.0, 5.0), max_seconds=60.0):
     return clips
 
 
-# -- Features: each clip goes through the frozen backbone once; its statistics are kept ------------
+# -- Features: each clip goes through the frozen backbone once; its features are kept ------------
 
 def extract_features(clips, backbone, cache="cache"):
     """Clips -> (clips, L, 2D) float32. What has been extracted before is read from the folder
@@ -196,27 +197,27 @@ def extract_features(clips, backbone, cache="cache"):
     for i, clip in enumerate(clips):
         content = read_bytes(clip.path)
         entry = Path(cache, hashlib.sha256(key + content).hexdigest())
-        statistics = read_entry(entry, shape)
-        if statistics is None:
+        features = read_entry(entry, shape)
+        if features is None:
             waveform = read_wav(clip.path, backbone.sample_rate, content)
-            statistics = clip_statistics(waveform, backbone, clip.path)
-            write_files({entry: sealed(statistics.numpy().tobytes())})
-        result[i] = statistics
+            features = clip_features(waveform, backbone, clip.path)
+            write_files({entry: sealed(features.numpy().tobytes())})
+        result[i] = features
         show_progress(f"{backbone.name} features", i + 1, len(clips), start)
     return result
 
 
-def clip_statistics(waveform, backbone, path):
+def clip_features(waveform, backbone, path):
     """(T,) -> (L, 2D) on the CPU. Raises InputError if the backbone refuses the waveform, or if the
-    statistics are not finite."""
+    features are not finite."""
     try:
-        statistics = moemos.pool_statistics(backbone.extract(waveform)).cpu()
+        features = moemos.pool_statistics(backbone.extract(waveform)).cpu()
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
-    if not statistics.isfinite().all():
+    if not features.isfinite().all():
         raise InputError(f"{path}: too loud for {backbone.name}, its features are not finite; "
                          "scale it to full scale 1")
-    return statistics
+    return features
 
 
 def cache_key(backbone):
@@ -224,14 +225,14 @@ def cache_key(backbone):
     source code that computes them. After any change of the code, even of a comment, they are made
     anew."""
     code = [decode, find_samples, cut_silence, read_wav, moemos.Backbone, type(backbone),
-            inspect.getmodule(type(backbone.network)), moemos.pool_statistics, clip_statistics]
+            inspect.getmodule(type(backbone.network)), moemos.pool_statistics, clip_features]
     numbers = f"{backbone.sample_rate} {TYPES} {SILENCE}"
     sources = [inspect.getsource(part) for part in code]
     return "\n".join([backbone.identity, numbers, *sources]).encode()
 
 
 def read_entry(entry, shape):
-    """A file of the cache -> its statistics, or None if it is missing, damaged or unreadable."""
+    """A file of the cache -> its features, or None if it is missing, damaged or unreadable."""
     numbers = b""
     with contextlib.suppress(OSError):
         numbers = unsealed(entry.read_bytes())
@@ -243,8 +244,8 @@ def read_entry(entry, shape):
 # -- What follows is no part of the method: error messages, checks, files, folders -----------------
 
 class InputError(ValueError):
-    """Something that was handed in cannot be used. The text is one sentence, which says what, and
-    what to do."""
+    """Something that was handed in cannot be used. The text is one sentence, which says what is
+    wrong and what to do."""
 
     def __init__(self, text):
         super().__init__(printable(text)[:1000])  # a path may have any length
@@ -265,8 +266,8 @@ def shown(value):
 @contextlib.contextmanager
 def one_sentence(script):
     """For the body of a script's main(): an error that a user can cause becomes one sentence on
-    standard error, and the exit status is 2. Other errors are faults of the program, and are raised
-    on."""
+    standard error, and the exit status is 2. Other errors are faults of the program, and are
+    raised again."""
     os.environ.setdefault("USERNAME", "nobody")  # torch asks for one, and a container may have none
     nowhere = io.TextIOWrapper(io.BytesIO())
     sys.stdout = sys.stdout or nowhere  # None if it was closed

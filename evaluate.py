@@ -105,10 +105,10 @@ def interval(value, left_out, name=""):
         of a correlation    tanh(atanh(value) -+ reach / (1 - value^2))        on Fisher's scale
         of an MSE           exp(log(value) -+ (1 + 2 / n) reach / value)       on a log scale
 
-    A correlation cannot exceed 1, nor an MSE fall below 0. Near these limits errors are therefore
-    not symmetric; on Fisher's scale and on a log scale they nearly are. To get the error on such a
-    scale, multiply the error of the number by the slope of the scale, which is 1 / (1 - value^2) on
-    Fisher's scale and 1 / value on the log scale. The factor 1 + 2 / n comes from a simulation, in
+    A correlation cannot exceed 1, nor an MSE fall below 0. Near these limits the interval should
+    not be symmetric. On Fisher's scale and on a log scale it nearly is. `reach` is brought to such
+    a scale by multiplying it by the slope of the scale, which is 1 / (1 - value^2) on Fisher's
+    scale and 1 / value on the log scale. The factor 1 + 2 / n comes from a simulation, in
     which intervals from few parts were too narrow. The interval is NaN if the number stays the
     same, up to rounding, whichever part is left out; that can happen to ranks of few systems."""
     from scipy.special import stdtrit  # here, so that --help need not wait for it
@@ -158,9 +158,9 @@ def reference_predictions(trained, clips, test):
 
 
 def summary(trained, test, output, references, scale):
-    """What metrics.json says about the predictions. references: of reference_predictions(). scale:
-    of the ratings; if it is not that of the run, an MSE has no meaning and is NaN. In the result,
-    "unit" is what each number is divided by when it is printed."""
+    """What metrics.json says about the predictions. references: what reference_predictions() gives.
+    scale: that of the ratings; if it is not that of the run, an MSE has no meaning and is NaN. In
+    the result, "unit" is what each number is divided by when it is printed."""
     predicted, true = output.mos.tolist(), [clip.mos for clip in test]
     system, models = [clip.system for clip in test], [clip.model for clip in test]
     numbers = moemos.metrics(predicted, true, system)
@@ -201,8 +201,8 @@ def minus_reference(numbers, left_out, reference, true, system, unit):
 
 
 def accuracy(logits, labels, classes):
-    """Of the clips whose class was in training, the share for which it is predicted; None if there
-    are none."""
+    """The share of clips whose class is predicted correctly, among those whose class occurs in
+    training; None if there are no such clips."""
     hits = [classes[row.argmax()] == label
             for row, label in zip(logits, labels) if label in classes]
     return float(np.mean(hits)) if hits else None
@@ -234,7 +234,7 @@ def evaluate(run, device="", corpus="", backbone="", scale=(), max_seconds=0.0):
     if test:
         output = predict_clips(trained, test)
         same_corpus = out == Path(run)
-        references = reference_predictions(trained, clips if same_corpus else [], test)
+        references = reference_predictions(trained, clips, test) if same_corpus else {}
         result = summary(trained, test, output, references, scale)
         result |= {"data": corpus, "scale": scale, "settings": asdict(config)}
         rows = [(clip.wav, clip.system, clip.model, clip.mos, mos)
@@ -334,12 +334,12 @@ def score_waveform(trained, waveform, rate):
 
 
 def read_clip(path, trained, content=None):
-    """A WAV file -> its waveform (T,), its statistics (1, L, 2D). content: the bytes of the file,
+    """A WAV file -> its waveform (T,), its features (1, L, 2D). content: the bytes of the file,
     if they have been read. Raises InputError."""
     content = data.read_bytes(path) if content is None else content
     data.check_clip(path, trained.config.max_seconds, content)
     waveform = data.read_wav(path, trained.backbone.sample_rate, content)
-    return waveform, data.clip_statistics(waveform, trained.backbone, path)[None]
+    return waveform, data.clip_features(waveform, trained.backbone, path)[None]
 
 
 # -- What follows is no part of the method: runs, files and the command line -----------------------

@@ -26,14 +26,14 @@ import torch
 import torchaudio
 from torch import nn
 
-MIN_SECONDS = 0.025  # so much does one frame of a wav2vec2 see; a new one begins every 0.02 s
+MIN_SECONDS = 0.025  # one frame of a wav2vec2 covers these seconds; the next begins after 0.02 s
 
 
 # -- Backbone: waveform -> frames of every layer, frozen (III.B) -----------------------------------
 
 class Backbone:
     """A frozen network, which turns a waveform into the frames of its layers. It is no nn.Module,
-    so that, if a model holds one, its weights are neither stored nor trained with the model's.
+    so that a model that holds a backbone neither stores nor trains the weights of the backbone.
 
     code: the source of a module of your own, see fingerprint(). Attributes: name; sample_rate, in
     Hz; layers (L); width (D); and identity, a fingerprint(), by which a run knows its backbone
@@ -170,26 +170,26 @@ class MoEMOS(nn.Module):
         return Output(mos, logits, gates, experts, y)
 
 
-# -- Where training starts: as two linear models, which are computed exactly (ours) ----------------
+# -- Where training starts: two linear models, computed in one go (ours) ---------------------------
 #
 # start() computes the first weights from the n training clips, in five steps. The comments in its
 # code carry the numbers of these steps.
 #
-# 1. The MOS is counted in standard deviations from its mean, and each feature is standardised. Let
-#    x be the (n, P) features of the clips.
+# 1. The MOS is counted in standard deviations from its mean, and each feature is standardised.
 #
-# 2. Ridge regression learns to predict the MOS. It is a linear model which is kept from large
-#    weights by a penalty: its weights w are those for which
+# 2. Ridge regression learns from the rated clips to predict the MOS. It is a linear model which is
+#    kept from large weights by a penalty. Let x be the (rated clips, P) features: its weights w are
+#    those for which
 #
 #        |x w - mos|^2 + penalty * P * |w|^2
 #
 #    is least. (The factor P makes the same penalty fit any number of features.) Which penalty is
 #    best is found by cross-validation.
 #
-# 3. The principal axes of the clips are computed. These are directions: the clips differ most along
-#    the first one and less along each further one, and their coordinates along two of them are
-#    uncorrelated. Ridge regression gives each axis the weight that it would have without a penalty,
-#    times a factor between 0 and 1,
+# 3. The principal axes of all n clips, rated or not, are computed. These are directions: the clips
+#    differ most along the first one and less along each further one, and their coordinates along
+#    two of them are uncorrelated. Ridge regression gives each axis the weight that it would have
+#    without a penalty, times a factor between 0 and 1,
 #
 #        kept = variance / (variance + penalty * P / number of rated clips)
 #
@@ -197,7 +197,7 @@ class MoEMOS(nn.Module):
 #    The factor is near 1 if the clips differ much along the axis, and near 0 if they hardly differ.
 #    We scale each axis so that the clips have the standard deviation `kept` along it. Axes along
 #    which clips hardly differ then give small numbers, and training hardly uses them, just as ridge
-#    regression hardly does. These scaled axes are the axes of the fusion.
+#    regression hardly does. The weakest axes are left out. The others are the axes of the fusion.
 #
 # 4. The linear path makes the 1 + C numbers of y from where a clip lies on these axes. The first,
 #    y_0, starts as the MOS that ridge regression predicts. For each class c, y_c starts as the
@@ -219,14 +219,16 @@ class MoEMOS(nn.Module):
 #        sum over the classes of  (share_c + y_c) MOS_c
 #
 #    where MOS_c is the mean MOS of the clips of class c; a clip without MOS counts with the MOS
-#    that ridge regression predicts for it. Over the training clips both predictions have the same
-#    mean, because the errors of ridge regression have the mean 0. This mean is the bias of the
-#    head. Without it, the first prediction is y_0, and the second is the sum of the y_c MOS_c. So
-#    the head starts as
+#    that ridge regression predicts for it. Over the training clips y_0 and each y_c have the mean
+#    0. So the mean of the first prediction is that of what ridge regression predicts, and the mean
+#    of the second is the sum of the share_c MOS_c. These two are equal, because the errors of ridge
+#    regression on the rated clips have the mean 0; they are the bias of the head. So the head
+#    starts as
 #
 #        MOS = bias + (y_0 + sum over the classes of  y_c MOS_c) / 2
 #
-#    A single class tells nothing about the MOS. In that case the head starts as MOS = bias + y_0.
+#    A single class tells nothing about the MOS: its y_c is always 0. In that case the head starts
+#    as MOS = bias + y_0.
 
 PENALTIES = np.logspace(3, -4, 29)  # what best_penalty() tries, from the strongest to the weakest
 LEAST_KEPT = 0.01  # an axis is left out if its `kept` is below 1 % of that of the first axis
@@ -234,14 +236,14 @@ LEAST_KEPT = 0.01  # an axis is left out if its `kept` is below 1 % of that of t
 
 def ridge(x, target, new, penalties):
     """Ridge regression, see step 2. x: (n, P) features and target: (n,) MOS of training clips. new:
-    (m, P) features of m clips to predict. Returns (penalties, m): for each penalty the MOS that it
-    predicts for them.
+    (m, P) features of m clips to predict. Returns (penalties, m), a row for each penalty:
+    the predicted MOS of the m clips.
 
     x is standardised, and from target its mean is subtracted. The best weights are then
 
         w = x' (x x' + penalty * P * identity)^-1 target
 
-    where x' is x transposed. The matrix x x' is only (n, n), and n is much smaller than P. Let v be
+    where x' is x transposed. The matrix x x' is only (n, n), and P may be many thousands. Let v be
     its eigenvalues, and let the columns of u be its eigenvectors. Then
 
         w = x' u diag(1 / (v + penalty * P)) u' target
@@ -285,7 +287,7 @@ def principal_axes(x, pivot):
     position = u[:, large] * math.sqrt(len(x))                              # (n, A)
     # x @ x.T @ position / n equals variance * position, and so x @ axes equals position * kept.
     axes = x.T @ (position * kept / variance) / len(x)                      # (P, A)
-    sign = np.where(axes.sum(0) < 0, -1, 1)  # an axis may point either way: sum >= 0
+    sign = np.where(axes.sum(0) < 0, -1, 1)  # either way would do; always the same is chosen
     return position * sign, kept, axes * sign
 
 
@@ -323,7 +325,7 @@ def start(features, mos, label, classes, fold):
     # 5. The two heads.
     share = one_hot.mean(0)                                                 # (C,)
     class_mos = one_hot.T @ np.where(rated, mos, ridge_mos) / one_hot.sum(0)  # (C,)
-    averaged = 2 if classes > 1 else 1  # the MOS head averages so many predictions
+    averaged = 2 if classes > 1 else 1  # number of predictions that the MOS head averages
     weights = {
         "mean": mos_mean, "deviation": mos_deviation, "penalty": penalty,
         "fusion.mean": mean, "fusion.deviation": deviation, "fusion.axes": axes,
@@ -337,8 +339,9 @@ def start(features, mos, label, classes, fold):
 
 # -- Losses (III.B, III.C) -------------------------------------------------------------------------
 #
-# The paper gives no equations for its two regularisers, terms of the loss that are to keep one
-# expert from doing everything. Those here are SpeechMoE's (arXiv 2105.03036).
+# The paper gives no equations for its two regularisers. Both are terms of the loss, and are to
+# prevent that one expert does everything. Those here are SpeechMoE's (arXiv 2105.03036). The first
+# one prevents that; the second one makes each clip use few experts.
 
 def mos_loss(predicted, mos):
     """Smooth L1. With d = predicted - mos it is the mean over the clips of
@@ -502,7 +505,7 @@ def load_backbone(name, device="cpu"):
             network, sample_rate = LogMel(), 16000
         elif bundle is not None:
             sample_rate = int(bundle.sample_rate)
-            network = bundle.get_model(dl_kwargs={"weights_only": True})  # no code
+            network = bundle.get_model(dl_kwargs={"weights_only": True})  # safe
         else:
             network, sample_rate, code = load_module(name)
     return Backbone(name, network, sample_rate, device, code)
@@ -565,8 +568,8 @@ class LogMel(nn.Module):
         super().__init__()
         self.mel = torchaudio.transforms.MelSpectrogram(
             16000, n_fft=512, win_length=400, hop_length=160, n_mels=80)
-        # The last bits of the window and the filters differ between machines, and so they are not
-        # stored among the weights.
+        # The last bits of the window and the filters differ between machines. So they are not
+        # stored among the weights, from which the fingerprint is computed.
         for part, name in ((self.mel.spectrogram, "window"), (self.mel.mel_scale, "fb")):
             part.register_buffer(name, getattr(part, name), persistent=False)
 

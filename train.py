@@ -29,7 +29,7 @@ from data import InputError
 class Stage(NamedTuple):
     name: str
     steps: int
-    lr: float            # at the first step; it falls to 0 within each stage (within each: ours)
+    lr: float            # at the first step; 0 after the last (that each stage starts anew is ours)
     alpha_start: float   # weight of the MOS loss; that of the second task, beta, is 1 - alpha
     alpha_end: float
 
@@ -175,7 +175,7 @@ def train(config):
     fold = data.folds_of([clip for clip in clips if clip.ratings], FOLDS)
     on_cpu = [tensor.cpu() for tensor in training]  # as not every accelerator has float64
     model = build_model(config, moemos.start(*on_cpu, len(classes), fold))
-    print("ridge regression, from which training starts, has a penalty of {:.2g} times the number "
+    print("the ridge regression in the start of training has a penalty of {:.2g} times the number "
           "of features, found by cross-validation; {} features become {} axes".format(
               model.penalty, *model.fusion.axes.shape))
     stages = [stage._replace(steps=config.steps or stage.steps) for stage in STAGES]

@@ -376,11 +376,12 @@ def main():
     parser.add_argument("--wavs", default="", metavar="FOLDER",
                         help="The folder of an export's clips (default: that of the export).")
     parser.add_argument("--fold", metavar="K/N",
-                        help="Deals the groups of clips out to N parts; the K-th is for testing "
+                        help="Deals the groups of clips out to N folds; the K-th is for testing "
                         "and the others are for training. Without it a data set keeps its own "
                         "split, or gets 1/5 if it has none.")
     parser.add_argument("--part", default="", choices=("", "fullband"),
-                        help="Takes the full-band part of the P.835 reference conditions.")
+                        help="Only for the data set P.835, which comes in wide band and in full "
+                        "band; reads the latter.")
     parser.add_argument("--augment", default="", metavar="FOLDER",
                         help="Adds clips without ratings for training. Each subfolder holds the "
                         "clips of one synthesis model and is named after it.")

@@ -57,7 +57,7 @@ def real(how, names=TESTS, more=""):
 
 HEARD = real("groups")
 UNHEARD = real("system", more=", unheard")
-FAMILIES = real("family", ("Estonian", "codecs", "YourTTS"))
+FAMILIES = real("family", ("Estonian", "codecs", "YourTTS"), more=", unheard")
 SIMULATED = {f"simulated, unheard{letter}": (
     Cell("training clips of simulated 100", backbone, "model"),)
     for letter, backbone in BACKBONES.items()}
@@ -86,6 +86,9 @@ QUESTIONS = {
     "ours": Question(
         "What does it cost to leave out a part that is ours?",
         (METHOD, v.RANDOM, v.NO_PATH, v.UNSHRUNK), HEARD, SEEDS),
+    "paper": Question(
+        "Is the paper's form better than a linear model, and do experts help there?",
+        (v.PAPER, v.PAPER_ONE, RIDGE), HEARD, SEEDS),
     "other_parts": Question(
         "What does it cost to leave out or exchange other parts?",
         (METHOD, v.MEANS_ONLY, v.ONE, v.NO_TASK, v.LAYER_WEIGHTS, v.NARROW), HEARD),
@@ -100,7 +103,7 @@ QUESTIONS = {
         "Is the whole method better than its plainest form?",
         (METHOD, v.PLAIN), HEARD, SEEDS),
     "experts": Question(
-        "Do experts help, and what do the gates follow?",
+        "Do experts help, and what do the gates depend on?",
         (METHOD, v.ONE, v.EIGHT), HEARD, gates=True),
     "regularisers": Question(
         "Do the two regularisers change anything?",
@@ -264,13 +267,13 @@ def corrected():
 
 def as_rows(name, metric):
     """The rows of an answer's table of one metric. If an answer has more than WIDEST columns, the
-    table has only their mean. In utterance LCC a row begins with the lead of the method: the method
-    minus the row, in the mean over all columns."""
+    table has only their mean. In utterance LCC a row begins with the lead of the first variant, as
+    a rule of the method: this minus the row, in the mean over all columns."""
     stored, p = read(name), corrected()
     claims = stored["compared"] if metric == UTTERANCE else {}
     columns = stored["columns"]
     narrow = len(columns) <= WIDEST
-    rows = [[metric, "lead of the method", *columns]]
+    rows = [[metric, f"lead of {stored['rows'][0]['variant']}", *columns]]
     if not narrow:
         rows[0][2:] = [f"mean of {len(columns)} columns"]
     for row in stored["rows"]:
@@ -285,7 +288,9 @@ def as_rows(name, metric):
 
 def as_text(name):
     stored = read(name)
-    shown = [f"**{data.printable(stored['asks'])}** (`{name}`)"]
+    seeds = len(stored["numbers"][0]["seeds"])
+    few = f", only {seeds} seeds" if seeds < SEEDS else ""
+    shown = [f"**{data.printable(stored['asks'])}** (`{name}`{few})"]
     for metric in dict.fromkeys(row["metric"] for row in stored["rows"]):
         shown.append(tables.table(as_rows(name, metric)))
     if stored["gates"]:

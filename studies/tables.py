@@ -140,7 +140,7 @@ def holm(p):
     return corrected.tolist()
 
 
-FOLLOWED = ("mean entropy of a clip", "entropy of the mean gate", "MOS", "systems",
+FOLLOWED = ("entropy of a clip's gates", "entropy of the mean gate", "MOS", "systems",
             "sampling rates", "rater panels")
 
 
