@@ -201,7 +201,7 @@ def extract_features(clips, backbone, cache="cache"):
         if features is None:
             waveform = read_wav(clip.path, backbone.sample_rate, content)
             features = clip_features(waveform, backbone, clip.path)
-            write_files({entry: sealed(features.numpy().tobytes())})
+            write_files({entry: with_digest(features.numpy().tobytes())})
         result[i] = features
         show_progress(f"{backbone.name} features", i + 1, len(clips), start)
     return result
@@ -235,7 +235,7 @@ def read_entry(entry, shape):
     """A file of the cache -> its features, or None if it is missing, damaged or unreadable."""
     numbers = b""
     with contextlib.suppress(OSError):
-        numbers = unsealed(entry.read_bytes())
+        numbers = without_digest(entry.read_bytes())
     if len(numbers) != 4 * math.prod(shape):
         return None
     return torch.frombuffer(bytearray(numbers), dtype=torch.float32).view(shape)
@@ -264,7 +264,7 @@ def shown(value):
 
 
 @contextlib.contextmanager
-def one_sentence(script):
+def errors_in_one_sentence(script):
     """For the body of a script's main(): an error that a user can cause becomes one sentence on
     standard error, and the exit status is 2. Other errors are faults of the program, and are
     raised again."""
@@ -464,13 +464,13 @@ def show_progress(what, done, clips, start):
               end="\n" * (done == clips), file=sys.stderr)
 
 
-def sealed(content):
+def with_digest(content):
     """Bytes, followed by their SHA-256, so that damage can be noticed."""
     return content + hashlib.sha256(content).digest()
 
 
-def unsealed(content):
-    """The bytes that were sealed, or b"" if they are damaged."""
+def without_digest(content):
+    """The bytes that with_digest() got, or b"" if they are damaged."""
     content, digest = content[:-32], content[-32:]
     return content if hashlib.sha256(content).digest() == digest else b""
 

@@ -378,7 +378,7 @@ def read_checkpoint(run):
     """What train.py wrote into a run's model.pt, a dict. Raises InputError."""
     path = Path(run, "model.pt")
     try:
-        content = data.unsealed(path.read_bytes())
+        content = data.without_digest(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); train the run") from None
     try:
@@ -457,7 +457,7 @@ def main():
     parser.add_argument("--backbone", default="", help="its name, if it is a Python module")
     options = parser.parse_args()
     skipped = False
-    with data.one_sentence("evaluate.py"):
+    with data.errors_in_one_sentence("evaluate.py"):
         if options.wav and options.data:
             raise InputError("--wav and --data are two different things to do; give one")
         if options.scale and not options.data:

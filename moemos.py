@@ -110,8 +110,8 @@ class MixtureOfExperts(nn.Module):
 
         E_i(x) = V x + MLP_i(x)     and so, as the gates sum to 1,     y = V x + sum_i g_i MLP_i(x)
 
-    With few clips a linear model is hard to beat. So start() sets V, the linear path, to a linear
-    model that is fitted to the training clips. From there V is trained, too, and the perceptrons
+    With few clips a linear model is hard to beat. So start() sets V to a linear model
+    that is fitted to the training clips. From there V is trained, too, and the perceptrons
     learn what it misses.
 
     MLP_i has two layers, A -> H -> 1 + C, with GELU between them, a smooth form of max(0, z). The
@@ -122,7 +122,7 @@ class MixtureOfExperts(nn.Module):
     def __init__(self, axes, experts, hidden, outputs):
         super().__init__()
         self.gate = nn.Linear(axes, experts)  # "lightweight" in the paper; one layer is ours
-        self.path = nn.Linear(axes, outputs, bias=False)
+        self.linear = nn.Linear(axes, outputs, bias=False)
         self.mlps = nn.ModuleList(
             nn.Sequential(nn.Linear(axes, hidden), nn.GELU(), nn.Linear(hidden, outputs))
             for _ in range(experts))
@@ -133,7 +133,7 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x):                                                   # (B, A)
         gates = self.gate(x).softmax(1)                                     # (B, E)
         nonlinear = torch.stack([mlp(x) for mlp in self.mlps], 1)           # (B, E, 1 + C)
-        experts = self.path(x)[:, None] + nonlinear                         # (B, E, 1 + C)
+        experts = self.linear(x)[:, None] + nonlinear                         # (B, E, 1 + C)
         y = (gates[:, :, None] * experts).sum(1)                            # (B, 1 + C)
         return y, gates, experts
 
@@ -172,16 +172,16 @@ class MoEMOS(nn.Module):
 
 # -- Where training starts: two linear models, computed in one go (ours) ---------------------------
 #
-# start() computes the first weights from the n training clips, in five steps. The comments in its
-# code carry the numbers of these steps.
+# The untrained network shall already predict as well as a linear model does. start() computes its
+# weights from the n training clips, in five steps. The comments in its code carry their numbers.
 #
-# 1. The MOS is counted in standard deviations from its mean, and each feature is standardised.
+# 1. The MOS is counted in standard deviations from its mean. Each feature is standardised; let z be
+#    the standardised features, (n, P).
 #
 # 2. Ridge regression learns from the rated clips to predict the MOS. It is a linear model which is
-#    kept from large weights by a penalty. Let x be the (rated clips, P) features: its weights w are
-#    those for which
+#    kept from large weights by a penalty: it has those weights w for which
 #
-#        |x w - mos|^2 + penalty * P * |w|^2
+#        |z w - mos|^2 + penalty * P * |w|^2        (of the rated clips)
 #
 #    is least. (The factor P makes the same penalty fit any number of features.) Which penalty is
 #    best is found by cross-validation.
@@ -199,7 +199,7 @@ class MoEMOS(nn.Module):
 #    which clips hardly differ then give small numbers, and training hardly uses them, just as ridge
 #    regression hardly does. The weakest axes are left out. The others are the axes of the fusion.
 #
-# 4. The linear path makes the 1 + C numbers of y from where a clip lies on these axes. The first,
+# 4. The linear map V makes the 1 + C numbers of y from where a clip lies on these axes. The first,
 #    y_0, starts as the MOS that ridge regression predicts. For each class c, y_c starts as the
 #    prediction of another ridge regression, with the same penalty, whose target is 1 for the clips
 #    of class c and 0 for all others. From each prediction its mean over the training clips is
@@ -219,13 +219,14 @@ class MoEMOS(nn.Module):
 #        sum over the classes of  (share_c + y_c) MOS_c
 #
 #    where MOS_c is the mean MOS of the clips of class c; a clip without MOS counts with the MOS
-#    that ridge regression predicts for it. Over the training clips y_0 and each y_c have the mean
-#    0. So the mean of the first prediction is that of what ridge regression predicts, and the mean
-#    of the second is the sum of the share_c MOS_c. These two are equal, because the errors of ridge
-#    regression on the rated clips have the mean 0; they are the bias of the head. So the head
-#    starts as
+#    that ridge regression predicts for it. So the head starts as
 #
 #        MOS = bias + (y_0 + sum over the classes of  y_c MOS_c) / 2
+#
+#    Here the bias is the mean of the first prediction over the training clips. It is also the mean
+#    of the second, which is the sum of all share_c MOS_c, that is, the mean MOS of all clips, with
+#    the prediction of ridge regression where a clip has none: on the rated clips the errors of
+#    ridge regression cancel out.
 #
 #    A single class tells nothing about the MOS: its y_c is always 0. In that case the head starts
 #    as MOS = bias + y_0.
@@ -234,59 +235,60 @@ PENALTIES = np.logspace(3, -4, 29)  # what best_penalty() tries, from the strong
 LEAST_KEPT = 0.01  # an axis is left out if its `kept` is below 1 % of that of the first axis
 
 
-def ridge(x, target, new, penalties):
-    """Ridge regression, see step 2. x: (n, P) features and target: (n,) MOS of training clips. new:
-    (m, P) features of m clips to predict. Returns (penalties, m), a row for each penalty:
-    the predicted MOS of the m clips.
+def ridge(features, target, new, penalties):
+    """Ridge regression, see step 2. features: (n, P) and target: (n,) of the clips to learn from.
+    new: (m, P), the features of m clips to predict. Returns (penalties, m), a row for each penalty:
+    the predicted targets of the m clips.
 
-    x is standardised, and from target its mean is subtracted. The best weights are then
+    Let z be the standardised features, and subtract from the target its mean. The best weights are
 
-        w = x' (x x' + penalty * P * identity)^-1 target
+        w = z' (z z' + penalty * P * identity)^-1 target
 
-    where x' is x transposed. The matrix x x' is only (n, n), and P may be many thousands. Let v be
+    where z' is z transposed. The matrix z z' is only (n, n), and P may be many thousands. Let v be
     its eigenvalues, and let the columns of u be its eigenvectors. Then
 
-        w = x' u diag(1 / (v + penalty * P)) u' target
+        w = z' u diag(1 / (v + penalty * P)) u' target
 
     so that one decomposition serves all penalties."""
-    mean, deviation = x.mean(0), x.std(0)
+    mean, deviation = features.mean(0), features.std(0)
     deviation[deviation <= 1e-6 * np.abs(mean)] = math.inf  # what never varies becomes 0
-    x, new = (x - mean) / deviation, (new - mean) / deviation
-    v, u = np.linalg.eigh(x @ x.T)                                          # (n,), (n, n)
-    added = np.array(penalties)[:, None] * x.shape[1]                       # (penalties, 1)
+    z, z_new = (features - mean) / deviation, (new - mean) / deviation
+    v, u = np.linalg.eigh(z @ z.T)                                          # (n,), (n, n)
+    added = np.array(penalties)[:, None] * z.shape[1]                       # (penalties, 1)
     shrunk = (target - target.mean()) @ u / (v + added)                     # (penalties, n)
-    return target.mean() + shrunk @ (u.T @ x) @ new.T                       # (penalties, m)
+    return target.mean() + shrunk @ (u.T @ z) @ z_new.T                     # (penalties, m)
 
 
-def best_penalty(x, target, fold):
+def best_penalty(features, target, fold):
     """Finds the penalty by cross-validation: the clips are divided into folds, and ridge() predicts
     each fold from the others. Returns the one of PENALTIES with the least squared error, and of
-    several with the same error the strongest. x, target: as for ridge(). fold: (n,) int, the number
-    of the fold that each clip is in."""
+    several with the same error the strongest. features, target: as for ridge(). fold: (n,) int, the
+    number of the fold that each clip is in."""
     errors = np.zeros(len(PENALTIES))
     for number in np.unique(fold):
-        held_out = fold == number
-        predicted = ridge(x[~held_out], target[~held_out], x[held_out], PENALTIES)
-        errors += np.square(predicted - target[held_out]).sum(1)
+        out = fold == number
+        predicted = ridge(features[~out], target[~out], features[out], PENALTIES)
+        errors += np.square(predicted - target[out]).sum(1)
     return float(PENALTIES[errors.argmin()])
 
 
-def principal_axes(x, pivot):
-    """Step 3. x: (n, P), the standardised features of the clips. pivot: penalty * P / number of
+def principal_axes(z, pivot):
+    """Step 3. z: (n, P), the standardised features of the clips. pivot: penalty * P / number of
     rated clips, which is the variance at which `kept` is one half. Returns three arrays:
 
-    position: (n, A), the coordinate of each clip on each axis, divided by its standard deviation.
-    kept: (A,). axes: (P, A), scaled in such a way that x @ axes equals position * kept."""
-    # An eigenvector of x @ x.T has one number for each clip. Up to a factor these are the
+    position: (n, A), the coordinate of each clip on each axis, divided by the standard deviation of
+    all clips along that axis. kept: (A,). axes: (P, A), scaled so that z @ axes equals
+    position * kept."""
+    # An eigenvector of z @ z.T has one number for each clip. Up to a factor these are the
     # coordinates of the clips on one principal axis.
-    variance, u = np.linalg.eigh(x @ x.T / len(x))                          # (n,), (n, n)
+    variance, u = np.linalg.eigh(z @ z.T / len(z))                          # (n,), (n, n)
     variance, u = np.maximum(variance[::-1], 1e-12), u[:, ::-1]             # largest first, no 0
     kept = variance / (variance + pivot)
     large = kept > LEAST_KEPT * kept[0]
     variance, kept = variance[large], kept[large]                           # (A,)
-    position = u[:, large] * math.sqrt(len(x))                              # (n, A)
-    # x @ x.T @ position / n equals variance * position, and so x @ axes equals position * kept.
-    axes = x.T @ (position * kept / variance) / len(x)                      # (P, A)
+    position = u[:, large] * math.sqrt(len(z))                              # (n, A)
+    # z @ z.T @ position / n equals variance * position, and so z @ axes equals position * kept.
+    axes = z.T @ (position * kept / variance) / len(z)                      # (P, A)
     sign = np.where(axes.sum(0) < 0, -1, 1)  # either way would do; always the same is chosen
     return position * sign, kept, axes * sign
 
@@ -306,22 +308,22 @@ def start(features, mos, label, classes, fold):
     mos = (mos - mos_mean) / mos_deviation                                  # (n,)
     deviation, mean = torch.std_mean(features, 0, correction=0)
     deviation = deviation.clamp_min(1e-3)  # what hardly varies here may vary in other clips
-    x = ((features - mean) / deviation).flatten(1).numpy()                  # (n, P)
+    z = ((features - mean) / deviation).flatten(1).numpy()                  # (n, P)
     # 2. Ridge regression of the MOS. It standardises the features itself, over the rated clips.
     raw = features.flatten(1).numpy()
     penalty = best_penalty(raw[rated], mos[rated], fold)
     ridge_mos = ridge(raw[rated], mos[rated], raw, [penalty])[0]            # (n,)
     # 3. The axes of the fusion.
-    position, kept, axes = principal_axes(x, penalty * x.shape[1] / rated.sum())
-    # 4. The linear path. Positions are uncorrelated and have variance 1. So without a penalty the
-    # weight of an axis is the mean of target * position. Ridge regression multiplies that by kept.
-    # For the MOS we fit what ridge regression predicts. This is shrunk already, and so it is not
-    # multiplied by kept again.
+    position, kept, axes = principal_axes(z, penalty * z.shape[1] / rated.sum())
+    # 4. The linear map V. Positions are uncorrelated and have variance 1. So without a penalty the
+    # weight of an axis would be the mean of target * position, and ridge regression multiplies that
+    # by `kept`. For the MOS the target is not the MOS, but what ridge regression predicts for it;
+    # there the factor `kept` is contained already.
     one_hot = np.eye(classes)[label]                                        # (n, C)
-    weights_of_mos = ridge_mos @ position / len(x)                          # (A,)
-    weights_of_classes = kept * (one_hot.T @ position / len(x))             # (C, A)
-    # These are weights of position, but the path reads position * kept.
-    path = np.vstack([weights_of_mos, weights_of_classes]) / kept           # (1 + C, A)
+    weights_of_mos = ridge_mos @ position / len(z)                          # (A,)
+    weights_of_classes = kept * (one_hot.T @ position / len(z))             # (C, A)
+    # These are weights of position, but V reads position * kept.
+    linear = np.vstack([weights_of_mos, weights_of_classes]) / kept         # (1 + C, A)
     # 5. The two heads.
     share = one_hot.mean(0)                                                 # (C,)
     class_mos = one_hot.T @ np.where(rated, mos, ridge_mos) / one_hot.sum(0)  # (C,)
@@ -329,7 +331,7 @@ def start(features, mos, label, classes, fold):
     weights = {
         "mean": mos_mean, "deviation": mos_deviation, "penalty": penalty,
         "fusion.mean": mean, "fusion.deviation": deviation, "fusion.axes": axes,
-        "moe.path.weight": path,
+        "moe.linear.weight": linear,
         "class_head.weight": np.hstack([np.zeros((classes, 1)), np.diag(1 / share)]),
         "class_head.bias": np.log(share),
         "mos_head.weight": np.hstack([1, class_mos])[None] / averaged,
@@ -339,9 +341,9 @@ def start(features, mos, label, classes, fold):
 
 # -- Losses (III.B, III.C) -------------------------------------------------------------------------
 #
-# The paper gives no equations for its two regularisers. Both are terms of the loss, and are to
-# prevent that one expert does everything. Those here are SpeechMoE's (arXiv 2105.03036). The first
-# one prevents that; the second one makes each clip use few experts.
+# The paper has two regularisers, which are to keep one expert from doing everything, and gives no
+# equations for them. Those here are SpeechMoE's (arXiv 2105.03036). Of these only the first does
+# that; the second rewards clips that use few experts.
 
 def mos_loss(predicted, mos):
     """Smooth L1. With d = predicted - mos it is the mean over the clips of
@@ -505,7 +507,8 @@ def load_backbone(name, device="cpu"):
             network, sample_rate = LogMel(), 16000
         elif bundle is not None:
             sample_rate = int(bundle.sample_rate)
-            network = bundle.get_model(dl_kwargs={"weights_only": True})  # safe
+            # A file of weights could run code when it is loaded, but for weights_only.
+            network = bundle.get_model(dl_kwargs={"weights_only": True})
         else:
             network, sample_rate, code = load_module(name)
     return Backbone(name, network, sample_rate, device, code)

@@ -222,14 +222,14 @@ def test_mixture_gives_the_gated_sum_of_the_experts_that_a_plain_loop_computes()
         expert[2].reset_parameters()
     x = torch.randn(4, 10)
     sums, gates, experts = moe(x)
-    assert moe.path.bias is None
+    assert moe.linear.bias is None
     for b in range(4):
         scores = moe.gate.weight @ x[b] + moe.gate.bias
         g = scores.exp() / scores.exp().sum()
         y = torch.zeros(5)
         for e, (first, _, second) in enumerate(moe.mlps):
             hidden = torch.nn.functional.gelu(first.weight @ x[b] + first.bias)
-            expert = moe.path.weight @ x[b] + second.weight @ hidden + second.bias
+            expert = moe.linear.weight @ x[b] + second.weight @ hidden + second.bias
             torch.testing.assert_close(experts[b, e], expert)
             y = y + g[e] * expert
         torch.testing.assert_close(gates[b], g)
@@ -379,7 +379,7 @@ def test_experts_add_nothing_at_first_and_each_adds_something_different_after_tr
     fused = model.fusion(clips.features)
 
     def added():
-        return (model(clips.features).experts - model.moe.path(fused)[:, None]).detach()
+        return (model(clips.features).experts - model.moe.linear(fused)[:, None]).detach()
     assert not added().any()
     first = torch.stack([expert[0].weight.detach().flatten() for expert in model.moe.mlps])
     assert (torch.corrcoef(first) - torch.eye(4)).abs().max() < 0.3
@@ -855,7 +855,7 @@ def test_running_out_of_memory_is_not_mistaken_for_a_damaged_file_of_weights(mon
     def too_many(*words, **options):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
     monkeypatch.setattr(moemos, "load_backbone", too_many)
-    with pytest.raises(RuntimeError, match="can't allocate memory"):  # one_sentence() handles it.
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
         data.open_backbone("WAV2VEC2_BASE", "cpu")
 
 
@@ -1565,7 +1565,7 @@ def test_a_damaged_or_outdated_entry_of_the_cache_is_computed_again(tmp_path, mo
     first = data.extract_features(clips, backbone, cache)
     for damage in (lambda content: b"damaged" * 20,
                    lambda content: content[:-1] + bytes([content[-1] ^ 1]),
-                   lambda content: data.sealed(b"")):  # It is whole, but of another shape.
+                   lambda content: data.with_digest(b"")):  # It is whole, but of another shape.
         entry = next(cache.iterdir())
         entry.write_bytes(damage(entry.read_bytes()))
         backbone.lengths.clear()
@@ -1680,7 +1680,7 @@ def write_checkpoint(run, checkpoint):
     """Writes a model.pt whose checksum is right, whatever it holds."""
     content = io.BytesIO()
     torch.save(checkpoint, content)
-    (run / "model.pt").write_bytes(data.sealed(content.getvalue()))
+    (run / "model.pt").write_bytes(data.with_digest(content.getvalue()))
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_gives_others(small, tmp_path):

@@ -108,8 +108,8 @@ def run_stage(model, stage, config, training, dev=None):
         alpha = alpha_at(step, stage.steps, stage.alpha_start, stage.alpha_end)
         optimiser.param_groups[0]["lr"] = lr
 
-        rows = torch.randperm(len(training.mos))[:config.batch_size]
-        batch = training.take(rows.to(training.mos.device))
+        drawn = torch.randperm(len(training.mos))[:config.batch_size]
+        batch = training.take(drawn.to(training.mos.device))
         model.train()  # validate() switches to evaluation mode
         output = model(batch.features)
         terms = moemos.losses(output, batch.mos, batch.label, alpha, 1 - alpha,
@@ -149,9 +149,9 @@ def run_stages(model, stages, config, training, dev=None):
 def build_model(config, weights):
     """A model with these weights, which moemos.start() or a stored run gives. Weights that are not
     among them stay as MoEMOS makes them."""
-    layers, statistics = weights["fusion.mean"].shape
+    layers, twice_width = weights["fusion.mean"].shape
     axes, classes = weights["fusion.axes"].shape[1], len(weights["class_head.bias"])
-    model = moemos.MoEMOS(layers, statistics // 2, axes, classes, config.experts, config.hidden)
+    model = moemos.MoEMOS(layers, twice_width // 2, axes, classes, config.experts, config.hidden)
     model.load_state_dict(weights, strict=False)
     return model
 
@@ -186,9 +186,9 @@ def train(config):
 
 # -- What follows is no part of the method: the log, files and the command line --------------------
 
-# In the heading, H(g) is the mean entropy of a clip's gates, and H(p) is the entropy of the mean
-# gate; both are explained in moemos.gate_entropies(). "norm" is that of the gradient, before it is
-# clipped.
+# In the heading, total, mos, class, div and spar are the terms of the loss. H(g) is the mean
+# entropy of a clip's gates, and H(p) is the entropy of the mean gate; both are explained in
+# moemos.gate_entropies(). "norm" is that of the gradient, before it is clipped.
 HEADING = " step      lr alpha total   mos class  div spar norm H(g) H(p)  gates %"
 LINE = ("{step:5d} {lr:7.1e} {alpha:5.2f} {total:5.2f} {mos:5.3f} {classification:5.2f} "
         "{diversity:4.2f} {sparsity:4.2f} {grad_norm:4.1f} {gate_entropy:4.2f} "
@@ -265,8 +265,8 @@ def write_run(config, model, stages, classes, backbone, rows):
                 "classes": classes,
                 "backbone": {"name": backbone.name, "identity": backbone.identity}}, checkpoint)
     log = [rows[0].keys(), *(row.values() for row in rows)]
-    data.write_files({out / "log.csv": log, out / "model.pt": data.sealed(checkpoint.getvalue())},
-                     outdated=results_in(out) if (out / "model.pt").exists() else ())
+    content = {out / "log.csv": log, out / "model.pt": data.with_digest(checkpoint.getvalue())}
+    data.write_files(content, outdated=results_in(out) if (out / "model.pt").exists() else ())
     print(data.printable(f"wrote {out}/model.pt, log.csv"))
 
 
@@ -288,7 +288,7 @@ def main():
                             help=f"{setting.metadata['help']} (default: {setting.default!r})")
     settings = vars(parser.parse_args())
     settings["scale"] = tuple(settings["scale"])
-    with data.one_sentence("train.py"):
+    with data.errors_in_one_sentence("train.py"):
         train(Config(**settings))
 
 

@@ -34,7 +34,7 @@ def main():
     parser.add_argument("--scale", type=float, nargs=2, default=(1.0, 5.0))
     parser.add_argument("--max-seconds", type=float, default=60.0)
     options = parser.parse_args()
-    with data.one_sentence("corpora.features"):
+    with data.errors_in_one_sentence("corpora.features"):
         data.check_scale(options.scale)
         rank, processes = place_among_processes()
         clips = data.read_manifest(options.path, options.scale)

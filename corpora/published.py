@@ -390,7 +390,7 @@ def main():
                         "of the data set, or 1 5).")
     options = parser.parse_args()
     out = Path(options.out)
-    with data.one_sentence("corpora.published"):
+    with data.errors_in_one_sentence("corpora.published"):
         if out.suffix != ".csv" or os.path.isdir(out):
             raise InputError(f"--out {out}: name a table, which ends in .csv")
         data.check_scale(options.scale or (1, 5))

@@ -482,7 +482,7 @@ def main():
                              "is there is kept")
     options = parser.parse_args()
     make = prepare if options.panels else simulate
-    with data.one_sentence("corpora.simulated"):
+    with data.errors_in_one_sentence("corpora.simulated"):
         make(options.directory, options.seed)
         print(f"{options.directory}: {len(data.read_manifest(options.directory))} clips")
 

@@ -55,7 +55,7 @@ def main():
                        help="if all is right, train with it, and compare with our code")
     options = parser.parse_args()
     good = True
-    with data.one_sentence("course"):
+    with data.errors_in_one_sentence("course"):
         if options.new:
             write_template(options.file)
         else:

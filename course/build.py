@@ -43,7 +43,7 @@ def notebook(text):
 
 def main():
     path = SOURCE.with_suffix(".ipynb")
-    with data.one_sentence("course.build"):
+    with data.errors_in_one_sentence("course.build"):
         data.write_files({path: notebook(SOURCE.read_text(encoding="utf-8"))})
         print(data.printable(f"wrote {path}"))
 

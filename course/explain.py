@@ -112,7 +112,7 @@ def main():
     parser.add_argument("--device", default="", help="as in train.py")
     parser.add_argument("--backbone", default="", help="as in evaluate.py")
     options = parser.parse_args()
-    with data.one_sentence("course.explain"):
+    with data.errors_in_one_sentence("course.explain"):
         explain(options.run, options.wav, options.device, options.backbone)
 
 

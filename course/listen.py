@@ -175,7 +175,7 @@ def main():
     parser.add_argument("--device", default="", help="as in train.py")
     parser.add_argument("--backbone", default="", help="as in evaluate.py")
     options = parser.parse_args()
-    with data.one_sentence("course.listen"):
+    with data.errors_in_one_sentence("course.listen"):
         text = page(options.run, options.device, options.backbone)
         path = Path(options.run, "listen.html")
         data.write_files({path: text.encode("utf-8", "replace")})

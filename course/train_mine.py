@@ -83,7 +83,7 @@ def in_the_cores_places(mine):
         scores = self.gate(x)
         gates = mine.softmax_gate(scores)
         gates.scores = scores  # for losses(), as total_loss begins with them
-        experts = torch.stack([mlp(x) for mlp in self.mlps], 1) + self.path(x)[:, None]
+        experts = torch.stack([mlp(x) for mlp in self.mlps], 1) + self.linear(x)[:, None]
         return mine.gated_sum(gates, experts), gates, experts
 
     def losses(output, mos, model, alpha, beta, lambda_1, lambda_2, unit):

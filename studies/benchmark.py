@@ -204,7 +204,7 @@ def benchmark():
 def main():
     argparse.ArgumentParser(
         allow_abbrev=False, description="Prints speed and memory of this project.").parse_args()
-    with data.one_sentence("studies.benchmark"), tempfile.TemporaryDirectory() as folder:
+    with data.errors_in_one_sentence("studies.benchmark"), tempfile.TemporaryDirectory() as folder:
         os.environ["PYTHONPATH"] = str(ROOT)
         os.environ["TORCH_HOME"] = folder  # whose weights are random
         os.chdir(folder)

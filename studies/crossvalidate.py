@@ -203,7 +203,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=2, help="how often each predictor is trained, "
                         "each time with another seed (default: 2)")
     options = parser.parse_args()
-    with data.one_sentence("studies.crossvalidate"):
+    with data.errors_in_one_sentence("studies.crossvalidate"):
         if not 1 <= options.seeds <= 100:
             raise InputError(f"--seeds {options.seeds}: must be at least 1 and at most 100")
         train.check(train.Config(data=options.ratings, scale=tuple(options.scale),

@@ -262,7 +262,7 @@ def main():
     parser.add_argument("--answers", action="store_true", help="draw a stored answer and no run")
     parser.add_argument("--out", metavar="FOLDER", default="", help="where the figures go")
     options = parser.parse_args()
-    with data.one_sentence("studies.figures"):
+    with data.errors_in_one_sentence("studies.figures"):
         if Figure is None:
             raise InputError("figures need matplotlib, which is no requirement of this project: "
                              "pip install matplotlib")

@@ -325,14 +325,14 @@ def do(job):
     key = digest(job, corpus)
     whole = b""
     with contextlib.suppress(OSError):
-        whole = data.unsealed(job.path().read_bytes())
+        whole = data.without_digest(job.path().read_bytes())
     kept = dict(np.load(io.BytesIO(whole))) if whole else {"key": ""}
     if kept.pop("key") == key:
         return kept
     found = predict(job, corpus)
     content = io.BytesIO()
     np.savez(content, key=key, **found)
-    data.write_files({job.path(): data.sealed(content.getvalue())})
+    data.write_files({job.path(): data.with_digest(content.getvalue())})
     return found
 
 

@@ -358,7 +358,7 @@ def main():
     parser.add_argument("--check", action="store_true", help="predict a part anew and compare")
     parser.add_argument("--write", action="store_true", help="put the tables into the READMEs")
     options = parser.parse_args()
-    with data.one_sentence("studies.questions"):
+    with data.errors_in_one_sentence("studies.questions"):
         unknown = set(options.names) - set(ASKS)
         if unknown:
             raise InputError(f"there is no question {data.shown(min(unknown))}; --list names all")

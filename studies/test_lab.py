@@ -270,11 +270,11 @@ def test_a_random_start_is_drawn_in_torchs_usual_way_and_without_the_linear_path
             assert layer.weight.unique().numel() == layer.weight.numel()
             assert layer.bias.abs().max() <= bound
     assert not torch.equal(random.class_head.weight, weights["class_head.weight"])
-    assert random.moe.path.weight.all()
-    assert random.moe.path.weight.requires_grad
+    assert random.moe.linear.weight.all()
+    assert random.moe.linear.weight.requires_grad
     train.run_stages(without, [train.STAGES[1]._replace(steps=3, lr=0.1)], train.Config(),
                      clips._replace(mos=clips.mos.float()))
-    assert not without.moe.path.weight.any()
+    assert not without.moe.linear.weight.any()
     assert random.moe.mlps[0][2].weight.any()
 
 

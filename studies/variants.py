@@ -20,10 +20,10 @@ def at_random(config, weights, clips):
 
 
 def without_path(config, weights, clips):
-    """No linear path, E_i(x) = MLP_i(x), as in the paper. Everything starts random."""
+    """No linear map V, E_i(x) = MLP_i(x), as in the paper. Everything starts random."""
     model = at_random(config, weights, clips)
-    nn.init.zeros_(model.moe.path.weight)
-    model.moe.path.requires_grad_(False)
+    nn.init.zeros_(model.moe.linear.weight)
+    model.moe.linear.requires_grad_(False)
     return model
 
 
@@ -39,7 +39,7 @@ def unshrunk(config, weights, clips):
     kept = train.build_model(config, weights).fusion(clips.features).std(0, correction=0)
     return train.build_model(config, weights | {
         "fusion.axes": weights["fusion.axes"] / kept,
-        "moe.path.weight": weights["moe.path.weight"] * kept})
+        "moe.linear.weight": weights["moe.linear.weight"] * kept})
 
 
 class LayerWeights(moemos.FeatureFusion):
@@ -103,7 +103,7 @@ FASTER = (CLASSIFICATION, JOINT._replace(lr=1e-3, steps=500), MOS)  # for what s
 
 START = Variant("the method before training", stages=(), drawn=False)
 RANDOM = Variant("random start, 500 steps at 1e-3", stages=FASTER, build=at_random)
-NO_PATH = Variant("no linear path, 500 steps at 1e-3", stages=FASTER, build=without_path)
+NO_PATH = Variant("no linear map V, 500 steps at 1e-3", stages=FASTER, build=without_path)
 PAPER = Variant("the paper's form", stages=FASTER, build=without_path)  # as far as it is known
 PAPER_ONE = Variant("with one expert", {"experts": 1}, stages=FASTER, build=without_path)
 LINE_ALONE = Variant("MOS head starts as ridge", build=line_alone)
