@@ -1,6 +1,6 @@
 """WAV files, ratings and features: from the files of a user to the input of the model.
 
-A corpus is a ratings.csv, which read_manifest describes, with its WAV files; corpora/ makes
+A corpus is a ratings.csv, which read_ratings describes, with its WAV files; corpora/ makes
 one from other data sets. What comes from outside is checked here, before any work. Letters of
 dimensions: see moemos.py.
 """
@@ -47,7 +47,7 @@ def read_wav(path, sample_rate, content=None):
     content: the bytes of the file, if they have been read. Raises InputError, which names it."""
     from scipy.signal import resample_poly  # here, so that --help need not wait for it
     rate, mono = decode(path, read_bytes(path) if content is None else content)
-    # A large denominator makes the filter long, so the ratio is rounded to one of 100,000 at most.
+    # A large denominator makes the filter long, and so it is rounded to 100,000 at most.
     ratio = Fraction(sample_rate, rate).limit_denominator(100_000)
     resampled = resample_poly(mono, ratio.numerator, ratio.denominator)
     return torch.from_numpy(resampled.astype(np.float32))
@@ -58,7 +58,7 @@ def decode(path, content):
     silence at both ends is cut. Raises InputError, which names the file."""
     order = ">" if content[:4] == b"RIFX" else "<"
     header, samples = find_samples(path, content, order)
-    # Skipped are the bytes a second, and of the extensible form its size, valid bits and speakers.
+    # 4x skips the bytes per second; 8x the extension's size, valid bits and speaker mask.
     kind, channels, rate, block, bits, subkind = struct.unpack_from(f"{order}HHI4xHH8xI", header)
     kind = subkind if kind == 0xFFFE else kind  # where the header has the extensible form
     # How many bytes a sample takes follows from its bits, but 24 bits may be stored in four bytes.
@@ -95,10 +95,10 @@ def cut_silence(mono, rate):
 
 @dataclass
 class Clip:
-    """A clip and its ratings. system: what made it; system-level scores are means over it. model:
-    the synthesis model, which the second task classifies. group: clips with the same one, such as a
-    talker or a sentence, are kept in one fold by folds_of(). ratings: {rater: score}, or {"": mean}
-    if only the clip's mean is known, or {} if it has no MOS."""
+    """A clip and its ratings. system: what made the clip; numbers at system level compare the means
+    of systems. model: the synthesis model, which the second task classifies. group: clips with the
+    same one, such as a talker or a sentence, are kept in one fold by folds_of(). ratings: {rater:
+    score}, or {"": mean} if only the clip's mean is known, or {} if it has no MOS."""
     wav: str
     path: Path
     split: str
@@ -116,7 +116,7 @@ class Clip:
 HEADER = ("wav", "split", "system", "model", "group", "rater", "score")
 
 
-def read_manifest(path, scale=(1.0, 5.0)):
+def read_ratings(path, scale=(1.0, 5.0)):
     """A ratings.csv, or the folder that holds it -> clips, in order of first appearance.
 
     Each row is one rating, or a clip's mean if `rater` is empty. A clip without MOS has one row in
@@ -138,7 +138,7 @@ def add_row(clips, row, folder, scale, place):
         raise InputError(f"{place}: wav and system need a value; no cell may hold a NUL or a CR")
     if row["split"] not in ("train", "dev", "test"):
         raise InputError(f"{place}: a split is train, dev or test, not {shown(row['split'])}")
-    wav = folder / os.fsdecode(row["wav"].encode(errors="surrogateescape"))  # in any locale
+    wav = folder / os.fsdecode(row["wav"].encode(errors="surrogateescape"))  # the table is UTF-8
     path = os.path.realpath(wav)  # ./a.wav, or a link to it, is a.wav
     new = Clip(row["wav"], wav, row["split"], row["system"],
                row.get("model") or row["system"], row.get("group") or path)
@@ -178,8 +178,8 @@ def folds_of(clips, folds):
 
 
 def read_corpus(path, scale=(1.0, 5.0), max_seconds=60.0):
-    """read_manifest() and check_clips(); prints what was found."""
-    clips = read_manifest(path, scale)
+    """read_ratings() and check_clips(); prints what was found."""
+    clips = read_ratings(path, scale)
     print(printable(f"{path}: {check_clips(clips, max_seconds)}"))
     return clips
 

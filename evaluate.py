@@ -105,12 +105,13 @@ def interval(value, left_out, name=""):
         of a correlation    tanh(atanh(value) -+ reach / (1 - value^2))        on Fisher's scale
         of an MSE           exp(log(value) -+ (1 + 2 / n) reach / value)       on a log scale
 
-    A correlation cannot exceed 1, nor an MSE fall below 0. Near these limits the interval should
-    not be symmetric. On Fisher's scale and on a log scale it nearly is. `reach` is brought to such
-    a scale by multiplying it by the slope of the scale, which is 1 / (1 - value^2) on Fisher's
-    scale and 1 / value on the log scale. The factor 1 + 2 / n comes from a simulation, in
-    which intervals from few parts were too narrow. The interval is NaN if the number stays the
-    same, up to rounding, whichever part is left out; that can happen to ranks of few systems."""
+    A correlation cannot exceed 1, nor an MSE fall below 0. Near these limits an interval should not
+    be symmetric; it is made symmetric on Fisher's scale or on a log scale, and turned back. `reach`
+    is brought to such a scale by multiplying it by the slope of the scale, which is
+    1 / (1 - value^2) on Fisher's scale and 1 / value on the log scale. The factor 1 + 2 / n comes
+    from a simulation, in which intervals from few parts were too narrow. The interval is NaN if the
+    number stays the same, up to rounding, whichever part is left out; that can happen to ranks of
+    few systems."""
     from scipy.special import stdtrit  # here, so that --help need not wait for it
     n = len(left_out)
     reach = float(stdtrit(n - 1, 0.975)) * math.sqrt((n - 1) * np.var(left_out))
@@ -214,8 +215,8 @@ def evaluate(run, device="", corpus="", backbone="", scale=(), max_seconds=0.0):
     """Evaluates a run on the test clips of its corpus, or of another -> the dict of metrics.json.
 
     Prints the report and writes its files. Test clips without ratings are predicted into
-    answer.txt; if no test clip has ratings, it returns None. On another corpus there are no
-    references, because they would learn from its training clips, which the method has not seen.
+    answer.txt; if no test clip has ratings, it returns None. On another corpus the run
+    is not compared: the plain predictors would learn from that corpus, and the run has not.
     scale, max_seconds: of the corpus; () and 0 mean those of the run. Raises InputError."""
     trained = load_run(run, device, backbone, max_seconds)
     config = trained.config
@@ -346,8 +347,9 @@ def read_clip(path, trained, content=None):
 
 def load_run(run, device="", backbone="", max_seconds=0.0):
     """A folder that train.py wrote -> Trained. backbone: if it is a module of your own, its name
-    must be given again, so that no file decides which code is run. max_seconds: 0 means the run's.
-    Raises InputError for a run that is not whole, or that was trained on another backbone."""
+    must be given again, so that a model.pt from elsewhere cannot choose which code is run.
+    max_seconds: 0 means the run's. Raises InputError for a run that is not whole, or that was
+    trained on another backbone."""
     saved = read_checkpoint(run)
     name, identity = saved["backbone"]["name"], saved["backbone"]["identity"]
     known = name == "logmel" or moemos.torchaudio_bundle(name) is not None

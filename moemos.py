@@ -32,12 +32,12 @@ MIN_SECONDS = 0.025  # one frame of a wav2vec2 covers these seconds; the next be
 # -- Backbone: waveform -> frames of every layer, frozen (III.B) -----------------------------------
 
 class Backbone:
-    """A frozen network, which turns a waveform into the frames of its layers. It is no nn.Module,
-    so that a model that holds a backbone neither stores nor trains the weights of the backbone.
+    """A frozen network, which turns a waveform into the frames of its layers. It is no nn.Module:
+    if it becomes an attribute of a model, its weights are neither stored nor trained with it.
 
-    code: the source of a module of your own, see fingerprint(). Attributes: name; sample_rate, in
-    Hz; layers (L); width (D); and identity, a fingerprint(), by which a run knows its backbone
-    again. Raises ValueError if the frames are not finite."""
+    code: the source of your Python module, if the network comes from one, see fingerprint().
+    Attributes: name; sample_rate, in Hz; layers (L); width (D); and identity, a fingerprint(), by
+    which a run knows its backbone again. Raises ValueError if the frames are not finite."""
 
     def __init__(self, name, network, sample_rate, device="cpu", code=""):
         self.name = name
@@ -193,16 +193,17 @@ class MoEMOS(nn.Module):
 #
 #        kept = variance / (variance + penalty * P / number of rated clips)
 #
-#    with the variance of the clips along that axis (question 8 of course/exercises.md shows that).
-#    The factor is near 1 if the clips differ much along the axis, and near 0 if they hardly differ.
-#    We scale each axis so that the clips have the standard deviation `kept` along it. Axes along
-#    which clips hardly differ then give small numbers, and training hardly uses them, just as ridge
-#    regression hardly does. The weakest axes are left out. The others are the axes of the fusion.
+#    with the variance of the clips along that axis (question 8 of course/exercises.md shows that;
+#    it is exact if all clips are rated). The factor is near 1 if the clips differ much along the
+#    axis, and near 0 if they hardly differ. We scale each axis so that the clips have the standard
+#    deviation `kept` along it. Axes along which clips hardly differ then give small numbers, and
+#    training hardly uses them, just as ridge regression hardly does. The weakest axes are left out.
+#    The others are the axes of the fusion.
 #
 # 4. The linear map V makes the 1 + C numbers of y from where a clip lies on these axes. The first,
 #    y_0, starts as the MOS that ridge regression predicts. For each class c, y_c starts as the
-#    prediction of another ridge regression, with the same penalty, whose target is 1 for the clips
-#    of class c and 0 for all others. From each prediction its mean over the training clips is
+#    prediction of another ridge regression, with the same factors `kept`, whose target is 1 for the
+#    clips of class c and 0 for all others. From each prediction its mean over the training clips is
 #    subtracted. For class c this mean is share_c, the share of the clips that are of class c. So
 #    share_c + y_c is a rough estimate of how probable class c is for a clip.
 #
@@ -228,7 +229,7 @@ class MoEMOS(nn.Module):
 #    the prediction of ridge regression where a clip has none: on the rated clips the errors of
 #    ridge regression cancel out.
 #
-#    A single class tells nothing about the MOS: its y_c is always 0. In that case the head starts
+#    A single class tells nothing about the MOS: its y_c starts as 0. In that case the head starts
 #    as MOS = bias + y_0.
 
 PENALTIES = np.logspace(3, -4, 29)  # what best_penalty() tries, from the strongest to the weakest
@@ -289,7 +290,7 @@ def principal_axes(z, pivot):
     position = u[:, large] * math.sqrt(len(z))                              # (n, A)
     # z @ z.T @ position / n equals variance * position, and so z @ axes equals position * kept.
     axes = z.T @ (position * kept / variance) / len(z)                      # (P, A)
-    sign = np.where(axes.sum(0) < 0, -1, 1)  # either way would do; always the same is chosen
+    sign = np.where(axes.sum(0) < 0, -1, 1)  # an axis may point either way; this fixes it
     return position * sign, kept, axes * sign
 
 

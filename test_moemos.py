@@ -1067,7 +1067,7 @@ def test_a_clip_whose_score_is_infinite_is_skipped_and_reported(small, run, monk
 def test_a_cell_with_a_null_character_or_a_carriage_return_is_refused(tmp_path, cells):
     refused = "no cell may hold a NUL or a CR|line contains NUL"  # The latter is from Python 3.10.
     with pytest.raises(data.InputError, match=refused):
-        data.read_manifest(manifest(tmp_path, [cells]))
+        data.read_ratings(manifest(tmp_path, [cells]))
 
 
 def test_a_clip_so_faint_that_float32_rounds_it_to_silence_causes_a_warning(tmp_path, capsys):
@@ -1426,40 +1426,40 @@ def test_silence_is_cut_at_both_ends_of_a_clip_but_not_within_it(tmp_path):
 
 # -- ratings.csv -----------------------------------------------------------------------------------
 
-def test_manifest_is_read_with_and_without_mos_model_and_group(tmp_path):
+def test_a_table_of_ratings_is_read_with_and_without_mos_model_and_group(tmp_path):
     rows = ["a.wav,train,s,0,4", "b.wav,test,s,,", "a.wav,train,s,1,5"]
-    clips = data.read_manifest(manifest(tmp_path, rows, "wav,split,system,rater,score"))
+    clips = data.read_ratings(manifest(tmp_path, rows, "wav,split,system,rater,score"))
     assert [(clip.wav, clip.split, clip.system, clip.model, clip.ratings) for clip in clips] == [
         ("a.wav", "train", "s", "s", {"0": 4, "1": 5}), ("b.wav", "test", "s", "s", {})]
     assert clips[0].mos == 4.5 and math.isnan(clips[1].mos)
     assert len({clip.group for clip in clips}) == 2  # Each clip is a group of its own.
-    clips = data.read_manifest(manifest(tmp_path, ["a.wav,dev,s,,,2.5", "b.wav,dev,s,m,0,1"]))
+    clips = data.read_ratings(manifest(tmp_path, ["a.wav,dev,s,,,2.5", "b.wav,dev,s,m,0,1"]))
     assert [(clip.model, clip.ratings) for clip in clips] == [("s", {"": 2.5}), ("m", {"0": 1})]
     rows = ["a.wav,train,s,ann,0,4", "b.wav,train,s,ann,0,4"]
-    clips = data.read_manifest(manifest(tmp_path, rows, "wav,split,system,group,rater,score"))
+    clips = data.read_ratings(manifest(tmp_path, rows, "wav,split,system,group,rater,score"))
     assert [(clip.model, clip.group) for clip in clips] == [("s", "ann")] * 2
 
 
 def test_spaces_around_a_cell_or_a_column_name_are_ignored(tmp_path):
     rows = ["a.wav , train,s ,m , A1,4", "b.wav,train ,s, m,A1 , 5"]
-    clips = data.read_manifest(manifest(tmp_path, rows, "wav, split,system ,model,rater,score"))
+    clips = data.read_ratings(manifest(tmp_path, rows, "wav, split,system ,model,rater,score"))
     assert [(clip.wav, clip.split, clip.system, clip.model, clip.ratings) for clip in clips] == [
         ("a.wav", "train", "s", "m", {"A1": 4}), ("b.wav", "train", "s", "m", {"A1": 5})]
     for rows, why in ((["a.wav,train,s,m,A1,4", "a.wav,train,s,m,A1 ,5"], "rater 'A1' has rated"),
                       ([" ,train,s,m,A1,4"], "need a value"),
                       (["a.wav,train,s,m,A1, "], "no number")):
         with pytest.raises(data.InputError, match=why):
-            data.read_manifest(manifest(tmp_path, rows))
+            data.read_ratings(manifest(tmp_path, rows))
 
 
 def test_a_link_to_a_wav_or_another_spelling_of_its_path_means_the_same_clip(tmp_path):
     (tmp_path / "c.wav").symlink_to(tmp_path / "a.wav")
     rows = ["a.wav,train,s,m,0,4", "c.wav,train,s,m,1,5", "../NAME/a.wav,train,s,m,2,3"]
     rows = [row.replace("NAME", tmp_path.name) for row in rows]
-    (clip,) = data.read_manifest(manifest(tmp_path, rows))
+    (clip,) = data.read_ratings(manifest(tmp_path, rows))
     assert (clip.wav, clip.mos) == ("a.wav", 4)
     with pytest.raises(data.InputError, match="row 3: a.wav has another split"):
-        data.read_manifest(manifest(tmp_path, [rows[0], "c.wav,test,s,m,1,5"]))
+        data.read_ratings(manifest(tmp_path, [rows[0], "c.wav,test,s,m,1,5"]))
 
 
 @pytest.mark.parametrize(("groups", "folds"), [
@@ -1480,7 +1480,7 @@ def test_a_table_may_have_a_bom_crlf_quotes_another_order_more_columns_or_absolu
         tmp_path, capsys, text, warning):
     wavfile.write(tmp_path / "a,b é.wav", 16000, tone(16000).astype(np.float32))
     (tmp_path / "ratings[1].csv").write_bytes(text.replace("FOLDER", str(tmp_path)).encode())
-    (clip,) = data.read_manifest(tmp_path / "ratings[1].csv")
+    (clip,) = data.read_ratings(tmp_path / "ratings[1].csv")
     assert (clip.path, clip.split, clip.system) == (tmp_path / "a,b é.wav", "train", "s")
     assert (clip.model, clip.ratings) == ("m", {"0": 4.0})
     assert capsys.readouterr().err == (warning and f"{tmp_path / 'ratings[1].csv'}: {warning}")
@@ -1511,7 +1511,7 @@ def test_a_bad_table_is_refused_with_a_sentence_that_names_the_file_and_says_why
     if isinstance(rows, bytes):
         (tmp_path / "ratings.csv").write_bytes(rows)
     with pytest.raises(data.InputError, match=why) as caught:
-        data.read_manifest(tmp_path)
+        data.read_ratings(tmp_path)
     assert str(caught.value).startswith(str(tmp_path / "ratings.csv"))
 
 
@@ -1522,7 +1522,7 @@ def test_reading_a_corpus_prints_one_line_of_counts_and_decodes_every_clip(tmp_p
         f"{tmp_path}: train 1 clips, 2 ratings, 1 systems, 2 raters, 0 s; "
         "test 1 clips, 0 ratings, 1 systems, 0 raters, 1 s; ratings from 4 to 5\n")
     manifest(tmp_path, ["a.wav,train,s,m,,"])
-    unrated = data.check_clips(data.read_manifest(tmp_path))
+    unrated = data.check_clips(data.read_ratings(tmp_path))
     assert unrated == "train 1 clips, 0 ratings, 1 systems, 0 raters, 0 s"
     manifest(tmp_path, rows)
     (tmp_path / "b.wav").write_bytes(b"")
@@ -1545,7 +1545,7 @@ class CountingBackbone:
 
 
 def two_clips(folder):
-    return data.read_manifest(manifest(folder, ["a.wav,train,s,m,0,4", "b.wav,train,s,m,0,4"]))
+    return data.read_ratings(manifest(folder, ["a.wav,train,s,m,0,4", "b.wav,train,s,m,0,4"]))
 
 
 def test_each_clip_goes_through_the_backbone_only_once_and_alone_without_padding(tmp_path):
@@ -1782,7 +1782,7 @@ def test_all_training_clips_are_trained_on_and_rated_dev_clips_only_appear_in_th
     monkeypatch.setattr(train, "run_stage", watch)
     config = quick(tmp_path / "ratings.csv", tmp_path, steps=1)
     trained = train.train(config)
-    clips = data.read_manifest(config.data)
+    clips = data.read_ratings(config.data)
     learned = [clip for clip in clips if clip.split == "train"]
     dev = [clip for clip in clips if clip.split == "dev" and clip.ratings]
     features, dev_features = (
@@ -1968,7 +1968,7 @@ def test_ratings_on_another_scale_give_the_same_predictions_on_that_scale(small,
     assert np.ptp(predicted[1]) > 0.05 * scale[1]
     assert result["metrics"]["utterance MSE"] > 5e-4 * scale[1] ** 2  # In units of the scale.
     with pytest.raises(data.InputError, match="off the scale of 1 to 5"):
-        data.read_manifest(other)
+        data.read_ratings(other)
 
 
 # -- Evaluation ------------------------------------------------------------------------------------
@@ -2019,7 +2019,7 @@ def test_metrics_are_computed_from_the_models_predictions_for_the_test_clips(sma
         "metrics", "unit", "interval_95", "reference", "minus", "intervals", "undefined",
         "gates", "clips", "systems", "accuracy", "backbone", "data", "scale", "settings"]
     assert (result["clips"], result["systems"], result["data"]) == (16, 4, str(small))
-    test = [clip for clip in data.read_manifest(small) if clip.split == "test"]
+    test = [clip for clip in data.read_ratings(small) if clip.split == "test"]
     features = data.extract_features(test, moemos.load_backbone("logmel"), tmp_path / "cache")
     output = evaluate.load_run(run, "cpu").model(features)
     mos, system = [clip.mos for clip in test], [clip.system for clip in test]
@@ -2493,7 +2493,7 @@ def test_the_references_are_two_training_means_computed_by_hand_and_ridge_in_the
 
 def test_the_ridge_row_learns_from_rated_training_clips_with_the_penalty_found_in_training(
         small, run):
-    clips = data.read_manifest(small)
+    clips = data.read_ratings(small)
     trained = evaluate.load_run(run, "cpu")
     learned = [clip for clip in clips if clip.split == "train" and clip.ratings]
     test = [clip for clip in clips if clip.split == "test"]
@@ -2567,7 +2567,7 @@ def test_neither_the_level_nor_silence_at_both_ends_noticeably_changes_a_score(c
     """22,050 Hz is no multiple of 100: there the added silence also shifts the parts of 10 ms in
     which silence is looked for."""
     run, _ = simulated_run()
-    clips = [clip for clip in data.read_manifest(corpus) if clip.split == "test"][::40]
+    clips = [clip for clip in data.read_ratings(corpus) if clip.split == "test"][::40]
     for clip, new_rate in itertools.product(clips, (None, 22050)):
         rate, samples = wavfile.read(clip.path)
         samples, rate = samples / 2 ** 15, new_rate or rate
@@ -2821,7 +2821,7 @@ def test_an_error_message_is_one_line_and_quotes_at_most_80_characters_of_a_valu
     for row in ("a.wav,{},s,m,0,4", "{},train,s,m,0,4", "a.wav,train,s,m,0,{}"):
         for long, why in ((100_000 * "x", "row 2: .*xxx"), (10 ** 6 * "x", "ratings.csv")):
             with pytest.raises(data.InputError, match=why) as caught:
-                data.read_manifest(manifest(tmp_path, [row.format(long)]))
+                data.read_ratings(manifest(tmp_path, [row.format(long)]))
             assert len(str(caught.value)) < 250 + len(str(tmp_path))
     long = 10 ** 6 * "x"
     for settings in ({"experts": long}, {"data": 5}):
@@ -3135,6 +3135,6 @@ def test_the_functions_that_other_code_imports_from_the_core_exist():
                  "moemos.MoEMOS", "moemos.Output", "moemos.diversity_loss", "moemos.sparsity_loss",
                  "moemos.losses", "moemos.mse", "moemos.lcc", "moemos.srcc", "moemos.ktau",
                  "moemos.metrics", "train.learning_rate", "train.alpha_at", "data.read_wav",
-                 "data.read_manifest", "evaluate.score"):
+                 "data.read_ratings", "evaluate.score"):
         assert callable(pkgutil.resolve_name(name)), name
     assert train.Stage._fields == ("name", "steps", "lr", "alpha_start", "alpha_end")

@@ -39,7 +39,7 @@ STAGES = (  # III.E; that each has 200 steps is ours
     Stage("joint", 200, 1e-4, 0.3, 0.7),  # lr: ours, that of stage 1
     Stage("mos", 200, 1e-5, 0.9, 0.9),
 )
-CLIP_NORM = 1.0  # gradient clipping (III.E)
+CLIP_NORM = 1.0  # gradient clipping (III.E); of the norm of all gradients together: ours
 FOLDS = 5        # of the cross-validation in moemos.best_penalty(); ours
 LOG_STEPS = 50   # a row of log.csv is a mean over this many steps; ours
 RESULTS = ("metrics.json", "predictions.csv", "answer.txt")  # what evaluate.py writes

@@ -37,7 +37,7 @@ def main():
     with data.errors_in_one_sentence("corpora.features"):
         data.check_scale(options.scale)
         rank, processes = place_among_processes()
-        clips = data.read_manifest(options.path, options.scale)
+        clips = data.read_ratings(options.path, options.scale)
         share = clips[rank::processes]
         print(f"{options.path}: {data.check_clips(share, options.max_seconds)}")
         backbone = data.open_backbone(options.backbone, options.device)

@@ -185,7 +185,7 @@ def read(path, scale=None, part=""):
     parts = recognise(path, part)
     if not parts and (os.path.isfile(path) or os.path.isfile(Path(path, "ratings.csv"))):
         scale = scale or (1.0, 5.0)
-        return "ratings.csv", scale, data.read_manifest(path, scale)
+        return "ratings.csv", scale, data.read_ratings(path, scale)
     if not parts:
         names = ", ".join(next(iter(layout.tables)) for layout in LAYOUTS)
         raise InputError(f"{path}: there is no data set that is known; looked for {names}, "
@@ -377,8 +377,8 @@ def main():
                         help="The folder of an export's clips (default: that of the export).")
     parser.add_argument("--fold", metavar="K/N",
                         help="Deals the groups of clips out to N folds; the K-th is for testing "
-                        "and the others are for training. Without it a data set keeps its own "
-                        "split, or gets 1/5 if it has none.")
+                        "and the others are for training. Without it the split stays as it "
+                        "is; a data set or an export that has none gets 1/5.")
     parser.add_argument("--part", default="", choices=("", "fullband"),
                         help="Only for the data set P.835, which comes in wide band and in full "
                         "band; reads the latter.")

@@ -419,7 +419,7 @@ def render(directory, plan, seed):
 
 
 def write_ratings(path, plan):
-    """The table of a plan's clips and scores, as data.read_manifest reads it."""
+    """The table of a plan's clips and scores, as data.read_ratings reads it."""
     rows = [data.HEADER]
     for clip in plan:
         labels = (f"wav/{clip.name}.wav", clip.split, clip.system, clip.model, clip.sentence)
@@ -466,7 +466,7 @@ def prepare(corpus, seed):
         if not Path(corpus, "ratings.csv").exists():  # else it was there, or is there by now
             raise
     names = [f"wav/{clip.name}.wav" for clip in plan_corpus(seed)]
-    if names != [clip.wav for clip in data.read_manifest(corpus)]:
+    if names != [clip.wav for clip in data.read_ratings(corpus)]:
         raise InputError(f"{corpus} was not simulated with --seed {seed}; name another folder")
     for panel in PANELS:
         write_ratings(Path(corpus, f"ratings_{panel}.csv"), plan_corpus(seed, panel))
@@ -484,7 +484,7 @@ def main():
     make = prepare if options.panels else simulate
     with data.errors_in_one_sentence("corpora.simulated"):
         make(options.directory, options.seed)
-        print(f"{options.directory}: {len(data.read_manifest(options.directory))} clips")
+        print(f"{options.directory}: {len(data.read_ratings(options.directory))} clips")
 
 
 if __name__ == "__main__":

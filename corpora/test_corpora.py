@@ -55,7 +55,7 @@ def contents(folder):
 
 
 def test_the_simulated_corpus_has_as_many_clips_systems_and_raters_as_track_3():
-    clips = data.read_manifest(simulated_corpus())
+    clips = data.read_ratings(simulated_corpus())
     for split, raters in (("train", range(10)), ("test", range(10, 20))):
         rated = [clip for clip in clips if clip.split == split and clip.ratings]
         assert len(rated) == 400
@@ -79,7 +79,7 @@ def test_training_and_test_share_no_sentence_and_augmentation_uses_those_of_trai
         assert {clip.sentence for clip in planned} == set(sentences)
         named = {int(clip.name[-2:]) - 1 for clip in planned if clip.scores}
         assert named == set(sentences)
-        clips = [clip for clip in data.read_manifest(simulated_corpus()) if clip.split == split]
+        clips = [clip for clip in data.read_ratings(simulated_corpus()) if clip.split == split]
         assert {clip.group for clip in clips} == set(map(str, sentences))
 
 
@@ -92,7 +92,7 @@ def test_each_sentence_has_its_own_talker_but_all_48_khz_clips_are_by_two_studio
 
 
 def test_simulated_clips_have_the_right_rate_and_neither_length_nor_level_reveals_the_score():
-    clips = data.read_manifest(simulated_corpus())
+    clips = data.read_ratings(simulated_corpus())
     audio = [wavfile.read(clip.path) for clip in clips]
     for clip, (rate, _) in zip(clips, audio):
         assert rate == (int(clip.system[:2]) * 1000 if clip.ratings else 24000)
@@ -440,7 +440,7 @@ def test_each_data_set_is_converted_into_the_table_that_was_written_by_hand(
     assert first.startswith(f"{out}: {name}; ") and all(part in first for part in found)
     message = "the scale is {0} to {1}: train.py needs --scale {0} {1}".format(*scale)
     assert others == ([] if scale == (1, 5) else [message])
-    clips = data.read_manifest(out, scale)
+    clips = data.read_ratings(out, scale)
     assert [clip.path.resolve() for clip in clips] == [folder / wav for wav in wavs]
     ratings = [(i, rater, score) for i, clip in enumerate(clips)
                for rater, score in clip.ratings.items()]
@@ -467,7 +467,7 @@ def test_a_ratings_csv_that_lies_in_a_data_set_is_read_only_if_it_is_named(tmp_p
     lay_out(folder, {"ratings.csv": rows}, [])
     for path, clips in ((folder, 3), (folder / "ratings.csv", 1)):
         assert call(monkeypatch, published, path, "--out", out) == 0
-        assert len(data.read_manifest(out)) == clips
+        assert len(data.read_ratings(out)) == clips
 
 
 def test_single_ratings_are_preferred_if_a_data_set_also_has_their_means(
@@ -757,7 +757,7 @@ def test_real_listening_tests_give_the_right_counts_of_clips_systems_groups_rate
         tmp_path, monkeypatch, capsys, name, scale, found, left_out):
     folder, out = LISTENING_TESTS / name, tmp_path / "t.csv"
     assert call(monkeypatch, published, folder, "--out", out) == 0
-    clips = data.read_manifest(out, scale)
+    clips = data.read_ratings(out, scale)
     assert counts(clips) == found
     lines = capsys.readouterr().out.splitlines()
     assert ("the scale is" in lines[-1]) == (scale != (1, 5))
@@ -821,7 +821,7 @@ def test_all_folds_together_test_every_clip_once_and_no_fold_splits_a_group(
     for fold in range(1, folds + 1):
         words = (folder, "--out", folder / "t.csv", "--fold", f"{fold}/{folds}")
         assert call(monkeypatch, published, *words) == 0
-        clips = data.read_manifest(folder / "t.csv")
+        clips = data.read_ratings(folder / "t.csv")
         assert {clip.split for clip in clips} == {"train", "test"} and len(clips) == 10
         groups = {split: {clip.group for clip in clips if clip.split == split}
                   for split in ("train", "test")}
@@ -840,7 +840,7 @@ def test_folds_leave_clips_without_ratings_in_the_split_they_had(tmp_path, monke
     for fold in (1, 2, 3):
         words = (folder, "--out", folder / "t.csv", "--fold", f"{fold}/3")
         assert call(monkeypatch, published, *words) == 0
-        clips = data.read_manifest(folder / "t.csv")
+        clips = data.read_ratings(folder / "t.csv")
         assert [clip.split for clip in clips if not clip.ratings] == [
             "test", "train", "dev", "test", "train"]
         tested += [clip.wav for clip in clips if clip.ratings and clip.split == "test"]
@@ -867,7 +867,7 @@ def test_ratings_on_another_scale_are_read_only_if_the_scale_is_given(tmp_path, 
     assert call(monkeypatch, published, folder, "--out", tmp_path / "t.csv") == 2
     words = ("--out", tmp_path / "t.csv", "--scale", 0, 100)
     assert call(monkeypatch, published, folder, *words) == 0
-    (clip,) = data.read_manifest(tmp_path / "t.csv", (0, 100))
+    (clip,) = data.read_ratings(tmp_path / "t.csv", (0, 100))
     assert clip.ratings == {"": 78.1}
 
 
@@ -899,7 +899,7 @@ def test_the_paths_in_a_table_lead_to_its_clips_even_through_linked_folders(tmp_
     assert call(monkeypatch, published, tmp_path / "in", "--out", tmp_path / "out" / "t.csv") == 0
     assert [row["wav"] for row in table(tmp_path / "out" / "t.csv")] == [
         f"../../own/{name}.wav" for name in "abcd"]
-    assert len(data.read_manifest(tmp_path / "out" / "t.csv")) == 4
+    assert len(data.read_ratings(tmp_path / "out" / "t.csv")) == 4
 
 
 @pytest.mark.parametrize(("name", "target", "why"), [

@@ -24,7 +24,7 @@ def convert(monkeypatch, path, *words, scale=(1, 5)):
     out = path.parent / "mine" / "ratings.csv"
     words = (*words, "--scale", *scale) if scale != (1, 5) else words
     assert call(monkeypatch, published, path, *words, "--out", out) == 0
-    return data.read_manifest(out, scale)
+    return data.read_ratings(out, scale)
 
 
 def ratings_of(clips):

@@ -84,7 +84,7 @@ def show_loss(run, path, trained, output):
     and training has seen its class."""
     config, device = trained.config, trained.backbone.device
     try:
-        clips = data.read_manifest(config.data, config.scale)
+        clips = data.read_ratings(config.data, config.scale)
     except data.InputError as error:
         print(f"no loss: {error}")
         return

@@ -145,7 +145,7 @@ def page(run, device="", backbone=""):
     """A run -> the page's text. Raises InputError."""
     trained = evaluate.load_run(run, device, backbone)
     config = trained.config
-    clips = data.read_manifest(config.data, config.scale)
+    clips = data.read_ratings(config.data, config.scale)
     clips = [clip for clip in clips if clip.split == "test" and clip.ratings]
     if not clips:
         raise InputError(f"{config.data} has no rated test clips; there is nothing to show")

@@ -55,7 +55,7 @@ model, backbone = trained.model, trained.backbone
 # The waveform is one number for each of 16,000 moments in a second.
 
 # %%
-clips = [clip for clip in data.read_manifest("corpus") if clip.split == "test"]
+clips = [clip for clip in data.read_ratings("corpus") if clip.split == "test"]
 clip = clips[0]
 waveform = data.read_wav(clip.path, backbone.sample_rate)
 print(f"{clip.wav}: waveform {tuple(waveform.shape)}, {len(waveform) / 16000:.2f} seconds")

@@ -15,7 +15,7 @@ from test_moemos import call, no_network, small_corpus, small_run  # noqa: F401 
 
 
 def a_test_clip():
-    return next(clip for clip in data.read_manifest(small_corpus()) if clip.split == "test")
+    return next(clip for clip in data.read_ratings(small_corpus()) if clip.split == "test")
 
 
 def first_values(out, what):
@@ -129,7 +129,7 @@ def test_no_loss_is_printed_if_training_has_not_seen_the_class_of_the_clip(capsy
 
 
 def test_no_loss_is_printed_if_the_clip_has_no_rating_or_the_corpus_is_gone(monkeypatch, capsys):
-    clips = data.read_manifest(small_corpus())
+    clips = data.read_ratings(small_corpus())
     unrated = next(clip for clip in clips if math.isnan(clip.mos))
     explain.explain(small_run(), unrated.path, "cpu")
     out = capsys.readouterr().out
@@ -137,7 +137,7 @@ def test_no_loss_is_printed_if_the_clip_has_no_rating_or_the_corpus_is_gone(monk
 
     def gone(path, scale):
         raise data.InputError(f"{path} is gone")
-    monkeypatch.setattr(data, "read_manifest", gone)
+    monkeypatch.setattr(data, "read_ratings", gone)
     explain.explain(small_run(), unrated.path, "cpu")
     assert f"no loss: {small_corpus()} is gone\n" in capsys.readouterr().out
 
@@ -147,7 +147,7 @@ def test_names_reach_the_terminal_without_control_characters(monkeypatch, capsys
     trained = evaluate.load_run(small_run(), "cpu")
     trained = trained._replace(classes=[f"{name}\x1b[2J" for name in trained.classes])
     clip.model = trained.classes[0]
-    monkeypatch.setattr(data, "read_manifest", lambda path, scale: [clip])
+    monkeypatch.setattr(data, "read_ratings", lambda path, scale: [clip])
     monkeypatch.setattr(evaluate, "load_run", lambda run, device, backbone: trained)
     explain.explain(small_run(), clip.path, "cpu")
     out = capsys.readouterr().out

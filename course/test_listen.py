@@ -92,7 +92,7 @@ def test_the_page_contains_the_clips_and_their_numbers_and_loads_nothing_from_el
     page = Page((run / "listen.html").read_text())
     assert page.open == []
     trained = evaluate.load_run(run)
-    clips = [clip for clip in data.read_manifest(trained.config.data) if clip.split == "test"]
+    clips = [clip for clip in data.read_ratings(trained.config.data) if clip.split == "test"]
     output = evaluate.predict_clips(trained, clips)
     predicted = output.mos.tolist()
     shown = listen.one_of_each_system(clips)

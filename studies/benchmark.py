@@ -75,7 +75,7 @@ def scripts():
 def evaluation():
     """The wall time of evaluate.py on 5,000 test clips. They are links to those of the corpus, so
     that their features have been extracted already."""
-    clips = data.read_manifest("corpus")
+    clips = data.read_ratings("corpus")
     test = [clip for clip in clips if clip.split == "test"]
     many = [clip for clip in clips if clip.split == "train" and clip.ratings]
     Path("large").mkdir()
@@ -165,7 +165,7 @@ def extraction(clips, backbone):
 def processes():
     """The time that corpora.features takes for 80 clips in one process with two threads, divided by
     that of two processes with one thread each."""
-    make_corpus("share", data.read_manifest("corpus")[::15])
+    make_corpus("share", data.read_ratings("corpus")[::15])
 
     def extract(rank, number, threads):
         return start("-m", "corpora.features", "share", "--backbone", "WAV2VEC2_BASE",
@@ -195,7 +195,7 @@ def benchmark():
     show("peak memory of this training", memory, "GB (aim: 1.5)", digits=2)
     make_weights(torch.hub.get_dir())
     backbone = moemos.load_backbone("WAV2VEC2_BASE")
-    over = extraction(data.read_manifest("corpus")[::20], backbone)
+    over = extraction(data.read_ratings("corpus")[::20], backbone)
     show("data.extract_features / WAV2VEC2_BASE bare", over, digits=3)
     show("two processes of one thread", processes(),
          "times as fast as one process of two threads, starts included", digits=2)

@@ -149,8 +149,8 @@ def in_words(clips, predicted, claims, ceiling, scale):
     if not method.interval("utterance LCC")[0] > 0:
         yield "It is not even shown that its scores follow the ratings at all."
     if math.isnan(ceiling):
-        yield ("How good can it be? That is not known: it takes clips with several ratings each, "
-               "and two halves of the raters whose means agree.")
+        yield ("How good can it be? That is not known. To find out, each clip needs several "
+               "ratings, and the raters must agree at least a little.")
     else:
         yield (f"How good can it be? Between this panel and another of as many raters the LCC "
                f"would be {tables.number(ceiling)} (estimated from halves of the raters, by "
@@ -199,7 +199,7 @@ def main():
                         metavar=("LOW", "HIGH"), help="lowest and highest rating (default: 1 5)")
     parser.add_argument("--max-seconds", type=float, default=60.0,
                         help="clips that are longer are refused (default: 60)")
-    parser.add_argument("--device", default="", help="cpu, cuda, ...; it extracts the features")
+    parser.add_argument("--device", default="", help="cpu, cuda, ..., for the features alone")
     parser.add_argument("--seeds", type=int, default=2, help="how often each predictor is trained, "
                         "each time with another seed (default: 2)")
     options = parser.parse_args()
@@ -208,7 +208,7 @@ def main():
             raise InputError(f"--seeds {options.seeds}: must be at least 1 and at most 100")
         train.check(train.Config(data=options.ratings, scale=tuple(options.scale),
                                  max_seconds=options.max_seconds))
-        clips = data.read_manifest(options.ratings, options.scale)
+        clips = data.read_ratings(options.ratings, options.scale)
         data.check_clips(clips, options.max_seconds)
         rated = [clip for clip in clips if clip.ratings]
         check(options.ratings, rated)

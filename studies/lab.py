@@ -77,9 +77,9 @@ def load(name, backbone):
             _, _, clips = published.read(folder)
     elif os.path.isabs(name):
         with contextlib.redirect_stderr(io.StringIO()):  # hides which columns are ignored
-            clips = data.read_manifest(name, (-1e6, 1e6))
+            clips = data.read_ratings(name, (-1e6, 1e6))
     else:
-        clips = data.read_manifest(simulation(name))
+        clips = data.read_ratings(simulation(name))
         if name.startswith("training"):
             clips = [clip for clip in clips if clip.split == "train"]
     return Corpus(clips, data.extract_features(clips, network), network)

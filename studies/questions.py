@@ -57,8 +57,8 @@ def real(how, names=TESTS, more=""):
 
 HEARD = real("groups")
 UNHEARD = real("system", more=", unheard")
-FAMILIES = real("family", ("Estonian", "codecs", "YourTTS"), more=", unheard")
-SIMULATED = {f"simulated, unheard{letter}": (
+FAMILIES = real("family", ("Estonian", "codecs", "YourTTS"), more=", family unheard")
+SIMULATED = {f"simulated, model unheard{letter}": (
     Cell("training clips of simulated 100", backbone, "model"),)
     for letter, backbone in BACKBONES.items()}
 FIVE = {str(seed): (Cell(f"simulated {seed}", "logmel", "test"),) for seed in range(300, 305)}
@@ -81,7 +81,7 @@ QUESTIONS = {
         "Does it predict better than plainer predictors with logmel, on simulated corpora?",
         (METHOD, v.ONE, RIDGE, v.START, MEAN), FIVE, SEEDS, (UTTERANCE, MSE)),
     "settings": Question(
-        "Would other values of what is ours be better?",
+        "Would other values of the settings that we chose be better?",
         (METHOD, v.LINE_ALONE, v.FEWER, v.MORE, v.FASTER_JOINT), HEARD | UNHEARD, nested=True),
     "ours": Question(
         "What does it cost to leave out a part that is ours?",

@@ -22,10 +22,10 @@ def test_the_benchmark_times_the_start_and_the_three_stages_of_a_training(monkey
 
 
 def test_a_corpus_made_of_some_clips_has_their_files_and_ratings(tmp_path):
-    clips = data.read_manifest(small_corpus())[::5]
+    clips = data.read_ratings(small_corpus())[::5]
     assert {bool(clip.ratings) for clip in clips} == {True, False}
     benchmark.make_corpus(tmp_path, clips)
-    again = data.read_manifest(tmp_path)
+    again = data.read_ratings(tmp_path)
     assert [clip.ratings for clip in again] == [clip.ratings for clip in clips]
     assert [clip.path.resolve() for clip in again] == [clip.path.resolve() for clip in clips]
 

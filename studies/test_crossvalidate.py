@@ -103,7 +103,7 @@ def test_the_printed_numbers_are_those_of_a_plain_loop_over_the_groups(quick, mo
     out = capsys.readouterr().out
     assert out.startswith(f"{table}: 35 rated clips, 1 without ratings\n105 ratings or means by 3 "
                           "named raters, 5 systems, 7 groups, MOS ")
-    clips = data.read_manifest(table)
+    clips = data.read_ratings(table)
     features = data.extract_features(clips, moemos.load_backbone("logmel"))
     seeds = [by_hand(clips, features, seed) for seed in (0, 1)]
     capsys.readouterr()
@@ -249,7 +249,7 @@ def test_the_remarks_say_what_the_intervals_show():
     said = say(same, nan, groups=80)
     assert said.count("not shown to differ from") == 2
     assert "not shown that more clips help" in said
-    assert "That is not known: it takes clips with several ratings each" in said
+    assert "That is not known. To find out, each clip needs several" in said
     assert "No two clips are of one group." in said
     assert "a better guess" not in said
     said = say(worse, systems=5, seeds=1)
