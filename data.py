@@ -47,7 +47,7 @@ def read_wav(path, sample_rate, content=None):
     content: the bytes of the file, if they have been read. Raises InputError, which names it."""
     from scipy.signal import resample_poly  # here, so that --help need not wait for it
     rate, mono = decode(path, read_bytes(path) if content is None else content)
-    # A large denominator makes the filter long, and so it is rounded to 100,000 at most.
+    # The denominator is limited to 100,000, because a large one makes the filter long.
     ratio = Fraction(sample_rate, rate).limit_denominator(100_000)
     resampled = resample_poly(mono, ratio.numerator, ratio.denominator)
     return torch.from_numpy(resampled.astype(np.float32))
@@ -138,7 +138,8 @@ def add_row(clips, row, folder, scale, place):
         raise InputError(f"{place}: wav and system need a value; no cell may hold a NUL or a CR")
     if row["split"] not in ("train", "dev", "test"):
         raise InputError(f"{place}: a split is train, dev or test, not {shown(row['split'])}")
-    wav = folder / os.fsdecode(row["wav"].encode(errors="surrogateescape"))  # the table is UTF-8
+    # The table is UTF-8; the file system may use another encoding.
+    wav = folder / os.fsdecode(row["wav"].encode(errors="surrogateescape"))
     path = os.path.realpath(wav)  # ./a.wav, or a link to it, is a.wav
     new = Clip(row["wav"], wav, row["split"], row["system"],
                row.get("model") or row["system"], row.get("group") or path)
@@ -153,7 +154,7 @@ def add_row(clips, row, folder, scale, place):
     if not row["score"] and not rater:
         return
     if rater in clip.ratings:
-        raise InputError(f"{place}: rater {shown(rater)} has rated {clip.wav} above")
+        raise InputError(f"{place}: rater {shown(rater)} has rated {clip.wav} above; keep one")
     if clip.ratings and (not rater or "" in clip.ratings):
         raise InputError(f"{place}: {clip.wav} has both a mean (a row without rater) and single "
                          "ratings; keep one of the two")
@@ -323,7 +324,8 @@ def find_samples(path, content, order):
     if content[:4] in (b"RF64", b"BW64"):  # their true length has 64 bits and stands near the start
         size = int.from_bytes(content[28:36], "little")
     left = len(content) - start
-    if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):  # its length is unknown
+    # A length of 0 is true only if the length of the whole file, riff, is known.
+    if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):
         size = left
     if content[8:12] != b"WAVE" or name != b"data" or size > left:
         raise InputError(f"{path}: not a whole WAV file; save it again, as PCM or float")
@@ -508,7 +510,7 @@ def as_csv(rows):
 def check_writable(folder):
     """Raises InputError if no file can be made in a folder. Leaves nothing behind."""
     existing = Path(os.path.abspath(folder))
-    while not existing.exists():  # folders that are missing would be made in this one
+    while not existing.exists():  # the nearest one that exists
         existing = existing.parent
     path = existing / f".{uuid.uuid4().hex}"
     write_files({path: b""})

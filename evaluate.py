@@ -79,7 +79,8 @@ def leave_one_out(predicted, true, system):
 
 
 def parts_of(system):
-    """The system of each of n clips -> ((n,) the part of each clip, a text on the intervals).
+    """The system of each of n clips -> ((n,) the part of each clip, a text on the intervals). Also
+    the systems themselves -> the part of each.
 
     An interval is found by leaving out one part at a time. A part is a system, because predictions
     of the clips of a system tend to be wrong in the same way. If there are fewer systems than

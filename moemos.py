@@ -32,8 +32,9 @@ MIN_SECONDS = 0.025  # one frame of a wav2vec2 covers these seconds; the next be
 # -- Backbone: waveform -> frames of every layer, frozen (III.B) -----------------------------------
 
 class Backbone:
-    """A frozen network, which turns a waveform into the frames of its layers. It is no nn.Module:
-    if it becomes an attribute of a model, its weights are neither stored nor trained with it.
+    """A frozen network, which turns a waveform into the frames of its layers. It is no nn.Module,
+    so that PyTorch does not count its weights among those of a model, and neither stores nor trains
+    them with the model.
 
     code: the source of your Python module, if the network comes from one, see fingerprint().
     Attributes: name; sample_rate, in Hz; layers (L); width (D); and identity, a fingerprint(), by
@@ -181,10 +182,10 @@ class MoEMOS(nn.Module):
 # 2. Ridge regression learns from the rated clips to predict the MOS. It is a linear model which is
 #    kept from large weights by a penalty: it has those weights w for which
 #
-#        |z w - mos|^2 + penalty * P * |w|^2        (of the rated clips)
+#        |z w - mos|^2 + penalty * P * |w|^2
 #
-#    is least. (The factor P makes the same penalty fit any number of features.) Which penalty is
-#    best is found by cross-validation.
+#    is least. (Here z is standardised over the rated clips alone. The factor P makes the same
+#    penalty fit any number of features.) Which penalty is best is found by cross-validation.
 #
 # 3. The principal axes of all n clips, rated or not, are computed. These are directions: the clips
 #    differ most along the first one and less along each further one, and their coordinates along
@@ -194,11 +195,11 @@ class MoEMOS(nn.Module):
 #        kept = variance / (variance + penalty * P / number of rated clips)
 #
 #    with the variance of the clips along that axis (question 8 of course/exercises.md shows that;
-#    it is exact if all clips are rated). The factor is near 1 if the clips differ much along the
-#    axis, and near 0 if they hardly differ. We scale each axis so that the clips have the standard
-#    deviation `kept` along it. Axes along which clips hardly differ then give small numbers, and
-#    training hardly uses them, just as ridge regression hardly does. The weakest axes are left out.
-#    The others are the axes of the fusion.
+#    it is exact if all clips are rated and all features vary). The factor is near 1 if the clips
+#    differ much along the axis, and near 0 if they hardly differ. We scale each axis so that the
+#    clips have the standard deviation `kept` along it. Axes along which clips hardly differ then
+#    give small numbers, and training hardly uses them, just as ridge regression hardly does. The
+#    weakest axes are left out. The others are the axes of the fusion.
 #
 # 4. The linear map V makes the 1 + C numbers of y from where a clip lies on these axes. The first,
 #    y_0, starts as the MOS that ridge regression predicts. For each class c, y_c starts as the
@@ -224,10 +225,10 @@ class MoEMOS(nn.Module):
 #
 #        MOS = bias + (y_0 + sum over the classes of  y_c MOS_c) / 2
 #
-#    Here the bias is the mean of the first prediction over the training clips. It is also the mean
-#    of the second, which is the sum of all share_c MOS_c, that is, the mean MOS of all clips, with
-#    the prediction of ridge regression where a clip has none: on the rated clips the errors of
-#    ridge regression cancel out.
+#    Here the bias is the mean of the first prediction over the training clips. The second has the
+#    same mean. Its mean is the sum of all share_c MOS_c. That is the mean over all clips of the
+#    MOS, or of what ridge regression predicts where a clip has none. On the rated clips the errors
+#    of ridge regression sum to 0, so that to put its predictions there as well changes nothing.
 #
 #    A single class tells nothing about the MOS: its y_c starts as 0. In that case the head starts
 #    as MOS = bias + y_0.
@@ -308,7 +309,7 @@ def start(features, mos, label, classes, fold):
     mos_deviation = mos[rated].std() if np.ptp(mos[rated]) > 0 else 1.0
     mos = (mos - mos_mean) / mos_deviation                                  # (n,)
     deviation, mean = torch.std_mean(features, 0, correction=0)
-    deviation = deviation.clamp_min(1e-3)  # what hardly varies here may vary in other clips
+    deviation = deviation.clamp_min(1e-3)  # else what hardly varies here could be huge elsewhere
     z = ((features - mean) / deviation).flatten(1).numpy()                  # (n, P)
     # 2. Ridge regression of the MOS. It standardises the features itself, over the rated clips.
     raw = features.flatten(1).numpy()
@@ -318,8 +319,8 @@ def start(features, mos, label, classes, fold):
     position, kept, axes = principal_axes(z, penalty * z.shape[1] / rated.sum())
     # 4. The linear map V. Positions are uncorrelated and have variance 1. So without a penalty the
     # weight of an axis would be the mean of target * position, and ridge regression multiplies that
-    # by `kept`. For the MOS the target is not the MOS, but what ridge regression predicts for it;
-    # there the factor `kept` is contained already.
+    # by `kept`. The row of V for the MOS is computed from what ridge regression predicts; these
+    # predictions contain the factor `kept` already.
     one_hot = np.eye(classes)[label]                                        # (n, C)
     weights_of_mos = ridge_mos @ position / len(z)                          # (A,)
     weights_of_classes = kept * (one_hot.T @ position / len(z))             # (C, A)
@@ -343,8 +344,8 @@ def start(features, mos, label, classes, fold):
 # -- Losses (III.B, III.C) -------------------------------------------------------------------------
 #
 # The paper has two regularisers, which are to keep one expert from doing everything, and gives no
-# equations for them. Those here are SpeechMoE's (arXiv 2105.03036). Of these only the first does
-# that; the second rewards clips that use few experts.
+# equations for them. Those here are SpeechMoE's (arXiv 2105.03036). Of these only L_diversity
+# does that; L_sparsity rewards clips that use few experts.
 
 def mos_loss(predicted, mos):
     """Smooth L1. With d = predicted - mos it is the mean over the clips of
@@ -508,7 +509,7 @@ def load_backbone(name, device="cpu"):
             network, sample_rate = LogMel(), 16000
         elif bundle is not None:
             sample_rate = int(bundle.sample_rate)
-            # A file of weights could run code when it is loaded, but for weights_only.
+            # To load a file of weights could run code in it; weights_only prevents that.
             network = bundle.get_model(dl_kwargs={"weights_only": True})
         else:
             network, sample_rate, code = load_module(name)
@@ -519,7 +520,7 @@ def fingerprint(network, frames, code):
     """A text by which a network is known again. It depends on the weights, on `code`, which is the
     source of a module of your own or "", and on the frames (L, F, D) that the network gives for a
     second of noise. The frames enter as one number, rounded to two digits, because machines differ
-    slightly. So a change in code that is not in `code` is noticed only if it is large."""
+    slightly. A change in any other source file is noticed only if it clearly changes the frames."""
     statistics = pool_statistics(frames).flatten().cpu().double()
     # With unequal weights the sum also changes if two features change places.
     ramp = torch.linspace(1, 2, len(statistics), dtype=torch.float64)

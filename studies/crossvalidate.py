@@ -3,10 +3,11 @@
     python -m studies.crossvalidate RATINGS            a ratings.csv, or the folder that holds it
     python -m studies.crossvalidate RATINGS --scale 1 7 --backbone studies.distilled
 
-Every rated clip, whatever its split, is predicted once by each of five predictors, which have
-learned from clips of other groups: the method, the method with one expert, ridge regression, the
-mean MOS of the clip's system, and the method on half of the clips. Predictions are kept under
-runs/lab/, so that after an interruption the same command goes on where it was.
+In each training, every rated clip, whatever its split, is predicted once by each of five
+predictors, which have learned from clips of other groups: the method, the method with one expert,
+ridge regression, the mean MOS of the clip's system, and the method on half of the clips.
+Predictions are kept under runs/lab/, so that after an interruption the same command goes on where
+it was.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from studies import lab, raters, tables
 from studies.lab import MEAN, METHOD, RIDGE, Cell, Job
 from studies.variants import ONE
 
-VARIANTS = (METHOD, ONE, RIDGE, MEAN)  # the first is compared with each other
+VARIANTS = (METHOD, ONE, RIDGE, MEAN)  # the first is compared with each of the others
 HALF = "the method, half the clips"    # it learns from about half of each system's clips
 FEWEST = 5                             # rated clips to learn from must remain outside each part
 HALVINGS = 20                          # how often the raters are halved at random
@@ -55,7 +56,7 @@ def inventory(path, clips):
     yield (f"{len(given)} ratings or means by {len({*given} - {''})} named raters, "
            f"{len({clip.system for clip in rated})} systems, "
            f"{len({clip.group for clip in rated})} groups, MOS {min(mos):.2f} to {max(mos):.2f}")
-    yield "Every rated clip, whatever its split, is predicted once, from clips of other groups."
+    yield "In each training, every rated clip is predicted once, from clips of other groups."
 
 
 def reliability(ratings):
