@@ -27,9 +27,9 @@ import torch
 import moemos
 
 DEFAULT_BACKBONE = "WAV2VEC2_BASE"  # a wav2vec2 is the paper's (III.B), the smallest is our choice
-STALL_SECONDS = 30.0  # a download that sends nothing for so long is given up
+STALL_SECONDS = 30.0  # a download that sends nothing for this long is given up
 MAX_BYTES = 2 ** 28   # a larger file is refused, as reading a device or a pipe might never end
-SILENCE = 45.0        # dB; the ends of a clip that are so far below its loudest 10 ms are cut; ours
+SILENCE = 45.0        # dB; the ends of a clip are cut if they are more below its loudest 10 ms
 # (format, bytes a sample) of a WAV file -> (numpy's type, the value of silence, full scale). Format
 # 1 is PCM, and format 3 is float.
 TYPES = {(1, 1): ("u1", 128.0, 2 ** 7), (1, 2): ("i2", 0.0, 2 ** 15), (1, 3): ("i4", 0.0, 2 ** 31),
@@ -286,7 +286,7 @@ def errors_in_one_sentence(script):
             sys.exit(2)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
-            raise  # a fault of the program; torch raises RuntimeError if memory runs out
+            raise  # a RuntimeError that is not about memory is a fault of the program
         problem = "memory ran out; fewer or shorter clips need less"
     print(f"{script}: {problem}", file=sys.stderr)
     sys.exit(2)
@@ -413,7 +413,7 @@ def check_scale(scale):
     """Raises InputError for a scale that cannot be."""
     low, high = scale
     if not -1e6 <= low < high <= 1e6:
-        raise InputError(f"--scale {low:g} {high:g}: the lower first, and no more than a million")
+        raise InputError(f"--scale {low:g} {high:g}: the lower first; none beyond a million")
 
 
 def pick_device(name=""):

@@ -34,7 +34,7 @@ import train
 from data import InputError
 
 FEWEST = {"clips": 10, "systems": 5}  # see parts_of(); all constants here are ours
-PARTS = 500  # clips are dealt into so many parts at most, to be left out in turn
+PARTS = 500  # clips are dealt into at most this many parts, which are left out in turn
 RIDGE = "ridge"
 SYSTEM_MEAN = "system's mean"
 MEANING = {RIDGE: "a linear model (ridge regression) on the same features",
@@ -66,21 +66,21 @@ def leave_one_out(predicted, true, system):
     """Each of the eight numbers, computed again and again, with another part of the clips left out
     each time: {"utterance MSE": (parts,), ...}. parts_of() says what a part is. The numbers are NaN
     if there are too few parts."""
-    without = {}
+    left_out = {}
     # At system level there is one value for each system, and to leave out a value is to leave out a
     # system.
-    names = {"utterance": system, "system": np.unique(system)}
+    systems = {"utterance": system, "system": np.unique(system)}
     for level, (p, t) in moemos.levels(predicted, true, system).items():
-        part, _ = parts_of(names[level])
-        masks = [part != left_out for left_out in np.unique(part)]
+        part, _ = parts_of(systems[level])
+        masks = [part != one for one in np.unique(part)]
         for name, metric in moemos.METRICS.items():
-            without[f"{level} {name}"] = np.array([metric(p[mask], t[mask]) for mask in masks])
-    return without
+            left_out[f"{level} {name}"] = np.array([metric(p[mask], t[mask]) for mask in masks])
+    return left_out
 
 
 def parts_of(system):
-    """The system of each of n clips -> ((n,) the part of each clip, a text on the intervals). Also
-    the systems themselves -> the part of each.
+    """system: (n,) the system of each clip or, for numbers at system level, the systems themselves.
+    Returns ((n,) the part of each, a text on the intervals).
 
     An interval is found by leaving out one part at a time. A part is a system, because predictions
     of the clips of a system tend to be wrong in the same way. If there are fewer systems than
@@ -107,12 +107,12 @@ def interval(value, left_out, name=""):
         of an MSE           exp(log(value) -+ (1 + 2 / n) reach / value)       on a log scale
 
     A correlation cannot exceed 1, nor an MSE fall below 0. Near these limits an interval should not
-    be symmetric; it is made symmetric on Fisher's scale or on a log scale, and turned back. `reach`
-    is brought to such a scale by multiplying it by the slope of the scale, which is
-    1 / (1 - value^2) on Fisher's scale and 1 / value on the log scale. The factor 1 + 2 / n comes
-    from a simulation, in which intervals from few parts were too narrow. The interval is NaN if the
-    number stays the same, up to rounding, whichever part is left out; that can happen to ranks of
-    few systems."""
+    be symmetric. So it is computed, symmetric, on Fisher's scale or on a log scale, and becomes
+    asymmetric when it is turned back. `reach` is brought to such a scale by multiplying it by the
+    slope of the scale, which is 1 / (1 - value^2) on Fisher's scale and 1 / value on the log scale.
+    The factor 1 + 2 / n comes from a simulation, in which intervals from few parts were too narrow.
+    The interval is NaN if the number stays the same, up to rounding, whichever part is left out;
+    that can happen to ranks of few systems."""
     from scipy.special import stdtrit  # here, so that --help need not wait for it
     n = len(left_out)
     reach = float(stdtrit(n - 1, 0.975)) * math.sqrt((n - 1) * np.var(left_out))
@@ -145,7 +145,7 @@ def reference_predictions(trained, clips, test):
     """Plain predictions to compare a run with: {label: MOS (test clips,)}. Two hear nothing:
     the mean training MOS of all clips, and that of the clip's system. The third is ridge
     regression, from the rated training clips alone, with the penalty that training found.
-    clips: the run's corpus. {} if fewer than two training clips have ratings."""
+    clips: the run's corpus. Returns {} if fewer than two training clips have ratings."""
     training = [clip for clip in clips if clip.split == "train" and clip.ratings]
     if len(training) < 2:
         return {}

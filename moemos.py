@@ -26,19 +26,19 @@ import torch
 import torchaudio
 from torch import nn
 
-MIN_SECONDS = 0.025  # one frame of a wav2vec2 covers these seconds; the next begins after 0.02 s
+MIN_SECONDS = 0.025  # covered by one frame of a wav2vec2; the next one begins 0.02 s later
 
 
 # -- Backbone: waveform -> frames of every layer, frozen (III.B) -----------------------------------
 
 class Backbone:
-    """A frozen network, which turns a waveform into the frames of its layers. It is no nn.Module,
-    so that PyTorch does not count its weights among those of a model, and neither stores nor trains
-    them with the model.
+    """Holds a frozen network, which turns a waveform into the frames of its layers. A Backbone is
+    no nn.Module, so that PyTorch does not count the network's weights among those of a model, and
+    neither stores nor trains them with the model.
 
     code: the source of your Python module, if the network comes from one, see fingerprint().
     Attributes: name; sample_rate, in Hz; layers (L); width (D); and identity, a fingerprint(), by
-    which a run knows its backbone again. Raises ValueError if the frames are not finite."""
+    which a run recognises its backbone. Raises ValueError if the frames are not finite."""
 
     def __init__(self, name, network, sample_rate, device="cpu", code=""):
         self.name = name
@@ -56,7 +56,7 @@ class Backbone:
     @torch.no_grad()
     def extract(self, waveform):
         """(T,) float32 at sample_rate -> (L, F, D). Raises ValueError if the waveform is not (T,)
-        or is shorter than 25 ms, and if the network does not give L tensors (1, F, D).
+        or is shorter than 25 ms, and if the network does not give tensors (1, F, D) of one shape.
 
         It takes one clip at a time (ours). In a batch all clips would be padded to the length of
         the longest. WAV2VEC2_BASE normalises over all frames, the padding included, so that the
@@ -64,13 +64,13 @@ class Backbone:
         if waveform.dim() != 1 or len(waveform) < MIN_SECONDS * self.sample_rate:
             raise ValueError(f"a waveform is (T,) of 25 ms or more, not {tuple(waveform.shape)}")
         with contextlib.redirect_stdout(sys.stderr):  # standard output is for our own results
-            frames = list(self.network.extract_features(waveform[None].to(self.device))[0])
-        shapes = sorted({tuple(layer.shape) for layer in frames})
-        as_needed = len(shapes) == 1 and len(shapes[0]) == 3 and shapes[0][0] == 1
-        if not as_needed or 0 in shapes[0]:
+            layers = list(self.network.extract_features(waveform[None].to(self.device))[0])
+        shapes = sorted({tuple(layer.shape) for layer in layers})
+        shapes_fit = len(shapes) == 1 and len(shapes[0]) == 3 and shapes[0][0] == 1
+        if not shapes_fit or 0 in shapes[0]:
             raise ValueError(f"backbone {self.name} must give (list of layers, None), all layers "
                              f"of one shape (1, F, D) and none empty; it gave {shapes}")
-        return torch.cat(frames).float()                                    # (L, F, D)
+        return torch.cat(layers).float()                                    # (L, F, D)
 
 
 def pool_statistics(frames):
@@ -189,17 +189,18 @@ class MoEMOS(nn.Module):
 #
 # 3. The principal axes of all n clips, rated or not, are computed. These are directions: the clips
 #    differ most along the first one and less along each further one, and their coordinates along
-#    two of them are uncorrelated. Ridge regression gives each axis the weight that it would have
-#    without a penalty, times a factor between 0 and 1,
+#    any two of them are uncorrelated. A linear model can also be written with a weight for each
+#    axis in place of one for each feature. Then ridge regression gives each axis the weight that it
+#    would have without a penalty, times a factor between 0 and 1,
 #
 #        kept = variance / (variance + penalty * P / number of rated clips)
 #
 #    with the variance of the clips along that axis (question 8 of course/exercises.md shows that;
-#    it is exact if all clips are rated and all features vary). The factor is near 1 if the clips
-#    differ much along the axis, and near 0 if they hardly differ. We scale each axis so that the
-#    clips have the standard deviation `kept` along it. Axes along which clips hardly differ then
-#    give small numbers, and training hardly uses them, just as ridge regression hardly does. The
-#    weakest axes are left out. The others are the axes of the fusion.
+#    it is exact if all clips are rated, and all features vary by more than 1e-3). The factor is
+#    near 1 if the clips differ much along the axis, and near 0 if they hardly differ. We scale each
+#    axis so that the clips have the standard deviation `kept` along it. Axes along which clips
+#    hardly differ then give small numbers, and training hardly uses them, just as ridge regression
+#    hardly does. The weakest axes are left out. The others are the axes of the fusion.
 #
 # 4. The linear map V makes the 1 + C numbers of y from where a clip lies on these axes. The first,
 #    y_0, starts as the MOS that ridge regression predicts. For each class c, y_c starts as the
@@ -225,10 +226,11 @@ class MoEMOS(nn.Module):
 #
 #        MOS = bias + (y_0 + sum over the classes of  y_c MOS_c) / 2
 #
-#    Here the bias is the mean of the first prediction over the training clips. The second has the
-#    same mean. Its mean is the sum of all share_c MOS_c. That is the mean over all clips of the
-#    MOS, or of what ridge regression predicts where a clip has none. On the rated clips the errors
-#    of ridge regression sum to 0, so that to put its predictions there as well changes nothing.
+#    The bias is the mean, over the training clips, of what ridge regression predicts. It serves
+#    both predictions. As each y_c has the mean 0, the mean of the second prediction is the sum of
+#    all share_c MOS_c. That is the mean over all clips of the MOS, with the prediction of ridge
+#    regression where a clip has none. On the rated clips these predictions have the same mean as
+#    the MOS, and so it is the mean of the predictions of ridge regression over all clips, the bias.
 #
 #    A single class tells nothing about the MOS: its y_c starts as 0. In that case the head starts
 #    as MOS = bias + y_0.
@@ -268,9 +270,9 @@ def best_penalty(features, target, fold):
     number of the fold that each clip is in."""
     errors = np.zeros(len(PENALTIES))
     for number in np.unique(fold):
-        out = fold == number
-        predicted = ridge(features[~out], target[~out], features[out], PENALTIES)
-        errors += np.square(predicted - target[out]).sum(1)
+        test = fold == number
+        predicted = ridge(features[~test], target[~test], features[test], PENALTIES)
+        errors += np.square(predicted - target[test]).sum(1)
     return float(PENALTIES[errors.argmin()])
 
 
@@ -309,7 +311,7 @@ def start(features, mos, label, classes, fold):
     mos_deviation = mos[rated].std() if np.ptp(mos[rated]) > 0 else 1.0
     mos = (mos - mos_mean) / mos_deviation                                  # (n,)
     deviation, mean = torch.std_mean(features, 0, correction=0)
-    deviation = deviation.clamp_min(1e-3)  # else what hardly varies here could be huge elsewhere
+    deviation = deviation.clamp_min(1e-3)  # so that nothing is divided by nearly 0
     z = ((features - mean) / deviation).flatten(1).numpy()                  # (n, P)
     # 2. Ridge regression of the MOS. It standardises the features itself, over the rated clips.
     raw = features.flatten(1).numpy()
@@ -344,8 +346,8 @@ def start(features, mos, label, classes, fold):
 # -- Losses (III.B, III.C) -------------------------------------------------------------------------
 #
 # The paper has two regularisers, which are to keep one expert from doing everything, and gives no
-# equations for them. Those here are SpeechMoE's (arXiv 2105.03036). Of these only L_diversity
-# does that; L_sparsity rewards clips that use few experts.
+# equations for them. Those here are SpeechMoE's (arXiv 2105.03036). Only L_diversity keeps one
+# expert from doing everything; L_sparsity is small if each clip uses few experts.
 
 def mos_loss(predicted, mos):
     """Smooth L1. With d = predicted - mos it is the mean over the clips of
@@ -482,7 +484,7 @@ def why_undefined(predicted, true):
     if not (np.isfinite(p).all() and np.isfinite(t).all()):
         return "a value is not finite"
     for values, name in ((p, "predictions"), (t, "true scores")):
-        if np.ptp(np.float32(values)) == 0:  # as ranks() has it
+        if np.ptp(np.float32(values)) == 0:  # equal in float32, as in ranks()
             return f"the {name} are all equal"
     return ""
 
@@ -517,12 +519,12 @@ def load_backbone(name, device="cpu"):
 
 
 def fingerprint(network, frames, code):
-    """A text by which a network is known again. It depends on the weights, on `code`, which is the
+    """A text by which a network is recognised. It depends on the weights, on `code`, which is the
     source of a module of your own or "", and on the frames (L, F, D) that the network gives for a
     second of noise. The frames enter as one number, rounded to two digits, because machines differ
     slightly. A change in any other source file is noticed only if it clearly changes the frames."""
     statistics = pool_statistics(frames).flatten().cpu().double()
-    # With unequal weights the sum also changes if two features change places.
+    # The features are summed with factors from 1 to 2, so that swapping two changes the sum.
     ramp = torch.linspace(1, 2, len(statistics), dtype=torch.float64)
     digest = hashlib.sha256(f"{code} {tuple(frames.shape)} {statistics @ ramp:.1e}".encode())
     for key, tensor in network.state_dict().items():
@@ -556,7 +558,7 @@ def load_module(name):
     try:
         code = inspect.getsource(module) + inspect.getsource(inspect.getmodule(type(found[0])))
     except (OSError, TypeError):
-        raise ValueError(f"the source of {name} is missing; put its .py file there") from None
+        raise ValueError(f"the .py file of {name} is missing; put it where the module is") from None
     return *found, code
 
 

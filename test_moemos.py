@@ -972,7 +972,7 @@ def test_a_module_whose_source_is_missing_is_refused_with_a_sentence_that_says_s
     bare = helper if "import torch" not in load else name
     py_compile.compile(tmp_path / f"{bare}.py", tmp_path / f"{bare}.pyc")
     (tmp_path / f"{bare}.py").unlink()
-    with pytest.raises(data.InputError, match=f"the source of {name} is missing; put its .py"):
+    with pytest.raises(data.InputError, match=f"the .py file of {name} is missing; put it where"):
         data.open_backbone(name, "cpu")
 
 

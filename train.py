@@ -29,7 +29,7 @@ from data import InputError
 class Stage(NamedTuple):
     name: str
     steps: int
-    lr: float            # at the first step; 0 after the last (that each stage starts anew is ours)
+    lr: float            # at the first step; 0 after the last (that it jumps up again is ours)
     alpha_start: float   # weight of the MOS loss; that of the second task, beta, is 1 - alpha
     alpha_end: float
 
@@ -39,7 +39,7 @@ STAGES = (  # III.E; that each has 200 steps is ours
     Stage("joint", 200, 1e-4, 0.3, 0.7),  # lr: ours, that of stage 1
     Stage("mos", 200, 1e-5, 0.9, 0.9),
 )
-CLIP_NORM = 1.0  # gradient clipping (III.E); of the norm of all gradients together: ours
+CLIP_NORM = 1.0  # the norm of the gradient is clipped to that (III.E); over all weights: ours
 FOLDS = 5        # of the cross-validation in moemos.best_penalty(); ours
 LOG_STEPS = 50   # a row of log.csv is a mean over this many steps; ours
 RESULTS = ("metrics.json", "predictions.csv", "answer.txt")  # what evaluate.py writes
@@ -204,10 +204,10 @@ def gate_columns(gates):
 
 
 @torch.no_grad()
-def validate(model, clips):
+def validate(model, dev):
     """The columns of log.csv about the dev clips, which are rated and not trained on."""
-    predicted = torch.cat([model.eval()(part).mos for part in clips.features.split(256)]).cpu()
-    mos = clips.mos.cpu()
+    predicted = torch.cat([model.eval()(part).mos for part in dev.features.split(256)]).cpu()
+    mos = dev.mos.cpu()
     return {"dev_mse": moemos.mse(predicted, mos), "dev_lcc": moemos.lcc(predicted, mos)}
 
 

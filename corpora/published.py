@@ -5,13 +5,13 @@
     python -m corpora.published PATH --out ratings.csv --augment FOLDER
     python -m corpora.published EXPORT --columns wav=COLUMN score=COLUMN --out ratings.csv
 
-PATH is an unpacked data set or the clone of a repository, of one of the kinds in LAYOUTS, or a
-ratings.csv or its folder. EXPORT is what the tool of a listening test gives you; corpora/exports.py
-reads it. The WAV files are not copied. The table shows what was understood of the data set, so look
-at it. --fold K/N divides the groups of clips into N folds and makes the K-th fold the test clips,
-whatever split the data set has; a data set without a split gets 1/5 unless you say otherwise. Clips
-without ratings keep their split. --augment adds clips without MOS (III.D); each subfolder of FOLDER
-has those of one synthesis model.
+PATH is a data set of a kind that is listed in LAYOUTS, unpacked or as a clone of its repository;
+or a ratings.csv, or the folder of one. EXPORT is what the tool of a listening test gives you;
+corpora/exports.py reads it. The WAV files are not copied. The table shows what was understood of
+the data set, so look at it. --fold K/N divides the groups of clips into N folds and makes the K-th
+fold the test clips, whatever split the data set has; a data set without a split gets 1/5 unless you
+say otherwise. Clips without ratings keep their split. --augment adds clips without MOS (III.D);
+each subfolder of FOLDER has those of one synthesis model.
 """
 
 import argparse

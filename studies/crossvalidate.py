@@ -3,8 +3,8 @@
     python -m studies.crossvalidate RATINGS            a ratings.csv, or the folder that holds it
     python -m studies.crossvalidate RATINGS --scale 1 7 --backbone studies.distilled
 
-In each training, every rated clip, whatever its split, is predicted once by each of five
-predictors, which have learned from clips of other groups: the method, the method with one expert,
+With each seed, every rated clip, whatever its split, is predicted once by each of five predictors,
+which have learned from clips of other groups: the method, the method with one expert,
 ridge regression, the mean MOS of the clip's system, and the method on half of the clips.
 Predictions are kept under runs/lab/, so that after an interruption the same command goes on where
 it was.
@@ -56,7 +56,7 @@ def inventory(path, clips):
     yield (f"{len(given)} ratings or means by {len({*given} - {''})} named raters, "
            f"{len({clip.system for clip in rated})} systems, "
            f"{len({clip.group for clip in rated})} groups, MOS {min(mos):.2f} to {max(mos):.2f}")
-    yield "In each training, every rated clip is predicted once, from clips of other groups."
+    yield "With each seed, every rated clip is predicted once, from clips of other groups."
 
 
 def reliability(ratings):
