@@ -29,7 +29,7 @@ import moemos
 DEFAULT_BACKBONE = "WAV2VEC2_BASE"  # a wav2vec2 is the paper's (III.B), the smallest is our choice
 STALL_SECONDS = 30.0  # a download that sends nothing for this long is given up
 MAX_BYTES = 2 ** 28   # a larger file is refused, as reading a device or a pipe might never end
-SILENCE = 45.0        # dB; the ends of a clip are cut if they are more below its loudest 10 ms
+SILENCE = 45.0        # dB; ends of a clip that are this far below its loudest 10 ms are cut (ours)
 # (format, bytes a sample) of a WAV file -> (numpy's type, the value of silence, full scale). Format
 # 1 is PCM, and format 3 is float.
 TYPES = {(1, 1): ("u1", 128.0, 2 ** 7), (1, 2): ("i2", 0.0, 2 ** 15), (1, 3): ("i4", 0.0, 2 ** 31),
@@ -273,7 +273,7 @@ def errors_in_one_sentence(script):
     nowhere = io.TextIOWrapper(io.BytesIO())
     sys.stdout = sys.stdout or nowhere  # None if it was closed
     sys.stderr = sys.stderr or nowhere
-    sys.stdout.reconfigure(errors="backslashreplace")  # the terminal may lack a name's characters
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not have all characters
     try:
         yield
         sys.stdout.flush()  # here, where a full disk is noticed
@@ -324,7 +324,7 @@ def find_samples(path, content, order):
     if content[:4] in (b"RF64", b"BW64"):  # their true length has 64 bits and stands near the start
         size = int.from_bytes(content[28:36], "little")
     left = len(content) - start
-    # A length of 0 is true only if the length of the whole file, riff, is known.
+    # A length of 0 is believed only if the file's own length, riff, is plausible.
     if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):
         size = left
     if content[8:12] != b"WAVE" or name != b"data" or size > left:

@@ -436,7 +436,7 @@ def print_scores(scores):
     shown = data.printable if sys.stdout.isatty() else str  # a terminal obeys control characters
     skipped = False
     for i, (path, mos) in enumerate(scores):
-        if i == 0:  # only now is it known that the run can be used
+        if i == 0:  # score() loads the run at its first step, which may fail
             table.writerow(["wav", "mos"])
         skipped = skipped or math.isnan(mos)
         if not math.isnan(mos):
@@ -467,7 +467,7 @@ def main():
             raise InputError("--scale needs --data, as it is the scale of another corpus")
         for path in options.wav or ():
             if os.path.exists(Path(path, "model.pt")):
-                raise InputError(f"{path} is a run, and comes before --wav")
+                raise InputError(f"{path} is a run; write it before --wav")
         if options.wav:
             scores = score(options.run, options.wav, options.device, options.backbone,
                            options.max_seconds)

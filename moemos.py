@@ -2,7 +2,8 @@
 
 The file follows a clip through the method: the backbone, feature fusion, the mixture of experts and
 the two heads (section III.B of the paper), where training starts (ours), the losses (III.C) and the
-metrics (IV). The stages of training (III.E) are in train.py, clips and ratings (III.D) in data.py.
+metrics (IV). The stages
+of training (III.E) are in train.py, clips and ratings in data.py.
 What the paper leaves open, and we had to decide, is marked "ours".
 
 Letters of dimensions, the same in all modules:
@@ -26,7 +27,7 @@ import torch
 import torchaudio
 from torch import nn
 
-MIN_SECONDS = 0.025  # covered by one frame of a wav2vec2; the next one begins 0.02 s later
+MIN_SECONDS = 0.025  # the length of one frame of a wav2vec2; a frame begins every 0.02 s
 
 
 # -- Backbone: waveform -> frames of every layer, frozen (III.B) -----------------------------------
@@ -123,7 +124,7 @@ class MixtureOfExperts(nn.Module):
     def __init__(self, axes, experts, hidden, outputs):
         super().__init__()
         self.gate = nn.Linear(axes, experts)  # "lightweight" in the paper; one layer is ours
-        self.linear = nn.Linear(axes, outputs, bias=False)
+        self.linear = nn.Linear(axes, outputs, bias=False)  # V
         self.mlps = nn.ModuleList(
             nn.Sequential(nn.Linear(axes, hidden), nn.GELU(), nn.Linear(hidden, outputs))
             for _ in range(experts))
@@ -226,11 +227,11 @@ class MoEMOS(nn.Module):
 #
 #        MOS = bias + (y_0 + sum over the classes of  y_c MOS_c) / 2
 #
-#    The bias is the mean, over the training clips, of what ridge regression predicts. It serves
-#    both predictions. As each y_c has the mean 0, the mean of the second prediction is the sum of
-#    all share_c MOS_c. That is the mean over all clips of the MOS, with the prediction of ridge
-#    regression where a clip has none. On the rated clips these predictions have the same mean as
-#    the MOS, and so it is the mean of the predictions of ridge regression over all clips, the bias.
+#    One bias is enough, because both predictions have the same mean over the training clips. That
+#    of the first is the mean of what ridge regression predicts. That of the second is the sum of
+#    all share_c MOS_c, as each y_c has the mean 0. This sum is the mean over all clips of the MOS
+#    or, where a clip has none, of what ridge regression predicts. Over the rated clips the MOS and
+#    the predictions of ridge regression have equal means, and so the two means are equal.
 #
 #    A single class tells nothing about the MOS: its y_c starts as 0. In that case the head starts
 #    as MOS = bias + y_0.
@@ -255,7 +256,7 @@ def ridge(features, target, new, penalties):
 
     so that one decomposition serves all penalties."""
     mean, deviation = features.mean(0), features.std(0)
-    deviation[deviation <= 1e-6 * np.abs(mean)] = math.inf  # what never varies becomes 0
+    deviation[deviation <= 1e-6 * np.abs(mean)] = math.inf  # so that what never varies becomes 0
     z, z_new = (features - mean) / deviation, (new - mean) / deviation
     v, u = np.linalg.eigh(z @ z.T)                                          # (n,), (n, n)
     added = np.array(penalties)[:, None] * z.shape[1]                       # (penalties, 1)
@@ -283,8 +284,8 @@ def principal_axes(z, pivot):
     position: (n, A), the coordinate of each clip on each axis, divided by the standard deviation of
     all clips along that axis. kept: (A,). axes: (P, A), scaled so that z @ axes equals
     position * kept."""
-    # An eigenvector of z @ z.T has one number for each clip. Up to a factor these are the
-    # coordinates of the clips on one principal axis.
+    # The axes are eigenvectors of z.T @ z, which is (P, P) and may be too large. z @ z.T has the
+    # same eigenvalues. Its eigenvectors are, up to a factor, the coordinates of the clips.
     variance, u = np.linalg.eigh(z @ z.T / len(z))                          # (n,), (n, n)
     variance, u = np.maximum(variance[::-1], 1e-12), u[:, ::-1]             # largest first, no 0
     kept = variance / (variance + pivot)
@@ -321,8 +322,8 @@ def start(features, mos, label, classes, fold):
     position, kept, axes = principal_axes(z, penalty * z.shape[1] / rated.sum())
     # 4. The linear map V. Positions are uncorrelated and have variance 1. So without a penalty the
     # weight of an axis would be the mean of target * position, and ridge regression multiplies that
-    # by `kept`. The row of V for the MOS is computed from what ridge regression predicts; these
-    # predictions contain the factor `kept` already.
+    # by `kept`. For the MOS this is not done here, as ridge_mos comes from ridge(), which has
+    # shrunk it already.
     one_hot = np.eye(classes)[label]                                        # (n, C)
     weights_of_mos = ridge_mos @ position / len(z)                          # (A,)
     weights_of_classes = kept * (one_hot.T @ position / len(z))             # (C, A)
@@ -346,8 +347,8 @@ def start(features, mos, label, classes, fold):
 # -- Losses (III.B, III.C) -------------------------------------------------------------------------
 #
 # The paper has two regularisers, which are to keep one expert from doing everything, and gives no
-# equations for them. Those here are SpeechMoE's (arXiv 2105.03036). Only L_diversity keeps one
-# expert from doing everything; L_sparsity is small if each clip uses few experts.
+# equations for them. Ours are SpeechMoE's (arXiv 2105.03036). Only L_diversity keeps one expert
+# from doing everything; L_sparsity is small if each clip uses few experts.
 
 def mos_loss(predicted, mos):
     """Smooth L1. With d = predicted - mos it is the mean over the clips of
@@ -470,7 +471,7 @@ def levels(predicted, true, system):
 
 
 def metrics(predicted, true, system):
-    """The eight numbers: {"utterance MSE": ..., "utterance LCC": ..., to "system KTAU"}."""
+    """The eight numbers: {"utterance MSE": ..., "utterance LCC": ..., ..., "system KTAU": ...}."""
     return {f"{level} {name}": metric(*pair)
             for level, pair in levels(predicted, true, system).items()
             for name, metric in METRICS.items()}

@@ -2775,7 +2775,7 @@ def test_the_two_commands_simulate_train_and_evaluate(small, tmp_path, monkeypat
     (evaluate, ["RUN", "--data", "SMALL", "--scale", "5", "1"], "--scale 5 1: the lower first"),
     (evaluate, ["RUN", "--scale", "0", "100"], "--scale needs --data, as it is the scale"),
     (evaluate, ["RUN", "--wav", "SMALL", "--scale", "1", "5"], "--scale needs --data"),
-    (evaluate, ["--wav", "SMALL/40.wav", "RUN"], "run is a run, and comes before --wav"),
+    (evaluate, ["--wav", "SMALL/40.wav", "RUN"], "run is a run; write it before --wav"),
     (evaluate, ["RUN", "--data", "SMALL", "--wav", "SMALL"], "two different things to do")])
 def test_bad_options_get_one_sentence_and_status_2(
         small, run, tmp_path, monkeypatch, capsys, module, words, why):

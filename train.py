@@ -29,7 +29,7 @@ from data import InputError
 class Stage(NamedTuple):
     name: str
     steps: int
-    lr: float            # at the first step; 0 after the last (that it jumps up again is ours)
+    lr: float            # at the first step; it falls to 0 at the end of the stage (of each: ours)
     alpha_start: float   # weight of the MOS loss; that of the second task, beta, is 1 - alpha
     alpha_end: float
 
@@ -39,7 +39,7 @@ STAGES = (  # III.E; that each has 200 steps is ours
     Stage("joint", 200, 1e-4, 0.3, 0.7),  # lr: ours, that of stage 1
     Stage("mos", 200, 1e-5, 0.9, 0.9),
 )
-CLIP_NORM = 1.0  # the norm of the gradient is clipped to that (III.E); over all weights: ours
+CLIP_NORM = 1.0  # the gradient is scaled down to this norm (III.E), taken over all weights (ours)
 FOLDS = 5        # of the cross-validation in moemos.best_penalty(); ours
 LOG_STEPS = 50   # a row of log.csv is a mean over this many steps; ours
 RESULTS = ("metrics.json", "predictions.csv", "answer.txt")  # what evaluate.py writes
