@@ -204,11 +204,12 @@ class MoEMOS(nn.Module):
 #    hardly does. The weakest axes are left out. The others are the axes of the fusion.
 #
 # 4. The linear map V makes the 1 + C numbers of y from where a clip lies on these axes. The first,
-#    y_0, starts as the MOS that ridge regression predicts. For each class c, y_c starts as the
-#    prediction of another ridge regression, with the same factors `kept`, whose target is 1 for the
-#    clips of class c and 0 for all others. From each prediction its mean over the training clips is
-#    subtracted. For class c this mean is share_c, the share of the clips that are of class c. So
-#    share_c + y_c is a rough estimate of how probable class c is for a clip.
+#    y_0, starts as the MOS that ridge regression predicts, but for the axes that are left out. For
+#    each class c, y_c starts as the prediction of another ridge regression, with the same factors
+#    `kept`, whose target is 1 for the clips of class c and 0 for all others. From each prediction
+#    its mean over the training clips is subtracted. For class c this mean is share_c, the share of
+#    the clips that are of class c. So share_c + y_c is a rough estimate of how probable class c is
+#    for a clip.
 #
 # 5. The class head gives a number for each class, its logit. In the loss the logits go through a
 #    softmax. If the logits are the logarithms of probabilities, the softmax gives these

@@ -86,9 +86,9 @@ def in_the_cores_places(mine):
         experts = torch.stack([mlp(x) for mlp in self.mlps], 1) + self.linear(x)[:, None]
         return mine.gated_sum(gates, experts), gates, experts
 
-    def losses(output, mos, model, alpha, beta, lambda_1, lambda_2, unit):
-        mos_term = mine.mos_loss((output.mos / unit)[:, None], mos / unit)
-        class_term = moemos.classification_loss(output.logits, model)
+    def losses(output, mos, label, alpha, beta, lambda_1, lambda_2, deviation):
+        mos_term = mine.mos_loss((output.mos / deviation)[:, None], mos / deviation)
+        class_term = moemos.classification_loss(output.logits, label)
         return {"total": mine.total_loss(mos_term, class_term, output.gates.scores, alpha,
                                          lambda_1, lambda_2)}
 
@@ -109,8 +109,9 @@ def in_the_cores_places(mine):
     def system_means(values, system):
         return mine.system_means(np.asarray(values, np.float64), np.asarray(system))
 
-    def ridge(x, y, new, alphas):
-        return np.stack([mine.ridge(x, y, new, penalty) for penalty in alphas])
+    def ridge(features, target, new, penalties):
+        return np.stack([mine.ridge(features, target, new, penalty)
+                         for penalty in penalties])
 
     metrics = {"LCC": lambda predicted, true: float(mine.lcc(predicted, true)),
                "SRCC": lambda predicted, true: float(mine.srcc(predicted, true))}

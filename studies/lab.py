@@ -210,8 +210,8 @@ def by_ridge(variant, corpus, learned, predicted, seed, how):
     mos = variant.target(corpus, seed)
     rows = learned & ~np.isnan(mos)
     x = corpus.features.flatten(1).double().numpy()
-    alpha = moemos.best_penalty(x[rows], mos[rows], folds_for(corpus, rows, how))
-    return moemos.ridge(x[rows], mos[rows], x[predicted], [alpha])[0], None
+    penalty = moemos.best_penalty(x[rows], mos[rows], folds_for(corpus, rows, how))
+    return moemos.ridge(x[rows], mos[rows], x[predicted], [penalty])[0], None
 
 
 def by_mean(variant, corpus, learned, predicted, seed, how):

@@ -80,8 +80,8 @@ def by_hand(clips, features, seed):
         train.run_stages(model, SHORT, config, training)
         x = features.flatten(1).double().numpy()
         rated_mos = np.array([clips[i].mos for i in rows])
-        alpha = weights["penalty"].item()
-        line = plain_ridge(x[rows], rated_mos, x[test], alpha * 320)
+        penalty = weights["penalty"].item()
+        line = plain_ridge(x[rows], rated_mos, x[test], penalty * 320)
         for place, i in enumerate(test):
             said["the method"][i] = model.eval()(features[i:i + 1]).mos.item()
             said["ridge"][i] = line[place]

@@ -165,8 +165,8 @@ def test_ridge_and_the_systems_mean_agree_with_plain_computations():
     ridge, _ = lab.by_ridge(RIDGE, corpus, learned, predicted, 0, "groups")
     rows = learned & corpus.rated
     x = corpus.features.flatten(1).double().numpy()
-    alpha = lab.start(METHOD, corpus, learned, 0, "groups")["penalty"].item()
-    said = plain_ridge(x[rows], corpus.mos[rows], x[predicted], alpha * 16)
+    penalty = lab.start(METHOD, corpus, learned, 0, "groups")["penalty"].item()
+    said = plain_ridge(x[rows], corpus.mos[rows], x[predicted], penalty * 16)
     np.testing.assert_allclose(ridge, said, atol=1e-5)
 
 
@@ -177,16 +177,16 @@ def test_ridge_also_told_the_systems_averages_ridge_and_the_mos_expected_from_th
     assert gates is None
     rows = learned & corpus.rated
     x = corpus.features.flatten(1).double().numpy()
-    alpha = lab.start(METHOD, corpus, learned, 0, "groups")["penalty"].item()
+    penalty = lab.start(METHOD, corpus, learned, 0, "groups")["penalty"].item()
     labels = np.array([clip.model for clip in corpus.clips])
     classes = np.unique(labels[learned])
     one_hot = (labels[learned][:, None] == classes).astype(float)
     share = one_hot.mean(0)
     of_classes = plain_ridge(x[learned], one_hot, x[predicted],
-                             alpha * 16 * learned.sum() / rows.sum())
+                             penalty * 16 * learned.sum() / rows.sum())
     logits = np.log(share) + (of_classes - share) / share
     chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    known = np.where(rows, corpus.mos, plain_ridge(x[rows], corpus.mos[rows], x, alpha * 16))
+    known = np.where(rows, corpus.mos, plain_ridge(x[rows], corpus.mos[rows], x, penalty * 16))
     class_mos = np.array([known[learned & (labels == name)].mean() for name in classes])
     line, _ = lab.by_ridge(RIDGE, corpus, learned, predicted, 0, "groups")
     np.testing.assert_allclose(found, (line + chances @ class_mos) / 2, atol=1e-5)
@@ -260,7 +260,7 @@ def test_if_the_mos_head_starts_as_ridge_it_predicts_what_ridge_does():
 
 def test_a_random_start_is_drawn_in_torchs_usual_way_and_without_the_linear_path_it_stays_0():
     weights, clips, (usual, random, without) = starts(
-        lab.build, variants.at_random, variants.without_path)
+        lab.build, variants.at_random, variants.without_v)
     for model in (random, without):
         for name in ("fusion.axes", "fusion.mean", "mean", "deviation"):
             assert torch.equal(model.state_dict()[name], usual.state_dict()[name])
@@ -359,7 +359,7 @@ def test_a_prediction_is_made_again_if_a_constant_that_its_code_names_changes(
     (moemos, "FeatureFusion", METHOD), (train, "alpha_at", METHOD),
     (raters, "halves", raters.MEANS),
     (raters, "RaterMOS", raters.SINGLE), (variants, "LayerWeights", variants.LAYER_WEIGHTS),
-    (variants, "at_random", variants.NO_PATH)])
+    (variants, "at_random", variants.PAPER)])
 def test_a_prediction_is_made_again_if_any_code_that_it_depends_on_changes(
         lone, monkeypatch, module, name, variant):
     job = Job(variant, Cell("a", "b", "groups"), 0)

@@ -19,7 +19,7 @@ def at_random(config, weights, clips):
     return model
 
 
-def without_path(config, weights, clips):
+def without_v(config, weights, clips):
     """No linear map V, E_i(x) = MLP_i(x), as in the paper. Everything starts random."""
     model = at_random(config, weights, clips)
     nn.init.zeros_(model.moe.linear.weight)
@@ -103,9 +103,8 @@ FASTER = (CLASSIFICATION, JOINT._replace(lr=1e-3, steps=500), MOS)  # for what s
 
 START = Variant("the method before training", stages=(), drawn=False)
 RANDOM = Variant("random start, 500 steps at 1e-3", stages=FASTER, build=at_random)
-NO_PATH = Variant("no linear map V, 500 steps at 1e-3", stages=FASTER, build=without_path)
-PAPER = Variant("the paper's form", stages=FASTER, build=without_path)  # as far as it is known
-PAPER_ONE = Variant("with one expert", {"experts": 1}, stages=FASTER, build=without_path)
+PAPER = Variant("the paper's form", stages=FASTER, build=without_v)  # as far as it is known
+PAPER_ONE = Variant("with one expert", {"experts": 1}, stages=FASTER, build=without_v)
 LINE_ALONE = Variant("MOS head starts as ridge", build=line_alone)
 UNSHRUNK = Variant("axes not shrunk", build=unshrunk)
 MEANS_ONLY = Variant("means only, no deviations", features=means_only)
