@@ -2,9 +2,8 @@
 
 The file follows a clip through the method: the backbone, feature fusion, the mixture of experts and
 the two heads (section III.B of the paper), where training starts (ours), the losses (III.C) and the
-metrics (IV). The stages
-of training (III.E) are in train.py, clips and ratings in data.py.
-What the paper leaves open, and we had to decide, is marked "ours".
+metrics (IV). The stages of training (III.E) are in train.py, clips and ratings in data.py. What the
+paper leaves open, and we had to decide, is marked "ours".
 
 Letters of dimensions, the same in all modules:
     B  clips                         E  experts
@@ -112,9 +111,9 @@ class MixtureOfExperts(nn.Module):
 
         E_i(x) = V x + MLP_i(x)     and so, as the gates sum to 1,     y = V x + sum_i g_i MLP_i(x)
 
-    With few clips a linear model is hard to beat. So start() sets V to a linear model
-    that is fitted to the training clips. From there V is trained, too, and the perceptrons
-    learn what it misses.
+    With few clips a linear model is hard to beat. So start() sets V to a linear model that is
+    fitted to the training clips. From there V is trained, too, and the perceptrons learn what it
+    misses.
 
     MLP_i has two layers, A -> H -> 1 + C, with GELU between them, a smooth form of max(0, z). The
     second layers start at 0, so that at first the perceptrons add nothing. The first layers start
@@ -174,84 +173,40 @@ class MoEMOS(nn.Module):
 
 # -- Where training starts: two linear models, computed in one go (ours) ---------------------------
 #
-# The untrained network shall already predict as well as a linear model does. start() computes its
-# weights from the n training clips, in five steps. The comments in its code carry their numbers.
+# Before its first step of training, the network shall predict as well as a linear model does. So
+# start() computes its first weights from the n training clips, in five steps:
 #
-# 1. The MOS is counted in standard deviations from its mean. Each feature is standardised; let z be
-#    the standardised features, (n, P).
+# 1. The MOS and the features are standardised.
+# 2. Ridge regression, a linear model, learns to predict the MOS.
+# 3. The axes of the fusion are computed, the directions in which the clips differ most.
+# 4. V is set. From a clip's place on the axes it makes 1 + C guesses: of the MOS, and, for each
+#    class, of whether the clip belongs to that class.
+# 5. The heads are set, so that they make logits and a MOS of these guesses.
 #
-# 2. Ridge regression learns from the rated clips to predict the MOS. It is a linear model which is
-#    kept from large weights by a penalty: it has those weights w for which
-#
-#        |z w - mos|^2 + penalty * P * |w|^2
-#
-#    is least. (Here z is standardised over the rated clips alone. The factor P makes the same
-#    penalty fit any number of features.) Which penalty is best is found by cross-validation.
-#
-# 3. The principal axes of all n clips, rated or not, are computed. These are directions: the clips
-#    differ most along the first one and less along each further one, and their coordinates along
-#    any two of them are uncorrelated. A linear model can also be written with a weight for each
-#    axis in place of one for each feature. Then ridge regression gives each axis the weight that it
-#    would have without a penalty, times a factor between 0 and 1,
-#
-#        kept = variance / (variance + penalty * P / number of rated clips)
-#
-#    with the variance of the clips along that axis (question 8 of course/exercises.md shows that;
-#    it is exact if all clips are rated, and all features vary by more than 1e-3). The factor is
-#    near 1 if the clips differ much along the axis, and near 0 if they hardly differ. We scale each
-#    axis so that the clips have the standard deviation `kept` along it. Axes along which clips
-#    hardly differ then give small numbers, and training hardly uses them, just as ridge regression
-#    hardly does. The weakest axes are left out. The others are the axes of the fusion.
-#
-# 4. The linear map V makes the 1 + C numbers of y from where a clip lies on these axes. The first,
-#    y_0, starts as the MOS that ridge regression predicts, but for the axes that are left out. For
-#    each class c, y_c starts as the prediction of another ridge regression, with the same factors
-#    `kept`, whose target is 1 for the clips of class c and 0 for all others. From each prediction
-#    its mean over the training clips is subtracted. For class c this mean is share_c, the share of
-#    the clips that are of class c. So share_c + y_c is a rough estimate of how probable class c is
-#    for a clip.
-#
-# 5. The class head gives a number for each class, its logit. In the loss the logits go through a
-#    softmax. If the logits are the logarithms of probabilities, the softmax gives these
-#    probabilities. So logit_c should be log(share_c + y_c). As the head is linear, it starts as the
-#    tangent to this logarithm at y_c = 0:
-#
-#        logit_c = log share_c + y_c / share_c
-#
-#    The MOS head starts as the mean of two predictions of the MOS. The first is that of ridge
-#    regression. The second is what one expects from the probabilities of the classes,
-#
-#        sum over the classes of  (share_c + y_c) MOS_c
-#
-#    where MOS_c is the mean MOS of the clips of class c; a clip without MOS counts with the MOS
-#    that ridge regression predicts for it. So the head starts as
-#
-#        MOS = bias + (y_0 + sum over the classes of  y_c MOS_c) / 2
-#
-#    One bias is enough, because both predictions have the same mean over the training clips. That
-#    of the first is the mean of what ridge regression predicts. That of the second is the sum of
-#    all share_c MOS_c, as each y_c has the mean 0. This sum is the mean over all clips of the MOS
-#    or, where a clip has none, of what ridge regression predicts. Over the rated clips the MOS and
-#    the predictions of ridge regression have equal means, and so the two means are equal.
-#
-#    A single class tells nothing about the MOS: its y_c starts as 0. In that case the head starts
-#    as MOS = bias + y_0.
+# The functions ridge() and principal_axes() explain steps 2 and 3, and start() the others. A prime
+# means "transposed", as in z'.
 
 PENALTIES = np.logspace(3, -4, 29)  # what best_penalty() tries, from the strongest to the weakest
 LEAST_KEPT = 0.01  # an axis is left out if its `kept` is below 1 % of that of the first axis
 
 
 def ridge(features, target, new, penalties):
-    """Ridge regression, see step 2. features: (n, P) and target: (n,) of the clips to learn from.
-    new: (m, P), the features of m clips to predict. Returns (penalties, m), a row for each penalty:
-    the predicted targets of the m clips.
+    """Ridge regression: a linear model which is kept from large weights by a penalty.
+    features: (n, P) and target: (n,) of the clips to learn from. new: (m, P), the features of m
+    clips to predict. Returns (penalties, m), a row for each penalty: the predicted targets of the
+    m clips.
 
-    Let z be the standardised features, and subtract from the target its mean. The best weights are
+    Let z be the standardised features, and subtract from the target its mean. The weights w, one
+    for each feature, are those for which
+
+        |z w - target|^2 + penalty * P * |w|^2
+
+    is least. (The factor P makes the same penalty fit any number of features.) These weights are
 
         w = z' (z z' + penalty * P * identity)^-1 target
 
-    where z' is z transposed. The matrix z z' is only (n, n), and P may be many thousands. Let v be
-    its eigenvalues, and let the columns of u be its eigenvectors. Then
+    The matrix z z' is only (n, n), while P may be many thousands. Let v be its eigenvalues, and let
+    the columns of u be its eigenvectors. Then
 
         w = z' u diag(1 / (v + penalty * P)) u' target
 
@@ -279,22 +234,36 @@ def best_penalty(features, target, fold):
 
 
 def principal_axes(z, pivot):
-    """Step 3. z: (n, P), the standardised features of the clips. pivot: penalty * P / number of
-    rated clips, which is the variance at which `kept` is one half. Returns three arrays:
+    """The principal axes of n clips, and how long to make each of them.
 
-    position: (n, A), the coordinate of each clip on each axis, divided by the standard deviation of
-    all clips along that axis. kept: (A,). axes: (P, A), scaled so that z @ axes equals
+    The clips are points in a space with a dimension for each feature. The principal axes are
+    directions in this space: the clips differ most along the first one, and less along each further
+    one. The coordinates of the clips along two of them are uncorrelated. So a linear model may have
+    a weight for each axis in place of one for each feature. Ridge regression then gives each axis
+    the weight that it would have without a penalty, times a factor between 0 and 1,
+
+        kept = variance / (variance + penalty * P / n)
+
+    where the variance is that of the clips along the axis (question 8 of course/exercises.md shows
+    this). The factor is near 1 if the clips differ much along the axis, and near 0 if they hardly
+    differ. We scale each axis so that the clips have the standard deviation `kept` along it. Axes
+    along which they hardly differ then give small numbers, and training hardly uses them, just as
+    ridge regression hardly uses them. The weakest axes are left out.
+
+    z: (n, P), the standardised features. pivot: penalty * P / n, the variance at which `kept` is
+    one half. Returns position: (n, A), the coordinates of the clips, brought to the standard
+    deviation 1 along each axis; kept: (A,); and axes: (P, A), for which z @ axes is
     position * kept."""
-    # The axes are eigenvectors of z.T @ z, which is (P, P) and may be too large. z @ z.T has the
-    # same eigenvalues. Its eigenvectors are, up to a factor, the coordinates of the clips.
+    # The directions are the eigenvectors of z'z / n, which is (P, P) and may be too large. So we
+    # take those of zz' / n, which has the same variances, and compute the directions from them.
     variance, u = np.linalg.eigh(z @ z.T / len(z))                          # (n,), (n, n)
     variance, u = np.maximum(variance[::-1], 1e-12), u[:, ::-1]             # largest first, no 0
     kept = variance / (variance + pivot)
     large = kept > LEAST_KEPT * kept[0]
     variance, kept = variance[large], kept[large]                           # (A,)
     position = u[:, large] * math.sqrt(len(z))                              # (n, A)
-    # z @ z.T @ position / n equals variance * position, and so z @ axes equals position * kept.
-    axes = z.T @ (position * kept / variance) / len(z)                      # (P, A)
+    directions = z.T @ position / (len(z) * np.sqrt(variance))              # (P, A), of length 1
+    axes = directions * (kept / np.sqrt(variance))                          # (P, A)
     sign = np.where(axes.sum(0) < 0, -1, 1)  # an axis may point either way; this fixes it
     return position * sign, kept, axes * sign
 
@@ -307,6 +276,7 @@ def start(features, mos, label, classes, fold):
     features: (n, L, 2D). mos: (n,), NaN where a clip has none. label: (n,) int, the class of each
     clip. fold: as for best_penalty(), of the clips that have a MOS. All are on the CPU."""
     features, mos, label = features.double(), mos.double().numpy(), label.numpy()
+
     # 1. MOS and features are standardised.
     rated = ~np.isnan(mos)
     mos_mean = mos[rated].mean()
@@ -315,33 +285,60 @@ def start(features, mos, label, classes, fold):
     deviation, mean = torch.std_mean(features, 0, correction=0)
     deviation = deviation.clamp_min(1e-3)  # so that nothing is divided by nearly 0
     z = ((features - mean) / deviation).flatten(1).numpy()                  # (n, P)
-    # 2. Ridge regression of the MOS. It standardises the features itself, over the rated clips.
-    raw = features.flatten(1).numpy()
+
+    # 2. Ridge regression learns from the rated clips, and predicts the MOS of all clips.
+    raw = features.flatten(1).numpy()  # ridge() standardises by itself, over the rated clips
     penalty = best_penalty(raw[rated], mos[rated], fold)
     ridge_mos = ridge(raw[rated], mos[rated], raw, [penalty])[0]            # (n,)
-    # 3. The axes of the fusion.
+
+    # 3. The axes are those of all clips. But ridge regression has learned from the rated clips, so
+    # their number is the n in `pivot`. (If some clips are unrated, it keeps only about `kept`.)
     position, kept, axes = principal_axes(z, penalty * z.shape[1] / rated.sum())
-    # 4. The linear map V. Positions are uncorrelated and have variance 1. So without a penalty the
-    # weight of an axis would be the mean of target * position, and ridge regression multiplies that
-    # by `kept`. For the MOS this is not done here, as ridge_mos comes from ridge(), which has
-    # shrunk it already.
+
+    # 4. V reads x, which is position * kept. Its first guess, y_0, is what ridge regression
+    # predicts, minus the mean of that (and without the axes that were left out). For each class c,
+    # the guess y_c comes from a linear model whose target is 1 for the clips of the class and 0 for
+    # all others. The mean of this target is share_c, the share of clips that are in the class; so
+    # share_c + y_c is a rough estimate of the probability that a clip is in it.
+    #
+    # The coordinates in `position` are uncorrelated, and have the mean 0 and the variance 1. So the
+    # weight of a coordinate, without a penalty, is simply the mean of target * position. If V has
+    # these weights for x, it behaves like ridge regression, because x is the position times `kept`.
+    # This is what we want for the classes. The MOS comes from ridge() and is shrunk already, so for
+    # the MOS we divide by `kept`.
     one_hot = np.eye(classes)[label]                                        # (n, C)
-    weights_of_mos = ridge_mos @ position / len(z)                          # (A,)
-    weights_of_classes = kept * (one_hot.T @ position / len(z))             # (C, A)
-    # These are weights of position, but V reads position * kept.
-    linear = np.vstack([weights_of_mos, weights_of_classes]) / kept         # (1 + C, A)
-    # 5. The two heads.
+    of_mos = ridge_mos @ position / len(z) / kept                           # (A,)
+    of_classes = one_hot.T @ position / len(z)                              # (C, A)
+
+    # 5. The softmax of the logits should give the probabilities. It does so if logit_c is
+    # log(share_c + y_c). The class head is linear, and so it starts as the tangent to this
+    # logarithm at y_c = 0:
+    #
+    #     logit_c = log share_c + y_c / share_c
+    #
+    # The MOS head starts as the mean of two predictions:
+    #
+    #     mean of ridge_mos + y_0                                      by ridge regression
+    #     sum over the classes c of  (share_c + y_c) MOS_c             by the classes
+    #
+    # MOS_c is the mean MOS of the clips of class c; a clip without MOS counts with its ridge_mos.
+    # (If there is only one class, its y_1 is 0, and the MOS head starts as ridge regression.)
+    #
+    # An example: two classes of the same size have MOS_1 = -1 and MOS_2 = 1, and ridge_mos has the
+    # mean 0. For some clip y is (0.4, 0.1, -0.1). The probabilities are .5 + .1 and .5 - .1, so the
+    # classes predict .6 * -1 + .4 * 1 = -.2. Ridge regression predicts .4. The MOS head gives their
+    # mean, .1. The logits are log .5 + .2 and log .5 - .2; their softmax is .599 and .401.
     share = one_hot.mean(0)                                                 # (C,)
     class_mos = one_hot.T @ np.where(rated, mos, ridge_mos) / one_hot.sum(0)  # (C,)
     averaged = 2 if classes > 1 else 1  # number of predictions that the MOS head averages
     weights = {
         "mean": mos_mean, "deviation": mos_deviation, "penalty": penalty,
         "fusion.mean": mean, "fusion.deviation": deviation, "fusion.axes": axes,
-        "moe.linear.weight": linear,
+        "moe.linear.weight": np.vstack([of_mos, of_classes]),
         "class_head.weight": np.hstack([np.zeros((classes, 1)), np.diag(1 / share)]),
         "class_head.bias": np.log(share),
         "mos_head.weight": np.hstack([1, class_mos])[None] / averaged,
-        "mos_head.bias": ridge_mos.mean()[None]}
+        "mos_head.bias": np.array([(ridge_mos.mean() + share @ class_mos) / 2])}
     return {name: torch.as_tensor(value).float() for name, value in weights.items()}
 
 
@@ -404,8 +401,8 @@ def losses(output, mos, label, alpha, beta, lambda_1, lambda_2, deviation=1.0):
 
 
 def gate_entropies(gates):
-    """A diagnosis (ours): (B, E) gates -> two entropies, -sum_j g_j log g_j, in nats, that
-    is, by the natural logarithm.
+    """A diagnosis (ours): (B, E) gates -> two entropies, -sum_j g_j log g_j, where log is the
+    natural logarithm.
 
         mean entropy of a clip    entropy of the mean gate
         low                       low           collapse: one expert does everything

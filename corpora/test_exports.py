@@ -1,11 +1,13 @@
 """Tests of the exports of listening tests. One command converts each kind of export into a table,
 whose ratings are compared with those written by hand."""
 
+import re
+
 import pytest
 
 import data
 from corpora import exports, published
-from test_moemos import call, lay_out, no_network  # noqa: F401 - no_network is for all tests
+from test_moemos import HERE, call, lay_out, no_network  # noqa: F401 - no_network is for all tests
 
 pytestmark = pytest.mark.filterwarnings("error")
 LONG = ["--columns", "wav=clip", "score=mos"]
@@ -98,6 +100,20 @@ def test_one_command_converts_an_export_into_the_ratings_that_were_written_by_ha
     folders = ["vocoder", "neural"] if "System" in text else [clip.path.parent.name
                                                               for clip in clips]
     assert [clip.system for clip in clips] == folders
+
+
+def test_the_example_of_a_form_prints_and_writes_what_the_readme_shows(
+        tmp_path, monkeypatch, capsys):
+    text = (HERE / "corpora" / "README.md").read_text(encoding="utf-8")
+    form, command, printed, written, *_ = [
+        re.sub("^    ", "", block, flags=re.MULTILINE)
+        for block in re.findall(r"(?:^    .*\n)+", text, re.MULTILINE)]
+    wavs = re.findall(r"\w+/\w+\.wav", form.splitlines()[0])
+    lay_out(tmp_path, {"form.csv": form}, wavs)
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, published, *command.split()[3:]) == 0
+    assert capsys.readouterr().out.startswith(printed)
+    assert (tmp_path / "ratings.csv").read_text(encoding="utf-8").startswith(written)
 
 
 def test_clips_of_a_webmushra_export_are_found_by_trial_and_stimulus(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from test_moemos import HERE
 
 PARTS = "moemos|train|evaluate|data|corpora|studies|course"
 TEXTS = {name: (HERE / name).read_text(encoding="utf-8")
-         for name in ("README.md", "studies/README.md", "course/exercises.md",
+         for name in ("README.md", "corpora/README.md", "studies/README.md", "course/exercises.md",
                       "course/teaching.md")}
 README = TEXTS["README.md"]
 AUDIT = README.partition("## Audit\n")[2]
