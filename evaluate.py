@@ -216,8 +216,9 @@ def evaluate(run, device="", corpus="", backbone="", scale=(), max_seconds=0.0):
     """Evaluates a run on the test clips of its corpus, or of another -> the dict of metrics.json.
 
     Prints the report and writes its files. Test clips without ratings are predicted into
-    answer.txt; if no test clip has ratings, it returns None. On another corpus the run
-    is not compared: the plain predictors would learn from that corpus, and the run has not.
+    answer.txt; if no test clip has ratings, it returns None. On another corpus the run is not
+    compared with plain predictors: they would learn from the training clips of that corpus, which
+    the run has never heard.
     scale, max_seconds: of the corpus; () and 0 mean those of the run. Raises InputError."""
     trained = load_run(run, device, backbone, max_seconds)
     config = trained.config

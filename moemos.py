@@ -83,9 +83,9 @@ def pool_statistics(frames):
 
 class FeatureFusion(nn.Module):
     """Puts the features of all layers side by side and projects them onto A axes, the directions in
-    which the training clips differ most. Before that each feature is standardised, because some
-    have much larger numbers than others: its mean over the training clips is subtracted, and the
-    result is divided by its standard deviation over them. start() computes the means, deviations
+    which the training clips differ most. Before that each feature is standardised: its mean over
+    the training clips is subtracted, and the result is divided by its standard deviation. Otherwise
+    features with large numbers would outweigh the others. start() computes the means, deviations
     and axes from the training clips, and decides how many axes there are; the three stages do not
     change them."""
 
@@ -187,7 +187,7 @@ class MoEMOS(nn.Module):
 # means "transposed", as in z'.
 
 PENALTIES = np.logspace(3, -4, 29)  # what best_penalty() tries, from the strongest to the weakest
-LEAST_KEPT = 0.01  # an axis is left out if its `kept` is below 1 % of that of the first axis
+LEAST_KEPT = 0.01  # see principal_axes()
 
 
 def ridge(features, target, new, penalties):
@@ -248,7 +248,7 @@ def principal_axes(z, pivot):
     this). The factor is near 1 if the clips differ much along the axis, and near 0 if they hardly
     differ. We scale each axis so that the clips have the standard deviation `kept` along it. Axes
     along which they hardly differ then give small numbers, and training hardly uses them, just as
-    ridge regression hardly uses them. The weakest axes are left out.
+    ridge regression hardly uses them. Axes with less than 1 % of the largest `kept` are left out.
 
     z: (n, P), the standardised features. pivot: penalty * P / n, the variance at which `kept` is
     one half. Returns position: (n, A), the coordinates of the clips, brought to the standard
@@ -292,7 +292,8 @@ def start(features, mos, label, classes, fold):
     ridge_mos = ridge(raw[rated], mos[rated], raw, [penalty])[0]            # (n,)
 
     # 3. The axes are those of all clips. But ridge regression has learned from the rated clips, so
-    # their number is the n in `pivot`. (If some clips are unrated, it keeps only about `kept`.)
+    # their number is the n in `pivot`. (If some clips are unrated, the factors of ridge regression
+    # are only about `kept`, because the axes are then not those of the rated clips.)
     position, kept, axes = principal_axes(z, penalty * z.shape[1] / rated.sum())
 
     # 4. V reads x, which is position * kept. Its first guess, y_0, is what ridge regression
@@ -301,11 +302,12 @@ def start(features, mos, label, classes, fold):
     # all others. The mean of this target is share_c, the share of clips that are in the class; so
     # share_c + y_c is a rough estimate of the probability that a clip is in it.
     #
-    # The coordinates in `position` are uncorrelated, and have the mean 0 and the variance 1. So the
-    # weight of a coordinate, without a penalty, is simply the mean of target * position. If V has
-    # these weights for x, it behaves like ridge regression, because x is the position times `kept`.
-    # This is what we want for the classes. The MOS comes from ridge() and is shrunk already, so for
-    # the MOS we divide by `kept`.
+    # The coordinates in `position` are uncorrelated, and have the mean 0 and the variance 1. If a
+    # linear model without a penalty read them, the weight of a coordinate would simply be the mean
+    # of target * position. We give V the same weights, although it reads x = position * kept. So V
+    # multiplies each coordinate by its weight and by `kept`, as ridge regression does. That is what
+    # we want for the classes. But the target of y_0 is predicted by ridge(), so it is shrunk
+    # already; to undo the second shrinking, we divide by `kept`.
     one_hot = np.eye(classes)[label]                                        # (n, C)
     of_mos = ridge_mos @ position / len(z) / kept                           # (A,)
     of_classes = one_hot.T @ position / len(z)                              # (C, A)

@@ -29,12 +29,12 @@ from data import InputError
 class Stage(NamedTuple):
     name: str
     steps: int
-    lr: float            # at the first step; it falls to 0 at the end of the stage (of each: ours)
+    lr: float            # at the first step; it falls to 0 by the end of the stage
     alpha_start: float   # weight of the MOS loss; that of the second task, beta, is 1 - alpha
     alpha_end: float
 
 
-STAGES = (  # III.E; that each has 200 steps is ours
+STAGES = (  # III.E; that each has 200 steps, and that lr falls to 0 in each, is ours
     Stage("classification", 200, 1e-4, 0.0, 0.0),  # that alpha is 0 is ours
     Stage("joint", 200, 1e-4, 0.3, 0.7),  # lr: ours, that of stage 1
     Stage("mos", 200, 1e-5, 0.9, 0.9),

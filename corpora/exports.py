@@ -271,7 +271,8 @@ def read(path, columns, wavs="", wide=False, scale=(1.0, 5.0)):
           f"{min(scores):g} to {max(scores):g}; {len(raters) or 'no'} raters, "
           f"{len({clip.system for clip in clips})} systems")
     notes = {f"missing: {shown(missing)}": len(missing),
-             f"without a score that is a number: {shown(sorted(others))}": len(others),
+             f"{'columns' if wide else 'clips'} without a score that is a number: "
+             f"{shown(sorted(others))}": len(others),
              "rejected answers, left out": len(rows) - len(kept),
              "empty scores, left out": len(found) - len(ratings),
              "ratings averaged with others of the same clip and rater":

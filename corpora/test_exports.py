@@ -151,7 +151,7 @@ def test_the_conversion_prints_what_it_found_what_is_missing_and_what_it_left_ou
         f"{path}: UTF-8 with commas between cells",
         f"{path}: 3 clips found, 1 missing; 6 ratings from 1 to 5; 2 raters, 2 systems",
         f"{path}: 1 missing: ['{heading}']",
-        f"{path}: 2 without a score that is a number: ['Timestamp', 'Your remarks']"]
+        f"{path}: 2 columns without a score that is a number: ['Timestamp', 'Your remarks']"]
     path = export(tmp_path, MTURK + '"h3","i5","W2","Approved","a_02","NA"\n'
                                     '"h3","i6","W3","Approved","a_02","5"\n')
     convert(monkeypatch, path, "--columns", "wav=Input.audio_url", "score=Answer.score")
