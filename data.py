@@ -430,7 +430,7 @@ def pick_device(name=""):
 def open_backbone(name="", device=""):
     """moemos.load_backbone, with a sentence for what can go wrong. Raises InputError.
 
-    Without a name it is the paper's backbone or, if its weights cannot be had, logmel, with a
+    Without a name it is DEFAULT_BACKBONE or, if the weights of that cannot be had, logmel, with a
     warning that cannot be missed. device: as for pick_device."""
     device = pick_device(device)
     socket.setdefaulttimeout(STALL_SECONDS)

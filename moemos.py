@@ -324,7 +324,8 @@ def start(features, mos, label, classes, fold):
     #     sum over the classes c of  (share_c + y_c) MOS_c             by the classes
     #
     # MOS_c is the mean MOS of the clips of class c; a clip without MOS counts with its ridge_mos.
-    # (If there is only one class, its y_1 is 0, and the MOS head starts as ridge regression.)
+    # (If there is only one class, its y_1 is 0, and the MOS head starts as ridge regression. Both
+    # predictions have the same mean then, and so the bias may be the mean of the two as always.)
     #
     # An example: two classes of the same size have MOS_1 = -1 and MOS_2 = 1, and ridge_mos has the
     # mean 0. For some clip y is (0.4, 0.1, -0.1). The probabilities are .5 + .1 and .5 - .1, so the

@@ -780,7 +780,7 @@ def test_the_identity_distinguishes_bfloat16_weights_although_numpy_lacks_this_t
 def test_wav2vec2_base_is_loaded_frozen_from_the_hub_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     network = hub_with_base_weights(tmp_path)
-    backbone = data.open_backbone(device="cpu")  # The default is the paper's backbone.
+    backbone = data.open_backbone(device="cpu")  # The default is a wav2vec2.
     assert (backbone.name, backbone.layers, backbone.width) == ("WAV2VEC2_BASE", 12, 768)
     assert backbone.sample_rate == 16000
     waveform = torch.randn(8000)

@@ -113,7 +113,7 @@ def training_on_corpus():
 
 def training_at_full_width():
     """Times training_itself() with two threads on 800 random clips that have as many features as
-    the paper's backbone gives. Returns (seconds of the start, seconds of the stages, GB of memory
+    WAV2VEC2_BASE gives. Returns (seconds of the start, seconds of the stages, GB of memory
     at the peak). The peak is that of the process, so call this in a new one."""
     torch.set_num_threads(2)
     features = torch.randn(800, LAYERS, 2 * WIDTH)
