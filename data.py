@@ -96,9 +96,10 @@ def cut_silence(mono, rate):
 @dataclass
 class Clip:
     """A clip and its ratings. system: what made the clip; numbers at system level compare the means
-    of systems. model: the synthesis model, which the second task classifies. group: clips with the
-    same one, such as a talker or a sentence, are kept in one fold by folds_of(). ratings: {rater:
-    score}, or {"": mean} if only the clip's mean is known, or {} if it has no MOS."""
+    of systems. model: the synthesis model, which the second task classifies. group: what the clip
+    has in common with others, such as its talker or its sentence; folds_of() keeps the clips of a
+    group in one fold. ratings: {rater: score}, or {"": mean} if only the clip's mean is known, or
+    {} if it has no MOS."""
     wav: str
     path: Path
     split: str

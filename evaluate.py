@@ -97,22 +97,24 @@ def interval(value, left_out, name=""):
     """[low, high], the 95 % interval of a number, by the jackknife and Student's t.
 
     value: the number. left_out: (n,), the same number with each of n parts left out. name: which of
-    the eight numbers it is; "" for a difference of two. With
+    the eight numbers it is; "" for a difference of two. Let
 
         reach = t(.975, n - 1) sqrt((n - 1) / n sum_i (left_out_i - their mean)^2)
 
-    the interval is
+    where t(.975, n - 1) is what Student's t with n - 1 degrees of freedom exceeds in 2.5 % of
+    cases, about 2 if n is large. Then the interval is
         of a difference     value -+ reach
         of a correlation    tanh(atanh(value) -+ reach / (1 - value^2))        on Fisher's scale
         of an MSE           exp(log(value) -+ (1 + 2 / n) reach / value)       on a log scale
 
     A correlation cannot exceed 1, nor an MSE fall below 0. Near these limits an interval should not
-    be symmetric. So it is computed, symmetric, on Fisher's scale or on a log scale, and becomes
-    asymmetric when it is turned back. `reach` is brought to such a scale by multiplying it by the
-    slope of the scale, which is 1 / (1 - value^2) on Fisher's scale and 1 / value on the log scale.
-    The factor 1 + 2 / n comes from a simulation, in which intervals from few parts were too narrow.
-    The interval is NaN if the number stays the same, up to rounding, whichever part is left out;
-    that can happen to ranks of few systems."""
+    be symmetric. So a correlation r is replaced by atanh(r) (Fisher's scale) and an MSE by its
+    logarithm, which have no such limits. There the interval is symmetric, and it becomes asymmetric
+    when it is turned back. A small change of r changes atanh(r) by 1 / (1 - r^2) times as much, the
+    derivative of atanh, and a small change of an MSE changes its logarithm by 1 / MSE times as
+    much. `reach` is multiplied by these. The factor 1 + 2 / n comes from a simulation, in which
+    intervals from few parts were too narrow. The interval is NaN if the number stays the same, up
+    to rounding, whichever part is left out; that can happen to ranks of few systems."""
     from scipy.special import stdtrit  # here, so that --help need not wait for it
     n = len(left_out)
     reach = float(stdtrit(n - 1, 0.975)) * math.sqrt((n - 1) * np.var(left_out))

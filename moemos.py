@@ -210,7 +210,7 @@ def ridge(features, target, new, penalties):
 
         w = z' u diag(1 / (v + penalty * P)) u' target
 
-    so that one decomposition serves all penalties."""
+    As v and u do not depend on the penalty, they are computed once for all penalties."""
     mean, deviation = features.mean(0), features.std(0)
     deviation[deviation <= 1e-6 * np.abs(mean)] = math.inf  # so that what never varies becomes 0
     z, z_new = (features - mean) / deviation, (new - mean) / deviation
@@ -238,9 +238,10 @@ def principal_axes(z, pivot):
 
     The clips are points in a space with a dimension for each feature. The principal axes are
     directions in this space: the clips differ most along the first one, and less along each further
-    one. The coordinates of the clips along two of them are uncorrelated. So a linear model may have
-    a weight for each axis in place of one for each feature. Ridge regression then gives each axis
-    the weight that it would have without a penalty, times a factor between 0 and 1,
+    one. A linear model may have a weight for each axis in place of one for each feature. As the
+    coordinates along any two axes are uncorrelated, each weight can be found by itself. Ridge
+    regression gives each axis the weight that it would have without a penalty, times a factor
+    between 0 and 1,
 
         kept = variance / (variance + penalty * P / n)
 
@@ -299,15 +300,16 @@ def start(features, mos, label, classes, fold):
     # 4. V reads x, which is position * kept. Its first guess, y_0, is what ridge regression
     # predicts, minus the mean of that (and without the axes that were left out). For each class c,
     # the guess y_c comes from a linear model whose target is 1 for the clips of the class and 0 for
-    # all others. The mean of this target is share_c, the share of clips that are in the class; so
-    # share_c + y_c is a rough estimate of the probability that a clip is in it.
+    # all others; y_c is its prediction minus the mean of the target. This mean is share_c, the
+    # share of clips that are in the class. So share_c + y_c is a rough estimate of the probability
+    # that a clip is in it.
     #
     # The coordinates in `position` are uncorrelated, and have the mean 0 and the variance 1. If a
     # linear model without a penalty read them, the weight of a coordinate would simply be the mean
     # of target * position. We give V the same weights, although it reads x = position * kept. So V
     # multiplies each coordinate by its weight and by `kept`, as ridge regression does. That is what
-    # we want for the classes. But the target of y_0 is predicted by ridge(), so it is shrunk
-    # already; to undo the second shrinking, we divide by `kept`.
+    # we want for the classes. But the target of y_0 is what ridge() predicts, so it contains the
+    # factor `kept` already. For y_0 we therefore divide the weights by `kept`.
     one_hot = np.eye(classes)[label]                                        # (n, C)
     of_mos = ridge_mos @ position / len(z) / kept                           # (A,)
     of_classes = one_hot.T @ position / len(z)                              # (C, A)
@@ -320,17 +322,18 @@ def start(features, mos, label, classes, fold):
     #
     # The MOS head starts as the mean of two predictions:
     #
-    #     mean of ridge_mos + y_0                                      by ridge regression
+    #     mean(ridge_mos) + y_0                                        by ridge regression
     #     sum over the classes c of  (share_c + y_c) MOS_c             by the classes
     #
     # MOS_c is the mean MOS of the clips of class c; a clip without MOS counts with its ridge_mos.
     # (If there is only one class, its y_1 is 0, and the MOS head starts as ridge regression. Both
     # predictions have the same mean then, and so the bias may be the mean of the two as always.)
     #
-    # An example: two classes of the same size have MOS_1 = -1 and MOS_2 = 1, and ridge_mos has the
-    # mean 0. For some clip y is (0.4, 0.1, -0.1). The probabilities are .5 + .1 and .5 - .1, so the
-    # classes predict .6 * -1 + .4 * 1 = -.2. Ridge regression predicts .4. The MOS head gives their
-    # mean, .1. The logits are log .5 + .2 and log .5 - .2; their softmax is .599 and .401.
+    # An example: two classes of the same size have MOS_1 = -1 and MOS_2 = 1 (a standardised MOS may
+    # be negative), and ridge_mos has the mean 0. For some clip y is (0.4, 0.1, -0.1). The
+    # probabilities are .5 + .1 and .5 - .1, so the classes predict .6 * -1 + .4 * 1 = -.2. Ridge
+    # regression predicts .4. The MOS head gives their mean, .1. The logits are log .5 + .2 and log
+    # .5 - .2; their softmax is .599 and .401.
     share = one_hot.mean(0)                                                 # (C,)
     class_mos = one_hot.T @ np.where(rated, mos, ridge_mos) / one_hot.sum(0)  # (C,)
     averaged = 2 if classes > 1 else 1  # number of predictions that the MOS head averages
@@ -347,9 +350,9 @@ def start(features, mos, label, classes, fold):
 
 # -- Losses (III.B, III.C) -------------------------------------------------------------------------
 #
-# The paper has two regularisers, which are to keep one expert from doing everything, and gives no
-# equations for them. Ours are SpeechMoE's (arXiv 2105.03036). Only L_diversity keeps one expert
-# from doing everything; L_sparsity is small if each clip uses few experts.
+# The paper says that its two regularisers keep one expert from doing everything, and gives no
+# equations for them. Ours are SpeechMoE's (arXiv 2105.03036). Of these only L_diversity does that.
+# L_sparsity does something else: it is small if each clip uses few experts.
 
 def mos_loss(predicted, mos):
     """Smooth L1. With d = predicted - mos it is the mean over the clips of
