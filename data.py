@@ -58,7 +58,8 @@ def decode(path, content):
     silence at both ends is cut. Raises InputError, which names the file."""
     order = ">" if content[:4] == b"RIFX" else "<"
     header, samples = find_samples(path, content, order)
-    # 4x skips the bytes per second; 8x the extension's size, valid bits and speaker mask.
+    # In the format, 4x skips four bytes, which hold the bytes per second, and 8x skips eight bytes,
+    # which hold the size of an extension, the valid bits and the speakers.
     kind, channels, rate, block, bits, subkind = struct.unpack_from(f"{order}HHI4xHH8xI", header)
     kind = subkind if kind == 0xFFFE else kind  # where the header has the extensible form
     # How many bytes a sample takes follows from its bits, but 24 bits may be stored in four bytes.
@@ -96,7 +97,7 @@ def cut_silence(mono, rate):
 @dataclass
 class Clip:
     """A clip and its ratings. system: what made the clip; numbers at system level compare the means
-    of systems. model: the synthesis model, which the second task classifies. group: what the clip
+    of systems. model: the synthesis model, which the second task names. group: what the clip
     has in common with others, such as its talker or its sentence; folds_of() keeps the clips of a
     group in one fold. ratings: {rater: score}, or {"": mean} if only the clip's mean is known, or
     {} if it has no MOS."""
@@ -170,9 +171,9 @@ def add_row(clips, row, folder, scale, place):
 
 
 def folds_of(clips, folds):
-    """Deals clips out into folds -> (clips,) int, the number of each clip's fold. One group after
-    the other is dealt out, in order of name, so that each is in one fold. If there is only one
-    group, its clips are dealt out."""
+    """Deals clips out into folds -> (clips,) int, the number of each clip's fold. Whole groups are
+    dealt out, in order of name, so that no group is split. If there is only one group, its clips
+    are dealt out."""
     names, number = np.unique([clip.group for clip in clips], return_inverse=True)
     if len(names) < 2:
         return np.arange(len(clips)) % folds
@@ -312,7 +313,8 @@ def read_bytes(path):
 def find_samples(path, content, order):
     """The bytes of a WAV file -> (its chunk "fmt ", padded with zeros, the bytes of its samples).
     A program that writes to a pipe does not yet know how long the samples are, and gives 0 or a
-    huge number as their length: then they end with the file. Raises InputError."""
+    huge number as their length. Then all bytes up to the end of the file are taken as samples.
+    Raises InputError."""
     header, start, name, size = b"", 12, b"", 0
     while name != b"data" and start + 8 <= len(content):
         name, size = struct.unpack_from(f"{order}4sI", content, start)

@@ -84,8 +84,8 @@ def parts_of(system):
 
     An interval is found by leaving out one part at a time. A part is a system, because predictions
     of the clips of a system tend to be wrong in the same way. If there are fewer systems than
-    FEWEST says, a part is a clip, or several clips if there are more than PARTS. If there are too
-    few clips, too, all of them are one part, and there is no interval."""
+    FEWEST says, each clip is a part; if there are more than PARTS clips, several share one. If
+    there are too few clips, too, all of them are one part, and there is no interval."""
     if len(set(system)) >= FEWEST["systems"]:
         return np.asarray(system), "estimated by leaving out each system in turn"
     if len(system) >= FEWEST["clips"]:
@@ -121,7 +121,7 @@ def interval(value, left_out, name=""):
     if not reach > 1e-9 * np.abs(left_out).max():
         return [math.nan, math.nan]
     if name.endswith("MSE"):
-        factor = math.exp(min((1 + 2 / n) * reach / value, 7))  # no more than a thousandfold
+        factor = math.exp(min((1 + 2 / n) * reach / value, 7))  # 1,100 at most
         return [value / factor, value * factor]
     if name:
         inside = (1 - 1e-12) * value  # because 1 itself has no atanh
@@ -131,9 +131,10 @@ def interval(value, left_out, name=""):
 
 
 def verdict(name, difference, low, high):
-    """What the interval [low, high] of a difference, first minus second, shows about the first:
-    "better", "worse" or "neither"; "-" without an interval. A difference that rounds to 0 is
-    "neither". name: which of the eight numbers it is."""
+    """Is one predictor shown to be better than another? difference: the number of the first minus
+    that of the second. [low, high]: its interval. name: which of the eight numbers it is. Returns
+    "better" or "worse", "neither" if nothing is shown or the difference rounds to 0, and "-" if
+    there is no interval."""
     if math.isnan(low):
         return "-"
     if name.endswith("MSE"):  # here less is better
@@ -190,7 +191,7 @@ def summary(trained, test, output, references, scale):
 
 def minus_reference(numbers, left_out, reference, true, system, unit):
     """{"utterance MSE": [this run minus a reference, low, high, verdict], ...}. Each part is left
-    out of both at once, so that what both have in common cancels.
+    out of the run and of the reference at once, so that errors which they share cancel.
 
     numbers, left_out: the run's eight numbers, and the same with each part left out. reference:
     (n,) MOS."""

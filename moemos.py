@@ -173,7 +173,7 @@ class MoEMOS(nn.Module):
 
 # -- Where training starts: two linear models, computed in one go (ours) ---------------------------
 #
-# Before its first step of training, the network shall predict as well as a linear model does. So
+# Before its first step of training, the network should predict as well as a linear model does. So
 # start() computes its first weights from the n training clips, in five steps:
 #
 # 1. The MOS and the features are standardised.
@@ -294,15 +294,15 @@ def start(features, mos, label, classes, fold):
 
     # 3. The axes are those of all clips. But ridge regression has learned from the rated clips, so
     # their number is the n in `pivot`. (If some clips are unrated, the factors of ridge regression
-    # are only about `kept`, because the axes are then not those of the rated clips.)
+    # are only approximately `kept`, because the axes are then not those of the rated clips.)
     position, kept, axes = principal_axes(z, penalty * z.shape[1] / rated.sum())
 
-    # 4. V reads x, which is position * kept. Its first guess, y_0, is what ridge regression
-    # predicts, minus the mean of that (and without the axes that were left out). For each class c,
-    # the guess y_c comes from a linear model whose target is 1 for the clips of the class and 0 for
-    # all others; y_c is its prediction minus the mean of the target. This mean is share_c, the
-    # share of clips that are in the class. So share_c + y_c is a rough estimate of the probability
-    # that a clip is in it.
+    # 4. V reads x, which is position * kept, and makes 1 + C guesses. The guess y_0 is the
+    # prediction of ridge regression minus the mean of these predictions; what lies along the axes
+    # that were left out is missing from it. For each class c, the guess y_c comes from a linear
+    # model whose target is 1 for the clips of the class and 0 for all others; y_c is its prediction
+    # minus the mean of the target. This mean is share_c, the share of clips that are in the class.
+    # So share_c + y_c is a rough estimate of the probability that a clip is in it.
     #
     # The coordinates in `position` are uncorrelated, and have the mean 0 and the variance 1. If a
     # linear model without a penalty read them, the weight of a coordinate would simply be the mean
@@ -326,8 +326,8 @@ def start(features, mos, label, classes, fold):
     #     sum over the classes c of  (share_c + y_c) MOS_c             by the classes
     #
     # MOS_c is the mean MOS of the clips of class c; a clip without MOS counts with its ridge_mos.
-    # (If there is only one class, its y_1 is 0, and the MOS head starts as ridge regression. Both
-    # predictions have the same mean then, and so the bias may be the mean of the two as always.)
+    # (If there is only one class, its y_1 is 0, and the MOS head starts as ridge regression. The
+    # bias needs no other formula, because mean(ridge_mos) and MOS_1 are then equal.)
     #
     # An example: two classes of the same size have MOS_1 = -1 and MOS_2 = 1 (a standardised MOS may
     # be negative), and ridge_mos has the mean 0. For some clip y is (0.4, 0.1, -0.1). The

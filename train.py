@@ -6,9 +6,10 @@
 
 A section number, such as (III.E), says where the paper speaks of a thing; "ours" says that a thing,
 or its value, is not the paper's. The paper does not say which weights a stage trains: here each
-stage trains all of them, with a new AdamW, and both regularisers are always on. Nor does it say
-what it means by an "adaptive" weighting of the two losses: here alpha, the weight of the MOS loss,
-rises during stage 2 and jumps between stages. Letters of dimensions: see moemos.py.
+stage trains all of them, with a new AdamW, which remembers nothing of the stage before, and both
+regularisers are always on. Nor does it say what it means by an "adaptive" weighting of the two
+losses: here alpha, the weight of the MOS loss, rises during stage 2 and jumps between stages.
+Letters of dimensions: see moemos.py.
 """
 
 import argparse
@@ -41,7 +42,7 @@ STAGES = (  # III.E; that each has 200 steps, and that lr falls to 0 in each, is
 )
 CLIP_NORM = 1.0  # the gradient is scaled down to this norm (III.E), taken over all weights (ours)
 FOLDS = 5        # of the cross-validation in moemos.best_penalty(); ours
-LOG_STEPS = 50   # a row of log.csv is a mean over this many steps; ours
+LOG_STEPS = 50   # a row of log.csv has the mean losses and gates of this many steps; ours
 RESULTS = ("metrics.json", "predictions.csv", "answer.txt")  # what evaluate.py writes
 
 
@@ -101,7 +102,7 @@ def run_stage(model, stage, config, training, dev=None):
     many steps as a large one (ours). Raises FloatingPointError if a loss or a gradient is not
     finite."""
     parameters = list(model.parameters())
-    # Weight decay is 0.01, the default (ours); fused only makes it faster.
+    # The weight decay is AdamW's default, 0.01 (ours); `fused` changes only the speed.
     optimiser = torch.optim.AdamW(parameters, fused=True)
     logged, gates = [], []
     for step in range(stage.steps):
