@@ -2,6 +2,7 @@
 whose ratings are compared with those written by hand."""
 
 import re
+import shlex
 
 import pytest
 
@@ -114,6 +115,15 @@ def test_the_example_of_a_form_prints_and_writes_what_the_readme_shows(
     assert call(monkeypatch, published, *command.split()[3:]) == 0
     assert capsys.readouterr().out.startswith(printed)
     assert (tmp_path / "ratings.csv").read_text(encoding="utf-8").startswith(written)
+
+
+def test_the_columns_that_the_readme_names_for_tools_are_understood():
+    text = (HERE / "corpora" / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"\| `(\S+\.csv --columns .*)` \|", text)
+    assert len(commands) == 4
+    for command in commands:
+        columns = command.partition("--columns ")[2].partition(" --scale")[0]
+        assert {"wav", "score"} <= set(exports.named(shlex.split(columns), wide=False))
 
 
 def test_clips_of_a_webmushra_export_are_found_by_trial_and_stimulus(tmp_path, monkeypatch):
