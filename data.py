@@ -26,7 +26,7 @@ import torch
 
 import moemos
 
-DEFAULT_BACKBONE = "WAV2VEC2_BASE"  # a wav2vec2 is the paper's (III.B), the smallest is our choice
+DEFAULT_BACKBONE = "WAV2VEC2_BASE"  # the paper has a wav2vec2 (III.B); which one is ours
 STALL_SECONDS = 30.0  # a download that sends nothing for this long is given up
 MAX_BYTES = 2 ** 28   # a larger file is refused, as reading a device or a pipe might never end
 SILENCE = 45.0        # dB; ends of a clip that are this far below its loudest 10 ms are cut (ours)
@@ -58,8 +58,8 @@ def decode(path, content):
     silence at both ends is cut. Raises InputError, which names the file."""
     order = ">" if content[:4] == b"RIFX" else "<"
     header, samples = find_samples(path, content, order)
-    # In the format, 4x skips four bytes, which hold the bytes per second, and 8x skips eight bytes,
-    # which hold the size of an extension, the valid bits and the speakers.
+    # In the string for struct, 4x skips four bytes, which hold the bytes per second, and 8x skips
+    # eight, which hold the size of an extension, the valid bits and the speakers.
     kind, channels, rate, block, bits, subkind = struct.unpack_from(f"{order}HHI4xHH8xI", header)
     kind = subkind if kind == 0xFFFE else kind  # where the header has the extensible form
     # How many bytes a sample takes follows from its bits, but 24 bits may be stored in four bytes.
@@ -327,7 +327,8 @@ def find_samples(path, content, order):
     if content[:4] in (b"RF64", b"BW64"):  # their true length has 64 bits and stands near the start
         size = int.from_bytes(content[28:36], "little")
     left = len(content) - start
-    # A length of 0 is believed only if the file's own length, riff, is plausible.
+    # A length of 0 is believed only if riff, the length of the whole file by its header, goes
+    # beyond the place where the samples start.
     if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):
         size = left
     if content[8:12] != b"WAVE" or name != b"data" or size > left:

@@ -83,9 +83,9 @@ def parts_of(system):
     Returns ((n,) the part of each, a text on the intervals).
 
     An interval is found by leaving out one part at a time. A part is a system, because predictions
-    of the clips of a system tend to be wrong in the same way. If there are fewer systems than
-    FEWEST says, each clip is a part; if there are more than PARTS clips, several share one. If
-    there are too few clips, too, all of them are one part, and there is no interval."""
+    of the clips of a system tend to be wrong in the same way. With fewer systems than FEWEST says,
+    each clip is a part. (With more than PARTS clips, several clips share a part.) If there are also
+    fewer clips than FEWEST says, all of them are one part, and there is no interval."""
     if len(set(system)) >= FEWEST["systems"]:
         return np.asarray(system), "estimated by leaving out each system in turn"
     if len(system) >= FEWEST["clips"]:
@@ -101,20 +101,25 @@ def interval(value, left_out, name=""):
 
         reach = t(.975, n - 1) sqrt((n - 1) / n sum_i (left_out_i - their mean)^2)
 
-    where t(.975, n - 1) is what Student's t with n - 1 degrees of freedom exceeds in 2.5 % of
-    cases, about 2 if n is large. Then the interval is
-        of a difference     value -+ reach
-        of a correlation    tanh(atanh(value) -+ reach / (1 - value^2))        on Fisher's scale
-        of an MSE           exp(log(value) -+ (1 + 2 / n) reach / value)       on a log scale
+    Here t(.975, n - 1) is from the table of Student's t distribution with n - 1 degrees of freedom:
+    in 97.5 % of cases t is smaller. It is about 2 if n is large. For a difference of two numbers
+    the interval is
+
+        value -+ reach
 
     A correlation cannot exceed 1, nor an MSE fall below 0. Near these limits an interval should not
-    be symmetric. So a correlation r is replaced by atanh(r) (Fisher's scale) and an MSE by its
-    logarithm, which have no such limits. There the interval is symmetric, and it becomes asymmetric
-    when it is turned back. A small change of r changes atanh(r) by 1 / (1 - r^2) times as much, the
-    derivative of atanh, and a small change of an MSE changes its logarithm by 1 / MSE times as
-    much. `reach` is multiplied by these. The factor 1 + 2 / n comes from a simulation, in which
-    intervals from few parts were too narrow. The interval is NaN if the number stays the same, up
-    to rounding, whichever part is left out; that can happen to ranks of few systems."""
+    be symmetric. So a correlation r is replaced by atanh(r) (Fisher's scale), and an MSE by its
+    logarithm, which have no such limits. There the interval is symmetric; turned back to the old
+    scale it is not. On the new scale `reach` must be multiplied by the derivative, which is 1 / (1
+    - r^2) for atanh(r) and 1 / MSE for log(MSE). So the interval is
+
+        of a correlation    tanh(atanh(value) -+ reach / (1 - value^2))
+        of an MSE           exp(log(value) -+ (1 + 2 / n) reach / value)
+
+    The factor 1 + 2 / n comes from a simulation, in which intervals from few parts were too narrow.
+
+    The interval is NaN if the number stays the same, up to rounding, whichever part is left out;
+    that can happen to ranks of few systems."""
     from scipy.special import stdtrit  # here, so that --help need not wait for it
     n = len(left_out)
     reach = float(stdtrit(n - 1, 0.975)) * math.sqrt((n - 1) * np.var(left_out))
@@ -132,7 +137,8 @@ def interval(value, left_out, name=""):
 
 def verdict(name, difference, low, high):
     """Is one predictor shown to be better than another? difference: the number of the first minus
-    that of the second. [low, high]: its interval. name: which of the eight numbers it is. Returns
+    that of the second, in the unit in which it is printed. [low, high]: its interval; its unit does
+    not matter, because only the signs count. name: which of the eight numbers it is. Returns
     "better" or "worse", "neither" if nothing is shown or the difference rounds to 0, and "-" if
     there is no interval."""
     if math.isnan(low):
@@ -304,8 +310,8 @@ def show(run, result):
 def score(run, paths, device="", backbone="", max_seconds=0.0):
     """Yields (path, MOS) of every WAV file in paths, which is a file, a folder, or a list of them.
 
-    The score of a file, `dict(score("runs/default", "a.wav"))["a.wav"]`, does not depend on the
-    other files. A file that cannot be used is reported on standard error, and its MOS is NaN.
+    Each file is scored by itself; for one file, `dict(score("runs/default", "a.wav"))["a.wav"]` is
+    its score. A file that cannot be used is reported on standard error, and its MOS is NaN.
     Raises InputError if the run cannot be used, as load_run() does."""
     trained = load_run(run, device, backbone, max_seconds)
     paths = [paths] if isinstance(paths, (str, os.PathLike)) else paths

@@ -181,7 +181,7 @@ class MoEMOS(nn.Module):
 # 3. The axes of the fusion are computed, the directions in which the clips differ most.
 # 4. V is set. From a clip's place on the axes it makes 1 + C guesses: of the MOS, and, for each
 #    class, of whether the clip belongs to that class.
-# 5. The heads are set, so that they make logits and a MOS of these guesses.
+# 5. The heads are set, so that they turn these guesses into logits and a MOS.
 #
 # The functions ridge() and principal_axes() explain steps 2 and 3, and start() the others. A prime
 # means "transposed", as in z'.
@@ -201,12 +201,16 @@ def ridge(features, target, new, penalties):
 
         |z w - target|^2 + penalty * P * |w|^2
 
-    is least. (The factor P makes the same penalty fit any number of features.) These weights are
+    is least. (The factor P makes the same penalty fit any number of features.) The textbooks have
 
-        w = z' (z z' + penalty * P * identity)^-1 target
+        w = (z'z + penalty * P * identity)^-1 z' target
 
-    The matrix z z' is only (n, n), while P may be many thousands. Let v be its eigenvalues, and let
-    the columns of u be its eigenvectors. Then
+    The same weights are
+
+        w = z' (zz' + penalty * P * identity)^-1 target
+
+    The matrix z'z is (P, P), and P may be many thousands; zz' is only (n, n). Let v be the
+    eigenvalues of zz', and let the columns of u be its eigenvectors. Then
 
         w = z' u diag(1 / (v + penalty * P)) u' target
 
@@ -243,20 +247,21 @@ def principal_axes(z, pivot):
     regression gives each axis the weight that it would have without a penalty, times a factor
     between 0 and 1,
 
-        kept = variance / (variance + penalty * P / n)
+        kept = variance / (variance + pivot),        pivot = penalty * P / n
 
-    where the variance is that of the clips along the axis (question 8 of course/exercises.md shows
-    this). The factor is near 1 if the clips differ much along the axis, and near 0 if they hardly
-    differ. We scale each axis so that the clips have the standard deviation `kept` along it. Axes
-    along which they hardly differ then give small numbers, and training hardly uses them, just as
-    ridge regression hardly uses them. Axes with less than 1 % of the largest `kept` are left out.
+    The variance is that of the clips along the axis, and n is the number of clips from which ridge
+    regression learns. (Question 8 of course/exercises.md shows why.) The factor is near 1 if the
+    clips differ much along the axis, and near 0 if they hardly differ. We scale each axis so that
+    the clips have the standard deviation `kept` along it. Axes along which they hardly differ then
+    give small numbers, and training hardly uses them, just as ridge regression hardly uses them.
+    Axes with less than 1 % of the largest `kept` are left out.
 
-    z: (n, P), the standardised features. pivot: penalty * P / n, the variance at which `kept` is
-    one half. Returns position: (n, A), the coordinates of the clips, brought to the standard
-    deviation 1 along each axis; kept: (A,); and axes: (P, A), for which z @ axes is
-    position * kept."""
-    # The directions are the eigenvectors of z'z / n, which is (P, P) and may be too large. So we
-    # take those of zz' / n, which has the same variances, and compute the directions from them.
+    z: (n, P), the standardised features. pivot: the variance at which `kept` is one half. Returns
+    position: (n, A), the coordinates of the clips, brought to the standard deviation 1 along each
+    axis; kept: (A,); and axes: (P, A), for which z @ axes is position * kept."""
+    # The directions are the eigenvectors of z'z / n, and its eigenvalues are the variances along
+    # them. But that matrix is (P, P), which may be too large. The matrix zz' / n is only (n, n) and
+    # has the same eigenvalues, except for zeros. From its eigenvectors u we compute the directions.
     variance, u = np.linalg.eigh(z @ z.T / len(z))                          # (n,), (n, n)
     variance, u = np.maximum(variance[::-1], 1e-12), u[:, ::-1]             # largest first, no 0
     kept = variance / (variance + pivot)
@@ -292,30 +297,31 @@ def start(features, mos, label, classes, fold):
     penalty = best_penalty(raw[rated], mos[rated], fold)
     ridge_mos = ridge(raw[rated], mos[rated], raw, [penalty])[0]            # (n,)
 
-    # 3. The axes are those of all clips. But ridge regression has learned from the rated clips, so
-    # their number is the n in `pivot`. (If some clips are unrated, the factors of ridge regression
-    # are only approximately `kept`, because the axes are then not those of the rated clips.)
+    # 3. The axes are those of all clips, rated or not. The pivot has the number of the rated clips,
+    # because ridge regression has learned from these. (If some clips are unrated, their axes differ
+    # from those of all clips, and then `kept` only approximates the factors of ridge regression.)
     position, kept, axes = principal_axes(z, penalty * z.shape[1] / rated.sum())
 
     # 4. V reads x, which is position * kept, and makes 1 + C guesses. The guess y_0 is the
-    # prediction of ridge regression minus the mean of these predictions; what lies along the axes
-    # that were left out is missing from it. For each class c, the guess y_c comes from a linear
-    # model whose target is 1 for the clips of the class and 0 for all others; y_c is its prediction
-    # minus the mean of the target. This mean is share_c, the share of clips that are in the class.
-    # So share_c + y_c is a rough estimate of the probability that a clip is in it.
+    # prediction of ridge regression minus the mean of these predictions. (It is not quite exact,
+    # because x lacks the axes that were left out.) For each class c, the guess y_c comes from a
+    # linear model whose target is 1 for the clips of the class and 0 for all others; y_c is its
+    # prediction minus the mean of the target. This mean is share_c, the share of clips that are in
+    # the class. So share_c + y_c is a rough estimate of the probability that a clip is in it.
     #
     # The coordinates in `position` are uncorrelated, and have the mean 0 and the variance 1. If a
     # linear model without a penalty read them, the weight of a coordinate would simply be the mean
     # of target * position. We give V the same weights, although it reads x = position * kept. So V
     # multiplies each coordinate by its weight and by `kept`, as ridge regression does. That is what
-    # we want for the classes. But the target of y_0 is what ridge() predicts, so it contains the
-    # factor `kept` already. For y_0 we therefore divide the weights by `kept`.
+    # we want for the classes. For y_0 it would be once too often: its target is the prediction of
+    # ridge(), which has already multiplied the weight of each axis by `kept`. So for y_0 we divide
+    # the weights by `kept`.
     one_hot = np.eye(classes)[label]                                        # (n, C)
-    of_mos = ridge_mos @ position / len(z) / kept                           # (A,)
-    of_classes = one_hot.T @ position / len(z)                              # (C, A)
+    of_mos = ridge_mos @ position / len(z) / kept                           # (A,), for y_0
+    of_classes = one_hot.T @ position / len(z)                              # (C, A), for y_c
 
     # 5. The softmax of the logits should give the probabilities. It does so if logit_c is
-    # log(share_c + y_c). The class head is linear, and so it starts as the tangent to this
+    # log(share_c + y_c). The classification head is linear, and so it starts as the tangent to this
     # logarithm at y_c = 0:
     #
     #     logit_c = log share_c + y_c / share_c
@@ -326,8 +332,7 @@ def start(features, mos, label, classes, fold):
     #     sum over the classes c of  (share_c + y_c) MOS_c             by the classes
     #
     # MOS_c is the mean MOS of the clips of class c; a clip without MOS counts with its ridge_mos.
-    # (If there is only one class, its y_1 is 0, and the MOS head starts as ridge regression. The
-    # bias needs no other formula, because mean(ridge_mos) and MOS_1 are then equal.)
+    # (If there is only one class, its y_1 is 0, and the MOS head starts as the first of the two.)
     #
     # An example: two classes of the same size have MOS_1 = -1 and MOS_2 = 1 (a standardised MOS may
     # be negative), and ridge_mos has the mean 0. For some clip y is (0.4, 0.1, -0.1). The
@@ -344,6 +349,7 @@ def start(features, mos, label, classes, fold):
         "class_head.weight": np.hstack([np.zeros((classes, 1)), np.diag(1 / share)]),
         "class_head.bias": np.log(share),
         "mos_head.weight": np.hstack([1, class_mos])[None] / averaged,
+        # With one class both terms of this bias are equal, so that it is right then, too.
         "mos_head.bias": np.array([(ridge_mos.mean() + share @ class_mos) / 2])}
     return {name: torch.as_tensor(value).float() for name, value in weights.items()}
 
@@ -392,8 +398,8 @@ def losses(output, mos, label, alpha, beta, lambda_1, lambda_2, deviation=1.0):
         total = alpha L_MOS + beta L_classification + lambda_1 L_diversity + lambda_2 L_sparsity
 
     mos: (B,), NaN where a clip has none. label: (B,) int. deviation: the standard deviation of the
-    training MOS, by which errors of the MOS are divided (ours). Raises ValueError if the two MOS
-    differ in shape, as (B, 1) minus (B,) would silently be (B, B)."""
+    training MOS, by which errors of the MOS are divided (ours). Raises ValueError if `mos` and
+    output.mos differ in shape, because PyTorch would silently make (B, B) of (B, 1) minus (B,)."""
     if mos.shape != output.mos.shape:
         raise ValueError(f"MOS {tuple(mos.shape)} must be {tuple(output.mos.shape)}")
     terms = {

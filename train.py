@@ -5,11 +5,12 @@
     python train.py --help                         every setting and where it comes from
 
 A section number, such as (III.E), says where the paper speaks of a thing; "ours" says that a thing,
-or its value, is not the paper's. The paper does not say which weights a stage trains: here each
-stage trains all of them, with a new AdamW, which remembers nothing of the stage before, and both
-regularisers are always on. Nor does it say what it means by an "adaptive" weighting of the two
-losses: here alpha, the weight of the MOS loss, rises during stage 2 and jumps between stages.
-Letters of dimensions: see moemos.py.
+or its value, is not the paper's. The paper does not say which weights a stage trains. Here each
+stage trains all of them, with a new AdamW, which remembers nothing of the stage before. Both
+regularisers are always on (ours). Nor does the paper say what it means by an "adaptive" weighting
+of the two losses. Here alpha, the weight of the MOS loss, rises during stage 2 and jumps between
+stages. beta, the weight of the second task, is 1 - alpha, as it is in all pairs that the paper
+gives. Letters of dimensions: see moemos.py.
 """
 
 import argparse
@@ -31,7 +32,7 @@ class Stage(NamedTuple):
     name: str
     steps: int
     lr: float            # at the first step; it falls to 0 by the end of the stage
-    alpha_start: float   # weight of the MOS loss; that of the second task, beta, is 1 - alpha
+    alpha_start: float   # weight of the MOS loss; beta is 1 - alpha
     alpha_end: float
 
 

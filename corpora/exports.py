@@ -270,14 +270,13 @@ def read(path, columns, wavs="", wide=False, scale=(1.0, 5.0)):
     print(f"{path}: {len(clips)} clips found, {len(missing)} missing; {len(scores)} ratings from "
           f"{min(scores):g} to {max(scores):g}; {len(raters) or 'no'} raters, "
           f"{len({clip.system for clip in clips})} systems")
-    notes = {f"missing: {shown(missing)}": len(missing),
-             f"{'columns' if wide else 'clips'} without a score that is a number: "
-             f"{shown(sorted(others))}": len(others),
+    notes = {"missing": missing,
+             f"{'columns' if wide else 'clips'} left out, as they have no numbers": sorted(others),
              "rejected answers, left out": len(rows) - len(kept),
              "empty scores, left out": len(found) - len(ratings),
              "ratings averaged with others of the same clip and rater":
                  len(ratings) - sum(len(clip.ratings) for clip in clips)}
-    for note, number in notes.items():
-        if number:
-            print(f"{path}: {number} {note}")
+    for note, what in notes.items():
+        if what:
+            print(f"{path}: {note}: {shown(what)}")
     return clips

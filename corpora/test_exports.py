@@ -160,15 +160,15 @@ def test_the_conversion_prints_what_it_found_what_is_missing_and_what_it_left_ou
     assert capsys.readouterr().out.splitlines()[:4] == [
         f"{path}: UTF-8 with commas between cells",
         f"{path}: 3 clips found, 1 missing; 6 ratings from 1 to 5; 2 raters, 2 systems",
-        f"{path}: 1 missing: ['{heading}']",
-        f"{path}: 2 columns without a score that is a number: ['Timestamp', 'Your remarks']"]
+        f"{path}: missing: ['{heading}']",
+        f"{path}: columns left out, as they have no numbers: ['Timestamp', 'Your remarks']"]
     path = export(tmp_path, MTURK + '"h3","i5","W2","Approved","a_02","NA"\n'
                                     '"h3","i6","W3","Approved","a_02","5"\n')
     convert(monkeypatch, path, "--columns", "wav=Input.audio_url", "score=Answer.score")
     assert capsys.readouterr().out.splitlines()[1:5] == [
         f"{path}: 3 clips found, 0 missing; 4 ratings from 2 to 5; no raters, 2 systems",
-        f"{path}: 1 rejected answers, left out", f"{path}: 1 empty scores, left out",
-        f"{path}: 1 ratings averaged with others of the same clip and rater"]
+        f"{path}: rejected answers, left out: 1", f"{path}: empty scores, left out: 1",
+        f"{path}: ratings averaged with others of the same clip and rater: 1"]
 
 
 @pytest.mark.parametrize(("cell", "score"), [

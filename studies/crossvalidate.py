@@ -153,11 +153,12 @@ def in_words(clips, predicted, claims, ceiling, scale):
         yield ("How good can it be? That is not known. To find out, each clip needs several "
                "ratings, and the raters must agree at least a little.")
     else:
-        yield (f"How good can it be? Between this panel and another of as many raters the LCC "
-               f"would be {tables.number(ceiling)} (estimated from halves of the raters, by "
-               f"Spearman and Brown). A predictor of the true MOS would reach "
-               f"{tables.number(math.sqrt(ceiling))}, the square root, because then only the "
-               f"ratings have noise. The method has {tables.number(lcc)}.")
+        yield (f"How good can it be? If other people, as many as these, rated the same clips, "
+               f"their MOS would have an LCC of about {tables.number(ceiling)} with the MOS of "
+               f"these people (estimated from halves of the raters, by Spearman and Brown). A "
+               f"predictor without noise would reach {tables.number(math.sqrt(ceiling))}, the "
+               f"square root of that, because only one of the two lists would then have noise. "
+               f"The method has {tables.number(lcc)}.")
     yield (f"What does a score mean? On the scale from {scale[0]:g} to {scale[1]:g} it is off by "
            f"{tables.number(math.sqrt(mse))} (root mean square). A predictor that gives every clip "
            f"the mean MOS would be off by {tables.number(np.std(method.true))}. Of two clips, the "
@@ -178,9 +179,11 @@ def in_words(clips, predicted, claims, ceiling, scale):
         yield (f"Are there enough clips to learn from? With half of each system's clips the LCC is "
                f"{tables.number(half)}, with all of them {tables.number(lcc)}: {helps}.")
     yield f"The intervals are {evaluate.parts_of(method.system)[1]}."
-    if method.systems() < len(clips):
+    if len({(clip.system, clip.group) for clip in clips}) > method.systems():
         yield ("Other clips of each system were learned from. Expect less for a system that nobody "
                "has rated.")
+    elif method.systems() < len(clips):
+        yield "Each system is one group, so no other clips of the system were learned from."
     if len(method.predictions) == 1:
         yield ("Everything was trained once. With other seeds the numbers would differ somewhat; "
                "--seeds 5 shows by how much.")

@@ -225,10 +225,10 @@ def by_mean(variant, corpus, learned, predicted, seed, how):
 
 
 def by_labels(variant, corpus, learned, predicted, seed, how):
-    """Ridge regression that also knows the labels. It is the mean of two predictions: that of ridge
-    regression, and the MOS to be expected from the classes. For the second, the class head as
-    training starts, a linear classifier, gives each class a probability, by a softmax; these weigh
-    the classes' MOS."""
+    """The mean of two predictions: that of ridge regression, and that of a linear classifier. The
+    classifier is the classification head as training starts: by a softmax it gives each class a
+    probability. Its prediction is the average of the MOS of the classes, weighted by these
+    probabilities."""
     weights = start(variant, corpus, learned, seed, how)
     network = train.build_model(train.Config(), weights).eval()
     logits = evaluate.predict(network, corpus.features[torch.from_numpy(predicted)]).logits
@@ -271,7 +271,7 @@ class Variant:
 METHOD = Variant("the method")
 RIDGE = Variant("ridge", predict=by_ridge, drawn=False)
 MEAN = Variant("system's mean", predict=by_mean, drawn=False)
-LABELS = Variant("ridge, also told the systems", predict=by_labels, drawn=False)
+LABELS = Variant("ridge and system classifier", predict=by_labels, drawn=False)
 
 
 # -- Running ---------------------------------------------------------------------------------------

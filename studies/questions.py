@@ -87,7 +87,7 @@ QUESTIONS = {
         "What does it cost to leave out a part that is ours?",
         (METHOD, v.RANDOM, v.PAPER, v.UNSHRUNK), HEARD, SEEDS),
     "paper": Question(
-        "Is the paper's form better than a linear model, and do experts help there?",
+        "Is the form nearest to the paper better than a linear model, and do experts help?",
         (v.PAPER, v.PAPER_ONE, RIDGE), HEARD, SEEDS),
     "other_parts": Question(
         "What does it cost to leave out or exchange other parts?",

@@ -242,8 +242,8 @@ def test_the_remarks_say_what_the_intervals_show():
     assert "a system that nobody has rated" in said
     assert "Are there enough clips to compare predictors?" in said
     assert "trained once" not in said
-    assert "another of as many raters the LCC would be .900" in said
-    assert "A predictor of the true MOS would reach .949" in said
+    assert "their MOS would have an LCC of about .900" in said
+    assert "A predictor without noise would reach .949" in said
     assert "No two clips are of one group" not in said
     same = dict.fromkeys(worse, 0.9)
     said = say(same, nan, groups=80)

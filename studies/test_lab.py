@@ -170,7 +170,7 @@ def test_ridge_and_the_systems_mean_agree_with_plain_computations():
     np.testing.assert_allclose(ridge, said, atol=1e-5)
 
 
-def test_ridge_also_told_the_systems_averages_ridge_and_the_mos_expected_from_the_classes():
+def test_ridge_and_system_classifier_averages_ridge_and_the_mos_expected_from_the_classes():
     corpus = make_corpus()
     learned, predicted = next(lab.split(corpus, "groups"))
     found, gates = lab.by_labels(LABELS, corpus, learned, predicted, 0, "groups")
@@ -831,7 +831,7 @@ def test_spreading_over_18432_features_keeps_all_lengths_and_angles():
 def test_every_question_begins_with_the_method_or_the_papers_form_and_names_are_unique():
     for name, question in questions.QUESTIONS.items():
         names = [variant.name for variant in question.variants]
-        assert names[0] == ("the paper's form" if name == "paper" else METHOD.name)
+        assert names[0] == ("the form nearest to the paper" if name == "paper" else METHOD.name)
         assert len(set(names)) == len(names)
         for variant in question.variants:
             train.check(train.Config(**variant.settings))

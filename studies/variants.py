@@ -103,7 +103,7 @@ FASTER = (CLASSIFICATION, JOINT._replace(lr=1e-3, steps=500), MOS)  # for what s
 
 START = Variant("the method before training", stages=(), drawn=False)
 RANDOM = Variant("random start, 500 steps at 1e-3", stages=FASTER, build=at_random)
-PAPER = Variant("the paper's form", stages=FASTER, build=without_v)  # as far as it is known
+PAPER = Variant("the form nearest to the paper", stages=FASTER, build=without_v)
 PAPER_ONE = Variant("with one expert", {"experts": 1}, stages=FASTER, build=without_v)
 LINE_ALONE = Variant("MOS head starts as ridge", build=line_alone)
 UNSHRUNK = Variant("axes not shrunk", build=unshrunk)
