@@ -44,7 +44,8 @@ def read_wav(path, sample_rate, content=None):
     without the silence at its ends. The paper does not say how clips of 24 and 48 kHz are fed; to
     resample them is ours.
 
-    content: the bytes of the file, if they have been read. Raises InputError, which names it."""
+    content: the bytes of the file, if they have been read. Raises InputError, which names the
+    file."""
     from scipy.signal import resample_poly  # here, so that --help need not wait for it
     rate, mono = decode(path, read_bytes(path) if content is None else content)
     # The denominator is limited to 100,000, because a large one makes the filter long.
@@ -327,8 +328,8 @@ def find_samples(path, content, order):
     if content[:4] in (b"RF64", b"BW64"):  # their true length has 64 bits and stands near the start
         size = int.from_bytes(content[28:36], "little")
     left = len(content) - start
-    # A length of 0 is believed only if riff, the length of the whole file by its header, goes
-    # beyond the place where the samples start.
+    # riff is the length of the whole file, as its header states it. A length of 0 for the samples
+    # is believed only if the file, by that number, reaches past the start of the samples.
     if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):
         size = left
     if content[8:12] != b"WAVE" or name != b"data" or size > left:
@@ -432,7 +433,7 @@ def pick_device(name=""):
 
 
 def open_backbone(name="", device=""):
-    """moemos.load_backbone, with a sentence for what can go wrong. Raises InputError.
+    """Like moemos.load_backbone, but what can go wrong becomes an InputError of one sentence.
 
     Without a name it is DEFAULT_BACKBONE or, if the weights of that cannot be had, logmel, with a
     warning that cannot be missed. device: as for pick_device."""

@@ -101,9 +101,9 @@ def interval(value, left_out, name=""):
 
         reach = t(.975, n - 1) sqrt((n - 1) / n sum_i (left_out_i - their mean)^2)
 
-    Here t(.975, n - 1) is from the table of Student's t distribution with n - 1 degrees of freedom:
-    in 97.5 % of cases t is smaller. It is about 2 if n is large. For a difference of two numbers
-    the interval is
+    Here t(.975, n - 1) is a quantile of Student's t distribution with n - 1 degrees of freedom: a
+    number drawn from this distribution is smaller in 97.5 % of cases. It is about 2 if n is large.
+    For a difference of two numbers the interval is
 
         value -+ reach
 

@@ -1,9 +1,9 @@
 """The method of arXiv 2507.06116, "Speech Quality Assessment Model Based on Mixture of Experts".
 
 The file follows a clip through the method: the backbone, feature fusion, the mixture of experts and
-the two heads (section III.B of the paper), where training starts (ours), the losses (III.C) and the
-metrics (IV). The stages of training (III.E) are in train.py, clips and ratings in data.py. What the
-paper leaves open, and we had to decide, is marked "ours".
+the two heads (section III.B of the paper), where training starts (ours), the losses (III.B and
+III.C) and the metrics (IV). The stages of training (III.E) are in train.py, clips and ratings in
+data.py. What the paper leaves open, and we had to decide, is marked "ours".
 
 Letters of dimensions, the same in all modules:
     B  clips                         E  experts
@@ -36,9 +36,10 @@ class Backbone:
     no nn.Module, so that PyTorch does not count the network's weights among those of a model, and
     neither stores nor trains them with the model.
 
-    code: the source of your Python module, if the network comes from one, see fingerprint().
-    Attributes: name; sample_rate, in Hz; layers (L); width (D); and identity, a fingerprint(), by
-    which a run recognises its backbone. Raises ValueError if the frames are not finite."""
+    code: the source code of the network, if it comes from a Python module of yours; see
+    fingerprint(). Attributes: name; sample_rate, in Hz; layers (L); width (D); and identity, a
+    fingerprint(), by which a run recognises its backbone. Raises ValueError if the frames are not
+    finite."""
 
     def __init__(self, name, network, sample_rate, device="cpu", code=""):
         self.name = name
@@ -205,7 +206,7 @@ def ridge(features, target, new, penalties):
 
         w = (z'z + penalty * P * identity)^-1 z' target
 
-    The same weights are
+    As (z'z + c identity) z' = z' (zz' + c identity) for any number c, the same weights are
 
         w = z' (zz' + penalty * P * identity)^-1 target
 
@@ -250,11 +251,12 @@ def principal_axes(z, pivot):
         kept = variance / (variance + pivot),        pivot = penalty * P / n
 
     The variance is that of the clips along the axis, and n is the number of clips from which ridge
-    regression learns. (Question 8 of course/exercises.md shows why.) The factor is near 1 if the
-    clips differ much along the axis, and near 0 if they hardly differ. We scale each axis so that
-    the clips have the standard deviation `kept` along it. Axes along which they hardly differ then
-    give small numbers, and training hardly uses them, just as ridge regression hardly uses them.
-    Axes with less than 1 % of the largest `kept` are left out.
+    regression learns. (Question 8 of course/exercises.md shows why `kept` has this form.) The
+    factor is near 1 if the clips differ much along the axis, and near 0 if they hardly differ: with
+    a pivot of 1 and variances of 9, 1 and .1 it is .9, .5 and .09. We scale each axis so that the
+    clips have the standard deviation `kept` along it. Axes along which they hardly differ then give
+    small numbers, and training hardly uses them, just as ridge regression hardly uses them. Axes
+    whose `kept` is less than 1 % of the largest are left out.
 
     z: (n, P), the standardised features. pivot: the variance at which `kept` is one half. Returns
     position: (n, A), the coordinates of the clips, brought to the standard deviation 1 along each
@@ -297,9 +299,10 @@ def start(features, mos, label, classes, fold):
     penalty = best_penalty(raw[rated], mos[rated], fold)
     ridge_mos = ridge(raw[rated], mos[rated], raw, [penalty])[0]            # (n,)
 
-    # 3. The axes are those of all clips, rated or not. The pivot has the number of the rated clips,
-    # because ridge regression has learned from these. (If some clips are unrated, their axes differ
-    # from those of all clips, and then `kept` only approximates the factors of ridge regression.)
+    # 3. The axes are those of all clips, rated or not. In the pivot, penalty * P / n, the number n
+    # is that of the rated clips, because ridge regression has learned from these. (The axes of the
+    # rated clips alone would differ a little. So if some clips are unrated, `kept` only
+    # approximates the factors by which ridge regression multiplies its weights.)
     position, kept, axes = principal_axes(z, penalty * z.shape[1] / rated.sum())
 
     # 4. V reads x, which is position * kept, and makes 1 + C guesses. The guess y_0 is the
@@ -313,8 +316,8 @@ def start(features, mos, label, classes, fold):
     # linear model without a penalty read them, the weight of a coordinate would simply be the mean
     # of target * position. We give V the same weights, although it reads x = position * kept. So V
     # multiplies each coordinate by its weight and by `kept`, as ridge regression does. That is what
-    # we want for the classes. For y_0 it would be once too often: its target is the prediction of
-    # ridge(), which has already multiplied the weight of each axis by `kept`. So for y_0 we divide
+    # we want for the classes. For y_0, to multiply by `kept` would be once too often, because
+    # ridge(), whose prediction is the target of y_0, has already done that. So for y_0 we divide
     # the weights by `kept`.
     one_hot = np.eye(classes)[label]                                        # (n, C)
     of_mos = ridge_mos @ position / len(z) / kept                           # (A,), for y_0
@@ -349,7 +352,7 @@ def start(features, mos, label, classes, fold):
         "class_head.weight": np.hstack([np.zeros((classes, 1)), np.diag(1 / share)]),
         "class_head.bias": np.log(share),
         "mos_head.weight": np.hstack([1, class_mos])[None] / averaged,
-        # With one class both terms of this bias are equal, so that it is right then, too.
+        # With one class this mean of two terms is right, too, because the terms are then equal.
         "mos_head.bias": np.array([(ridge_mos.mean() + share @ class_mos) / 2])}
     return {name: torch.as_tensor(value).float() for name, value in weights.items()}
 
@@ -531,9 +534,10 @@ def load_backbone(name, device="cpu"):
 
 def fingerprint(network, frames, code):
     """A text by which a network is recognised. It depends on the weights, on `code`, which is the
-    source of a module of your own or "", and on the frames (L, F, D) that the network gives for a
-    second of noise. The frames enter as one number, rounded to two digits, because machines differ
-    slightly. A change in any other source file is noticed only if it clearly changes the frames."""
+    source code that load_module() gives or "", and on the frames (L, F, D) that the network gives
+    for a second of noise. The frames enter as one number, rounded to two digits, because machines
+    differ slightly. A change in any other source file is noticed only if it clearly changes the
+    frames."""
     statistics = pool_statistics(frames).flatten().cpu().double()
     # The features are summed with factors from 1 to 2, so that swapping two changes the sum.
     ramp = torch.linspace(1, 2, len(statistics), dtype=torch.float64)

@@ -2,7 +2,7 @@
 
     python train.py                                simulates a corpus if there is none
     python train.py --data DIR --out runs/mine     learns from the ratings.csv in a folder
-    python train.py --help                         every setting and where it comes from
+    python train.py --help                         every setting, and which of them are ours
 
 A section number, such as (III.E), says where the paper speaks of a thing; "ours" says that a thing,
 or its value, is not the paper's. The paper does not say which weights a stage trains. Here each
@@ -41,7 +41,7 @@ STAGES = (  # III.E; that each has 200 steps, and that lr falls to 0 in each, is
     Stage("joint", 200, 1e-4, 0.3, 0.7),  # lr: ours, that of stage 1
     Stage("mos", 200, 1e-5, 0.9, 0.9),
 )
-CLIP_NORM = 1.0  # the gradient is scaled down to this norm (III.E), taken over all weights (ours)
+CLIP_NORM = 1.0  # III.E; a longer gradient, of all weights together (ours), is scaled down to it
 FOLDS = 5        # of the cross-validation in moemos.best_penalty(); ours
 LOG_STEPS = 50   # a row of log.csv has the mean losses and gates of this many steps; ours
 RESULTS = ("metrics.json", "predictions.csv", "answer.txt")  # what evaluate.py writes
@@ -74,8 +74,8 @@ class Config:
 # -- Three stages ----------------------------------------------------------------------------------
 
 def learning_rate(step, steps, peak):
-    """Cosine annealing (III.E): `peak` at step 0, and 0 when step == steps. Each stage starts at
-    its own peak, whatever the rate was at the end of the stage before."""
+    """Cosine annealing (III.E): `peak` at step 0, and 0 when step == steps. That it falls to 0 in
+    each stage, and starts anew in the next, is ours."""
     return 0.5 * peak * (1 + math.cos(math.pi * step / steps))
 
 
@@ -103,7 +103,9 @@ def run_stage(model, stage, config, training, dev=None):
     many steps as a large one (ours). Raises FloatingPointError if a loss or a gradient is not
     finite."""
     parameters = list(model.parameters())
-    # The weight decay is AdamW's default, 0.01 (ours); `fused` changes only the speed.
+    # AdamW is a gradient descent: in one step each weight moves by about `lr` at most, however
+    # large its gradient is. The weight decay is its default, 0.01 (ours). `fused` changes only the
+    # speed.
     optimiser = torch.optim.AdamW(parameters, fused=True)
     logged, gates = [], []
     for step in range(stage.steps):

@@ -1,11 +1,13 @@
 """Is it good for my ratings? One command that cross-validates the method on any table of ratings.
 
     python -m studies.crossvalidate RATINGS            a ratings.csv, or the folder that holds it
+    python -m studies.crossvalidate RATINGS --unheard  for systems that nobody has rated
     python -m studies.crossvalidate RATINGS --scale 1 7 --backbone studies.distilled
 
 With each seed, every rated clip, whatever its split, is predicted once by each of five predictors,
 which have learned from clips of other groups: the method, the method with one expert,
-ridge regression, the mean MOS of the clip's system, and the method on half of the clips.
+ridge regression, the mean MOS of the clip's system, and the method on half of the clips. With
+--unheard they have learned from clips of other systems, and only the first three are asked.
 Predictions are kept under runs/lab/, so that after an interruption the same command goes on where
 it was.
 """
@@ -14,6 +16,7 @@ import argparse
 import math
 import os
 import textwrap
+from dataclasses import replace
 
 import numpy as np
 
@@ -85,12 +88,15 @@ def half_of_a_system(corpus):
     return int(np.median(np.concatenate(counts))) // 2
 
 
-def cross_validate(table, backbone, seeds):
+def cross_validate(table, backbone, seeds, unheard=False):
     """{label: tables.Predicted} of VARIANTS and, if the systems have enough clips, of the method
-    that learns from half of them. table: the absolute path of a ratings.csv."""
+    that learns from half of them. table: the absolute path of a ratings.csv. unheard: whether each
+    system is left out in turn; then no predictor can know its mean, and none learns from half."""
     corpus = lab.load(table, backbone)
-    asked = [(variant.name, variant, "groups") for variant in VARIANTS]
-    half = half_of_a_system(corpus)
+    how = "system" if unheard else "groups"
+    asked = [(variant.name, variant, how) for variant in VARIANTS
+             if not (unheard and variant.name == MEAN.name)]
+    half = 0 if unheard else half_of_a_system(corpus)
     if half:
         asked.append((HALF, VARIANTS[0], f"groups, {half} a system"))
     jobs = {label: [Job(variant, Cell(table, backbone, how), seed)
@@ -123,7 +129,7 @@ def with_bounds(one, metric):
 
 def show(predicted, claims):
     """Prints two tables: what each predictor reaches, and the method minus each other one."""
-    metrics = list(claims[MEAN.name])
+    metrics = list(claims[RIDGE.name])
     rows = [[label, *(with_bounds(one, metric) for metric in metrics)]
             for label, one in predicted.items()]
     print(f"\n{tables.table([['95 % intervals', *metrics], *rows])}")
@@ -144,9 +150,13 @@ def in_words(clips, predicted, claims, ceiling, scale):
     method = predicted[METHOD.name]
     lcc, mse, tau = (method.numbers()[f"utterance {name}"] for name in ("LCC", "MSE", "KTAU"))
     lead = {label: claim["utterance LCC"] for label, claim in claims.items()}
-    yield (f"Is it good? By the utterance LCC of {len(clips)} clips the method is "
-           f"{verdict(lead[RIDGE.name])} {evaluate.MEANING[evaluate.RIDGE]}, and it is "
-           f"{verdict(lead[MEAN.name])} {evaluate.MEANING[evaluate.SYSTEM_MEAN]}.")
+    heard = MEAN.name in lead
+    answer = (f"Is it good? By the utterance LCC of {len(clips)} clips the method is "
+              f"{verdict(lead[RIDGE.name])} {evaluate.MEANING[evaluate.RIDGE]}")
+    if heard:
+        answer += (f", and it is {verdict(lead[MEAN.name])} "
+                   f"{evaluate.MEANING[evaluate.SYSTEM_MEAN]}")
+    yield f"{answer}."
     if not method.interval("utterance LCC")[0] > 0:
         yield "It is not even shown that its scores follow the ratings at all."
     if math.isnan(ceiling):
@@ -155,10 +165,10 @@ def in_words(clips, predicted, claims, ceiling, scale):
     else:
         yield (f"How good can it be? If other people, as many as these, rated the same clips, "
                f"their MOS would have an LCC of about {tables.number(ceiling)} with the MOS of "
-               f"these people (estimated from halves of the raters, by Spearman and Brown). A "
-               f"predictor without noise would reach {tables.number(math.sqrt(ceiling))}, the "
-               f"square root of that, because only one of the two lists would then have noise. "
-               f"The method has {tables.number(lcc)}.")
+               f"these people (estimated from halves of the raters, by Spearman and Brown). That "
+               f"is less than 1 because both MOS are partly chance. A predictor that is free of "
+               f"chance would reach {tables.number(math.sqrt(ceiling))}, the square root, because "
+               f"then only one of the two is partly chance. The method has {tables.number(lcc)}.")
     yield (f"What does a score mean? On the scale from {scale[0]:g} to {scale[1]:g} it is off by "
            f"{tables.number(math.sqrt(mse))} (root mean square). A predictor that gives every clip "
            f"the mean MOS would be off by {tables.number(np.std(method.true))}. Of two clips, the "
@@ -179,15 +189,15 @@ def in_words(clips, predicted, claims, ceiling, scale):
         yield (f"Are there enough clips to learn from? With half of each system's clips the LCC is "
                f"{tables.number(half)}, with all of them {tables.number(lcc)}: {helps}.")
     yield f"The intervals are {evaluate.parts_of(method.system)[1]}."
-    if len({(clip.system, clip.group) for clip in clips}) > method.systems():
+    if heard and method.systems() < len(clips):
         yield ("Other clips of each system were learned from. Expect less for a system that nobody "
-               "has rated.")
-    elif method.systems() < len(clips):
-        yield "Each system is one group, so no other clips of the system were learned from."
+               "has rated; --unheard shows how much.")
+    if not heard:
+        yield "Each system was predicted by models that had learned from other systems only."
     if len(method.predictions) == 1:
         yield ("Everything was trained once. With other seeds the numbers would differ somewhat; "
                "--seeds 5 shows by how much.")
-    if len({clip.group for clip in clips}) == len(clips):
+    if heard and len({clip.group for clip in clips}) == len(clips):
         yield ("No two clips are of one group. If some share a talker or a sentence, all numbers "
                "may be too good, and that cannot be seen here: add a column `group`.")
 
@@ -204,6 +214,8 @@ def main():
     parser.add_argument("--max-seconds", type=float, default=60.0,
                         help="clips that are longer are refused (default: 60)")
     parser.add_argument("--device", default="", help="cpu, cuda, ..., for the features alone")
+    parser.add_argument("--unheard", action="store_true",
+                        help="leave out all clips of a system together, not those of a group")
     parser.add_argument("--seeds", type=int, default=2, help="how often each predictor is trained, "
                         "each time with another seed (default: 2)")
     options = parser.parse_args()
@@ -214,13 +226,15 @@ def main():
                                  max_seconds=options.max_seconds))
         clips = data.read_ratings(options.ratings, options.scale)
         data.check_clips(clips, options.max_seconds)
+        if options.unheard:
+            clips = [replace(clip, group=clip.system) for clip in clips]
         rated = [clip for clip in clips if clip.ratings]
         check(options.ratings, rated)
         backbone = data.open_backbone(options.backbone, options.device)
         print(*map(data.printable, inventory(options.ratings, clips)), sep="\n")
         data.extract_features(clips, backbone)  # on the device; lab.load() finds them in the cache
         table = os.path.abspath(data.table_of(options.ratings))
-        predicted = cross_validate(table, backbone.name, options.seeds)
+        predicted = cross_validate(table, backbone.name, options.seeds, options.unheard)
         claims = compare(predicted)
         show(predicted, claims)
         ceiling = reliability(raters.ratings_of(lab.load(table, backbone.name)))

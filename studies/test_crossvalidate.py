@@ -55,22 +55,26 @@ def quick(monkeypatch, tmp_path):
     return tmp_path
 
 
-def by_hand(clips, features, seed):
-    """{predictor: MOS (rated clips,)}, predicted in a plain loop over the groups of ratings.csv."""
+def by_hand(clips, features, seed, unheard=False):
+    """{predictor: MOS (rated clips,)}, predicted in a plain loop over the groups of ratings.csv, or
+    over its systems."""
     rated = [i for i, clip in enumerate(clips) if clip.ratings]
-    names = sorted(GROUPS)
-    said = {"the method": {}, "ridge": {}, "system's mean": {}}
+    key = [clip.system if unheard else clip.group for clip in clips]
+    names = sorted({key[i] for i in rated})
+    said = {"the method": {}, "ridge": {}} | ({} if unheard else {"system's mean": {}})
     for part in range(6):
         own = {name for place, name in enumerate(names) if place % 6 == part}
-        test = [i for i in rated if clips[i].group in own]
+        test = [i for i in rated if key[i] in own]
+        if not test:
+            continue
         learned = [i for i in range(len(clips)) if i not in test]
         config = train.Config(seed=seed)
         classes = sorted({clips[i].model for i in learned})
         mos = torch.tensor([clips[i].mos for i in learned], dtype=torch.float64)
         labels = torch.tensor([classes.index(clips[i].model) for i in learned])
         rows = [i for i in learned if clips[i].ratings]
-        left = sorted({clips[i].group for i in rows})
-        folds = np.array([left.index(clips[i].group) % 5 for i in rows])
+        left = sorted({key[i] for i in rows})
+        folds = np.array([left.index(key[i]) % 5 for i in rows])
         weights = moemos.start(features[learned], mos, labels, len(classes), folds)
         torch.manual_seed(seed)
         model = moemos.MoEMOS(2, 80, weights["fusion.axes"].shape[1], len(classes),
@@ -85,8 +89,9 @@ def by_hand(clips, features, seed):
         for place, i in enumerate(test):
             said["the method"][i] = model.eval()(features[i:i + 1]).mos.item()
             said["ridge"][i] = line[place]
-            same = [clips[j].mos for j in rows if clips[j].system == clips[i].system]
-            said["system's mean"][i] = sum(same) / len(same)
+            if not unheard:
+                same = [clips[j].mos for j in rows if clips[j].system == clips[i].system]
+                said["system's mean"][i] = sum(same) / len(same)
     return {name: np.array([own[i] for i in rated]) for name, own in said.items()}
 
 
@@ -141,6 +146,26 @@ def test_the_printed_numbers_are_those_of_a_plain_loop_over_the_groups(quick, mo
     reach = scipy.stats.t.ppf(0.975, freedom) * np.sqrt(of_systems + of_seeds)
     bounds = [float(text) for text in re.findall(r"[-+][\d.]+", compared["ridge"][2])]
     assert bounds == pytest.approx([value, value - reach, value + reach], abs=6e-4)
+
+
+def test_with_unheard_each_system_is_predicted_from_the_other_systems_alone(
+        quick, monkeypatch, capsys):
+    table = write_table(quick)
+    words = ("--backbone", "logmel", "--seeds", 1, "--unheard")
+    assert call(monkeypatch, crossvalidate, table, *words) == 0
+    out = capsys.readouterr().out
+    clips = data.read_ratings(table)
+    features = data.extract_features(clips, moemos.load_backbone("logmel"))
+    expected = by_hand(clips, features, 0, unheard=True)
+    true, system = zip(*[(clip.mos, clip.system) for clip in clips if clip.ratings])
+    reached = cells_of(out, "95 % intervals")
+    assert list(reached) == ["the method", "one expert", "ridge", "columns"]
+    for name, predicted in expected.items():
+        numbers = moemos.metrics(predicted, true, system)
+        for metric, cell in zip(reached["columns"], reached[name]):
+            assert float(cell.split()[0]) == pytest.approx(numbers[metric], abs=6e-4)
+    assert "learned from other systems only" in " ".join(out.split())
+    assert "hears nothing" not in out
 
 
 def test_kept_predictions_are_used_again_and_those_of_other_tables_are_kept_apart(
@@ -239,11 +264,11 @@ def test_the_remarks_say_what_the_intervals_show():
     assert "more clips should help" in said
     assert "not even shown" not in said
     assert "intervals are estimated by leaving out clips in turn." in said
-    assert "a system that nobody has rated" in said
+    assert "a system that nobody has rated; --unheard shows how much." in said
     assert "Are there enough clips to compare predictors?" in said
     assert "trained once" not in said
     assert "their MOS would have an LCC of about .900" in said
-    assert "A predictor without noise would reach .949" in said
+    assert "A predictor that is free of chance would reach .949" in said
     assert "No two clips are of one group" not in said
     same = dict.fromkeys(worse, 0.9)
     said = say(same, nan, groups=80)
