@@ -1,8 +1,8 @@
 """WAV files, ratings and features: from the files of a user to the input of the model.
 
-A corpus is a ratings.csv, which read_ratings describes, with its WAV files; corpora/ makes
-one from other data sets. What comes from outside is checked here, before any work. Letters of
-dimensions: see moemos.py.
+A corpus is a ratings.csv, which read_ratings describes, with its WAV files. corpora/ makes one from
+exports and from published data sets, or simulates it. What comes from outside is checked here,
+before any work. Letters of dimensions: see moemos.py.
 """
 
 import contextlib
@@ -26,12 +26,12 @@ import torch
 
 import moemos
 
-DEFAULT_BACKBONE = "WAV2VEC2_BASE"  # the paper has a wav2vec2 (III.B); which one is ours
+DEFAULT_BACKBONE = "WAV2VEC2_BASE"  # III.B; the paper does not say which wav2vec2, this is ours
 STALL_SECONDS = 30.0  # a download that sends nothing for this long is given up
 MAX_BYTES = 2 ** 28   # a larger file is refused, as reading a device or a pipe might never end
 SILENCE = 45.0        # dB; ends of a clip that are this far below its loudest 10 ms are cut (ours)
-# (format, bytes a sample) of a WAV file -> (numpy's type, the value of silence, full scale). Format
-# 1 is PCM, and format 3 is float.
+# (format, bytes a sample) of a WAV file -> (numpy's type, the number that stands for silence, how
+# far the loudest sample is from it). Format 1 is PCM, and format 3 is float.
 TYPES = {(1, 1): ("u1", 128.0, 2 ** 7), (1, 2): ("i2", 0.0, 2 ** 15), (1, 3): ("i4", 0.0, 2 ** 31),
          (1, 4): ("i4", 0.0, 2 ** 31), (3, 4): ("f4", 0.0, 1), (3, 8): ("f8", 0.0, 1)}
 OTHER_AUDIO = (".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".aif", ".aiff", ".au")
@@ -59,10 +59,9 @@ def decode(path, content):
     silence at both ends is cut. Raises InputError, which names the file."""
     order = ">" if content[:4] == b"RIFX" else "<"
     header, samples = find_samples(path, content, order)
-    # In the string for struct, 4x skips four bytes, which hold the bytes per second, and 8x skips
-    # eight, which hold the size of an extension, the valid bits and the speakers.
+    # 4x and 8x skip fields of the header that are not needed here.
     kind, channels, rate, block, bits, subkind = struct.unpack_from(f"{order}HHI4xHH8xI", header)
-    kind = subkind if kind == 0xFFFE else kind  # where the header has the extensible form
+    kind = subkind if kind == 0xFFFE else kind  # 0xFFFE says that the format stands further back
     # How many bytes a sample takes follows from its bits, but 24 bits may be stored in four bytes.
     width = 4 if 16 < bits < 32 and block == 4 * channels else (bits + 7) // 8
     count = len(samples) // max(channels * width, 1) * channels
@@ -328,8 +327,9 @@ def find_samples(path, content, order):
     if content[:4] in (b"RF64", b"BW64"):  # their true length has 64 bits and stands near the start
         size = int.from_bytes(content[28:36], "little")
     left = len(content) - start
-    # riff is the length of the whole file, as its header states it. A length of 0 for the samples
-    # is believed only if the file, by that number, reaches past the start of the samples.
+    # riff is the length of the whole file, as its header states it. If the samples have the length
+    # 0, riff must at least reach their start. Otherwise the program that wrote the header did not
+    # yet know the lengths.
     if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):
         size = left
     if content[8:12] != b"WAVE" or name != b"data" or size > left:

@@ -3,7 +3,8 @@
 The file follows a clip through the method: the backbone, feature fusion, the mixture of experts and
 the two heads (section III.B of the paper), where training starts (ours), the losses (III.B and
 III.C) and the metrics (IV). The stages of training (III.E) are in train.py, clips and ratings in
-data.py. What the paper leaves open, and we had to decide, is marked "ours".
+data.py. What is not
+the paper's is marked "ours".
 
 Letters of dimensions, the same in all modules:
     B  clips                         E  experts
@@ -84,11 +85,11 @@ def pool_statistics(frames):
 
 class FeatureFusion(nn.Module):
     """Puts the features of all layers side by side and projects them onto A axes, the directions in
-    which the training clips differ most. Before that each feature is standardised: its mean over
-    the training clips is subtracted, and the result is divided by its standard deviation. Otherwise
-    features with large numbers would outweigh the others. start() computes the means, deviations
-    and axes from the training clips, and decides how many axes there are; the three stages do not
-    change them."""
+    which the training clips differ most, each scaled as principal_axes() explains. Before that each
+    feature is standardised: its mean over the training clips is subtracted, and the result is
+    divided by its standard deviation. Otherwise features with large numbers would outweigh the
+    others. start() computes the means, deviations and axes from the training clips, and decides how
+    many axes there are; the three stages do not change them."""
 
     def __init__(self, layers, width, axes):
         super().__init__()
@@ -206,12 +207,18 @@ def ridge(features, target, new, penalties):
 
         w = (z'z + penalty * P * identity)^-1 z' target
 
-    As (z'z + c identity) z' = z' (zz' + c identity) for any number c, the same weights are
+    The matrix z'z is (P, P), and P may be many thousands. But for any number c it is true that
+
+        (z'z + c identity) z' = z' (zz' + c identity)
+
+    Multiply this by the inverse of the first bracket from the left, and by that of the second
+    from the right. So the same weights are
 
         w = z' (zz' + penalty * P * identity)^-1 target
 
-    The matrix z'z is (P, P), and P may be many thousands; zz' is only (n, n). Let v be the
-    eigenvalues of zz', and let the columns of u be its eigenvectors. Then
+    where zz' is only (n, n). Let v be its eigenvalues, and let the columns of u be its
+    eigenvectors, so that zz' = u diag(v) u'. To add a number to the diagonal of zz' is to add it to
+    each eigenvalue. So
 
         w = z' u diag(1 / (v + penalty * P)) u' target
 
@@ -239,7 +246,8 @@ def best_penalty(features, target, fold):
 
 
 def principal_axes(z, pivot):
-    """The principal axes of n clips, and how long to make each of them.
+    """The principal axes of n clips, each scaled so that axes along which clips differ little count
+    little.
 
     The clips are points in a space with a dimension for each feature. The principal axes are
     directions in this space: the clips differ most along the first one, and less along each further
@@ -300,9 +308,9 @@ def start(features, mos, label, classes, fold):
     ridge_mos = ridge(raw[rated], mos[rated], raw, [penalty])[0]            # (n,)
 
     # 3. The axes are those of all clips, rated or not. In the pivot, penalty * P / n, the number n
-    # is that of the rated clips, because ridge regression has learned from these. (The axes of the
-    # rated clips alone would differ a little. So if some clips are unrated, `kept` only
-    # approximates the factors by which ridge regression multiplies its weights.)
+    # is that of the rated clips, because ridge regression has learned from these. (Ridge
+    # regression has seen only the rated clips, and their axes would differ a little from these. So
+    # if some clips are unrated, `kept` is only nearly the factor of ridge regression.)
     position, kept, axes = principal_axes(z, penalty * z.shape[1] / rated.sum())
 
     # 4. V reads x, which is position * kept, and makes 1 + C guesses. The guess y_0 is the
@@ -314,11 +322,10 @@ def start(features, mos, label, classes, fold):
     #
     # The coordinates in `position` are uncorrelated, and have the mean 0 and the variance 1. If a
     # linear model without a penalty read them, the weight of a coordinate would simply be the mean
-    # of target * position. We give V the same weights, although it reads x = position * kept. So V
-    # multiplies each coordinate by its weight and by `kept`, as ridge regression does. That is what
-    # we want for the classes. For y_0, to multiply by `kept` would be once too often, because
-    # ridge(), whose prediction is the target of y_0, has already done that. So for y_0 we divide
-    # the weights by `kept`.
+    # of target * position. But V reads x = position * kept. So if we give V these weights, each
+    # coordinate is multiplied by its weight and by `kept`, as in ridge regression. For the classes
+    # we want just that. For y_0 we do not, because its target is a prediction of ridge(), which
+    # contains `kept` already. So there we divide the weights by `kept`.
     one_hot = np.eye(classes)[label]                                        # (n, C)
     of_mos = ridge_mos @ position / len(z) / kept                           # (A,), for y_0
     of_classes = one_hot.T @ position / len(z)                              # (C, A), for y_c
@@ -352,7 +359,8 @@ def start(features, mos, label, classes, fold):
         "class_head.weight": np.hstack([np.zeros((classes, 1)), np.diag(1 / share)]),
         "class_head.bias": np.log(share),
         "mos_head.weight": np.hstack([1, class_mos])[None] / averaged,
-        # With one class this mean of two terms is right, too, because the terms are then equal.
+        # With one class both terms are equal: over the rated clips, the mean of what ridge
+        # regression predicts is their mean MOS. So their mean is right then, too.
         "mos_head.bias": np.array([(ridge_mos.mean() + share @ class_mos) / 2])}
     return {name: torch.as_tensor(value).float() for name, value in weights.items()}
 
@@ -384,7 +392,7 @@ def classification_loss(logits, label):
 def diversity_loss(gates):
     """(B, E) gates -> E sum_j p_j^2, where p is the mean gate over the clips. It is 1 if all
     experts have equal shares, and E if one has everything. This is SpeechMoE's mean importance
-    loss, which they use "to improve the diversity of gate values"."""
+    loss, which its authors use "to improve the diversity of gate values"."""
     return gates.shape[1] * gates.mean(0).square().sum()
 
 
@@ -533,11 +541,11 @@ def load_backbone(name, device="cpu"):
 
 
 def fingerprint(network, frames, code):
-    """A text by which a network is recognised. It depends on the weights, on `code`, which is the
-    source code that load_module() gives or "", and on the frames (L, F, D) that the network gives
-    for a second of noise. The frames enter as one number, rounded to two digits, because machines
-    differ slightly. A change in any other source file is noticed only if it clearly changes the
-    frames."""
+    """A text by which a network is recognised. It depends on three things: the weights; `code`, the
+    source code from load_module(), or "" if there is none; and the frames (L, F, D) that the
+    network gives for a second of noise. The frames enter as one number, rounded to two digits,
+    because machines differ slightly. A change in any other source file is noticed only if it
+    clearly changes the frames."""
     statistics = pool_statistics(frames).flatten().cpu().double()
     # The features are summed with factors from 1 to 2, so that swapping two changes the sum.
     ramp = torch.linspace(1, 2, len(statistics), dtype=torch.float64)
@@ -581,10 +589,11 @@ class LogMel(nn.Module):
     """A stand-in for a wav2vec2 whose weights are missing (ours). It computes spectra, and has
     learned nothing about speech.
 
-    It has two "layers". One is the log-mel spectrum at 16 kHz, with the usual 80 bands and a window
-    of 25 ms every 10 ms; the other is how fast this spectrum changes. Every clip is first brought
-    to the same level, so that how loud it is does not count. The wav2vec2 networks of torchaudio
-    do not hear how loud a clip is, either."""
+    It has two "layers". One is the log-mel spectrum at 16 kHz: the logarithm of the energy in 80
+    bands of frequency, narrow at low frequencies and wide at high ones, in a window of 25 ms every
+    10 ms; the other is how fast this spectrum changes. Every clip is first brought to the same
+    level, so that how loud it is does not count. The wav2vec2 networks of torchaudio do not hear
+    how loud a clip is, either."""
 
     def __init__(self):
         super().__init__()

@@ -6,12 +6,11 @@
 
 A section number, such as (III.E), says where the paper speaks of a thing; "ours" says that a thing,
 or its value, is not the paper's. The paper does not say which weights a stage trains. Here each
-stage trains all of them, with a new AdamW, which remembers nothing of the stage before. Both
-regularisers are always on (ours). Nor does the paper say what it means by an "adaptive" weighting
-of the two losses. Here alpha, the weight of the MOS loss, rises during stage 2 and jumps between
-stages. beta, the weight of the second task, is 1 - alpha, as it is in all pairs that the paper
-gives. Letters of dimensions: see moemos.py.
-"""
+stage trains all of them, with a new optimiser, AdamW, which remembers nothing of the stage before.
+Both regularisers are always on (ours). The paper does not say, either, what it means by an
+"adaptive" weighting of the two losses. Here alpha, the weight of the MOS loss, rises during stage 2
+and jumps between stages. beta, the weight of the second task, is 1 - alpha, as it is in all pairs
+that the paper gives. Letters of dimensions: see moemos.py. """
 
 import argparse
 import io
@@ -41,7 +40,7 @@ STAGES = (  # III.E; that each has 200 steps, and that lr falls to 0 in each, is
     Stage("joint", 200, 1e-4, 0.3, 0.7),  # lr: ours, that of stage 1
     Stage("mos", 200, 1e-5, 0.9, 0.9),
 )
-CLIP_NORM = 1.0  # III.E; a longer gradient, of all weights together (ours), is scaled down to it
+CLIP_NORM = 1.0  # III.E; if the gradient of all weights together (ours) is longer, it is shortened
 FOLDS = 5        # of the cross-validation in moemos.best_penalty(); ours
 LOG_STEPS = 50   # a row of log.csv has the mean losses and gates of this many steps; ours
 RESULTS = ("metrics.json", "predictions.csv", "answer.txt")  # what evaluate.py writes
@@ -56,7 +55,7 @@ class Config:
     """The settings. Each is an option of the command line, with - in place of _."""
     data: str = option("corpus", "a ratings.csv or its folder; the default is simulated if missing")
     scale: tuple = option((1.0, 5.0), "the lowest and the highest rating that are possible")
-    max_seconds: float = option(60.0, "clips that are longer are refused", least=0)
+    max_seconds: float = option(60.0, "clips that are longer are refused; ours", least=0)
     backbone: str = option("", "a torchaudio bundle, logmel or your own module; if none is named, "
                            "WAV2VEC2_BASE (ours), or logmel if the weights of that are missing")
     out: str = option("runs/default", "the folder of the run")
@@ -103,9 +102,9 @@ def run_stage(model, stage, config, training, dev=None):
     many steps as a large one (ours). Raises FloatingPointError if a loss or a gradient is not
     finite."""
     parameters = list(model.parameters())
-    # AdamW is a gradient descent: in one step each weight moves by about `lr` at most, however
-    # large its gradient is. The weight decay is its default, 0.01 (ours). `fused` changes only the
-    # speed.
+    # AdamW is a gradient descent that scales its steps: in one step each weight moves by about `lr`
+    # at most, however large its gradient is. The weight decay is its default, 0.01 (ours). `fused`
+    # changes only the speed.
     optimiser = torch.optim.AdamW(parameters, fused=True)
     logged, gates = [], []
     for step in range(stage.steps):

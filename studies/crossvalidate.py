@@ -166,9 +166,10 @@ def in_words(clips, predicted, claims, ceiling, scale):
         yield (f"How good can it be? If other people, as many as these, rated the same clips, "
                f"their MOS would have an LCC of about {tables.number(ceiling)} with the MOS of "
                f"these people (estimated from halves of the raters, by Spearman and Brown). That "
-               f"is less than 1 because both MOS are partly chance. A predictor that is free of "
-               f"chance would reach {tables.number(math.sqrt(ceiling))}, the square root, because "
-               f"then only one of the two is partly chance. The method has {tables.number(lcc)}.")
+               f"is less than 1 because both MOS are partly chance. A perfect predictor "
+               f"has no chance of its own, so it would reach more: "
+               f"{tables.number(math.sqrt(ceiling))}, the square root of "
+               f"{tables.number(ceiling)}. The method has {tables.number(lcc)}.")
     yield (f"What does a score mean? On the scale from {scale[0]:g} to {scale[1]:g} it is off by "
            f"{tables.number(math.sqrt(mse))} (root mean square). A predictor that gives every clip "
            f"the mean MOS would be off by {tables.number(np.std(method.true))}. Of two clips, the "
