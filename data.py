@@ -30,8 +30,9 @@ DEFAULT_BACKBONE = "WAV2VEC2_BASE"  # III.B; the paper does not say which wav2ve
 STALL_SECONDS = 30.0  # a download that sends nothing for this long is given up
 MAX_BYTES = 2 ** 28   # a larger file is refused, as reading a device or a pipe might never end
 SILENCE = 45.0        # dB; ends of a clip that are this far below its loudest 10 ms are cut (ours)
-# (format, bytes a sample) of a WAV file -> (numpy's type, the number that stands for silence, how
-# far the loudest sample is from it). Format 1 is PCM, and format 3 is float.
+# (format, bytes a sample) of a WAV file -> (numpy's type, the number that stands for silence, the
+# distance from there to full scale). Format 1 is PCM, and format 3 is float. Samples of 3 bytes are
+# first made 4 bytes long.
 TYPES = {(1, 1): ("u1", 128.0, 2 ** 7), (1, 2): ("i2", 0.0, 2 ** 15), (1, 3): ("i4", 0.0, 2 ** 31),
          (1, 4): ("i4", 0.0, 2 ** 31), (3, 4): ("f4", 0.0, 1), (3, 8): ("f8", 0.0, 1)}
 OTHER_AUDIO = (".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".aif", ".aiff", ".au")
@@ -41,14 +42,15 @@ OTHER_AUDIO = (".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".aif",
 
 def read_wav(path, sample_rate, content=None):
     """A WAV file, PCM or float at any rate -> (T,) float32 at sample_rate, mono, not normalised,
-    without the silence at its ends. The paper does not say how clips of 24 and 48 kHz are fed; to
-    resample them is ours.
+    without the silence at its ends. The paper does not say how clips of 24 and 48 kHz are fed; all
+    of this is ours.
 
     content: the bytes of the file, if they have been read. Raises InputError, which names the
     file."""
     from scipy.signal import resample_poly  # here, so that --help need not wait for it
     rate, mono = decode(path, read_bytes(path) if content is None else content)
-    # The denominator is limited to 100,000, because a large one makes the filter long.
+    # The ratio of the rates is rounded to a fraction with a denominator of 100,000 at most, because
+    # a larger one makes the filter that resamples very long.
     ratio = Fraction(sample_rate, rate).limit_denominator(100_000)
     resampled = resample_poly(mono, ratio.numerator, ratio.denominator)
     return torch.from_numpy(resampled.astype(np.float32))
@@ -327,9 +329,9 @@ def find_samples(path, content, order):
     if content[:4] in (b"RF64", b"BW64"):  # their true length has 64 bits and stands near the start
         size = int.from_bytes(content[28:36], "little")
     left = len(content) - start
-    # riff is the length of the whole file, as its header states it. If the samples have the length
-    # 0, riff must at least reach their start. Otherwise the program that wrote the header did not
-    # yet know the lengths.
+    # riff is the length of the file, as its header states it. A length of 0 for the samples is
+    # believed only if riff reaches beyond their start and is not huge. If not, the program that
+    # wrote the header did not yet know the lengths.
     if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):
         size = left
     if content[8:12] != b"WAVE" or name != b"data" or size > left:

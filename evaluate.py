@@ -118,8 +118,9 @@ def interval(value, left_out, name=""):
 
     The factor 1 + 2 / n comes from a simulation, in which intervals from few parts were too narrow.
 
-    The interval is NaN if the number stays the same, up to rounding, whichever part is left out;
-    that can happen to ranks of few systems."""
+    The interval is NaN if the number stays the same, up to rounding, whichever part is left out.
+    With few systems that can happen to SRCC and KTAU, for instance if all systems are in the right
+    order."""
     from scipy.special import stdtrit  # here, so that --help need not wait for it
     n = len(left_out)
     reach = float(stdtrit(n - 1, 0.975)) * math.sqrt((n - 1) * np.var(left_out))
@@ -228,6 +229,7 @@ def evaluate(run, device="", corpus="", backbone="", scale=(), max_seconds=0.0):
     answer.txt; if no test clip has ratings, it returns None. On another corpus the run is not
     compared with plain predictors: they would learn from the training clips of that corpus, which
     the run has never heard.
+
     scale, max_seconds: of the corpus; () and 0 mean those of the run. Raises InputError."""
     trained = load_run(run, device, backbone, max_seconds)
     config = trained.config
@@ -333,8 +335,8 @@ def score(run, paths, device="", backbone="", max_seconds=0.0):
 
 
 def score_waveform(trained, waveform, rate):
-    """(T,) floats between -1 and 1, a tensor or an array, at any rate in Hz -> MOS. The score is
-    that of a WAV file with these samples: one is made in memory. Raises InputError."""
+    """(T,) floats between -1 and 1, a tensor or an array, at a rate up to 768 kHz -> MOS. The score
+    is that of a WAV file with these samples: one is made in memory. Raises InputError."""
     waveform = torch.as_tensor(waveform)
     if waveform.dim() != 1 or not waveform.is_floating_point() or not 1 <= rate <= 768000:
         raise InputError(f"a waveform is (T,) floats at a rate up to 768 kHz, not {waveform.dtype} "

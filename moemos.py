@@ -3,8 +3,7 @@
 The file follows a clip through the method: the backbone, feature fusion, the mixture of experts and
 the two heads (section III.B of the paper), where training starts (ours), the losses (III.B and
 III.C) and the metrics (IV). The stages of training (III.E) are in train.py, clips and ratings in
-data.py. What is not
-the paper's is marked "ours".
+data.py. What is not the paper's is marked "ours".
 
 Letters of dimensions, the same in all modules:
     B  clips                         E  experts
@@ -30,7 +29,7 @@ from torch import nn
 MIN_SECONDS = 0.025  # the length of one frame of a wav2vec2; a frame begins every 0.02 s
 
 
-# -- Backbone: waveform -> frames of every layer, frozen (III.B) -----------------------------------
+# -- Backbone: waveform -> frames, frozen (III.B); that we use every layer is ours -----------------
 
 class Backbone:
     """Holds a frozen network, which turns a waveform into the frames of its layers. A Backbone is
@@ -211,8 +210,9 @@ def ridge(features, target, new, penalties):
 
         (z'z + c identity) z' = z' (zz' + c identity)
 
-    Multiply this by the inverse of the first bracket from the left, and by that of the second
-    from the right. So the same weights are
+    (the first identity is (P, P), and the second (n, n)). Multiply this from the left by the
+    inverse of the first bracket, and from the right by the inverse of the second. So the same
+    weights are
 
         w = z' (zz' + penalty * P * identity)^-1 target
 
@@ -234,9 +234,9 @@ def ridge(features, target, new, penalties):
 
 def best_penalty(features, target, fold):
     """Finds the penalty by cross-validation: the clips are divided into folds, and ridge() predicts
-    each fold from the others. Returns the one of PENALTIES with the least squared error, and of
-    several with the same error the strongest. features, target: as for ridge(). fold: (n,) int, the
-    number of the fold that each clip is in."""
+    each fold from the others. Returns the one of PENALTIES with the least squared error. If several
+    have the same error, it returns the strongest of them. features, target: as for ridge(). fold:
+    (n,) int, the number of the fold that each clip is in."""
     errors = np.zeros(len(PENALTIES))
     for number in np.unique(fold):
         test = fold == number
@@ -308,9 +308,9 @@ def start(features, mos, label, classes, fold):
     ridge_mos = ridge(raw[rated], mos[rated], raw, [penalty])[0]            # (n,)
 
     # 3. The axes are those of all clips, rated or not. In the pivot, penalty * P / n, the number n
-    # is that of the rated clips, because ridge regression has learned from these. (Ridge
-    # regression has seen only the rated clips, and their axes would differ a little from these. So
-    # if some clips are unrated, `kept` is only nearly the factor of ridge regression.)
+    # is that of the rated clips, because ridge regression has learned from these. (The axes of
+    # the rated clips alone would differ a little from those of all clips. So if some clips are
+    # unrated, `kept` is only nearly the factor of ridge regression.)
     position, kept, axes = principal_axes(z, penalty * z.shape[1] / rated.sum())
 
     # 4. V reads x, which is position * kept, and makes 1 + C guesses. The guess y_0 is the
@@ -359,8 +359,8 @@ def start(features, mos, label, classes, fold):
         "class_head.weight": np.hstack([np.zeros((classes, 1)), np.diag(1 / share)]),
         "class_head.bias": np.log(share),
         "mos_head.weight": np.hstack([1, class_mos])[None] / averaged,
-        # With one class both terms are equal: over the rated clips, the mean of what ridge
-        # regression predicts is their mean MOS. So their mean is right then, too.
+        # With one class this bias should be ridge_mos.mean(), and it is: share @ class_mos is the
+        # same number then, because on average ridge regression predicts the mean of its target.
         "mos_head.bias": np.array([(ridge_mos.mean() + share @ class_mos) / 2])}
     return {name: torch.as_tensor(value).float() for name, value in weights.items()}
 
@@ -368,8 +368,8 @@ def start(features, mos, label, classes, fold):
 # -- Losses (III.B, III.C) -------------------------------------------------------------------------
 #
 # The paper says that its two regularisers keep one expert from doing everything, and gives no
-# equations for them. Ours are SpeechMoE's (arXiv 2105.03036). Of these only L_diversity does that.
-# L_sparsity does something else: it is small if each clip uses few experts.
+# equations for them. Ours are SpeechMoE's (arXiv 2105.03036). Of these two, only L_diversity
+# keeps one expert from doing everything. L_sparsity is small if each clip uses few experts.
 
 def mos_loss(predicted, mos):
     """Smooth L1. With d = predicted - mos it is the mean over the clips of
@@ -589,11 +589,11 @@ class LogMel(nn.Module):
     """A stand-in for a wav2vec2 whose weights are missing (ours). It computes spectra, and has
     learned nothing about speech.
 
-    It has two "layers". One is the log-mel spectrum at 16 kHz: the logarithm of the energy in 80
-    bands of frequency, narrow at low frequencies and wide at high ones, in a window of 25 ms every
-    10 ms; the other is how fast this spectrum changes. Every clip is first brought to the same
-    level, so that how loud it is does not count. The wav2vec2 networks of torchaudio do not hear
-    how loud a clip is, either."""
+    It has two "layers". One is the log-mel spectrum: every 10 ms it takes a window of 25 ms, and
+    computes the logarithm of the energy in 80 bands of frequency. These are narrow at low
+    frequencies and wide at high ones. The other layer is how fast this spectrum changes. Every clip
+    is first brought to the same level, so that how loud it is does not count. The wav2vec2 networks
+    of torchaudio do not hear how loud a clip is, either."""
 
     def __init__(self):
         super().__init__()

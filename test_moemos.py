@@ -2537,7 +2537,7 @@ def test_the_penalty_is_found_in_five_folds_of_whole_groups_of_the_rated_trainin
     monkeypatch.setattr(moemos, "best_penalty", watch)
     model = train.train(quick(tmp_path / "ratings.csv", tmp_path))
     assert folds == [["abcdefg".index(group) % 5 for group in groups.values()]]
-    sentence = f"a penalty of {model.penalty.item():.2g} times the number of features, found by"
+    sentence = f"found its penalty, {model.penalty.item():.2g} times the number of features;"
     assert sentence in capsys.readouterr().out
     saved = evaluate.read_checkpoint(tmp_path / "run")["weights"]
     assert saved["penalty"] == model.penalty > 0

@@ -5,12 +5,18 @@
     python train.py --help                         every setting, and which of them are ours
 
 A section number, such as (III.E), says where the paper speaks of a thing; "ours" says that a thing,
-or its value, is not the paper's. The paper does not say which weights a stage trains. Here each
-stage trains all of them, with a new optimiser, AdamW, which remembers nothing of the stage before.
-Both regularisers are always on (ours). The paper does not say, either, what it means by an
-"adaptive" weighting of the two losses. Here alpha, the weight of the MOS loss, rises during stage 2
-and jumps between stages. beta, the weight of the second task, is 1 - alpha, as it is in all pairs
-that the paper gives. Letters of dimensions: see moemos.py. """
+or its value, is not the paper's.
+
+The paper does not say which weights a stage trains. Here each stage trains all of them. The
+optimiser is AdamW (III.E). That each stage has a new one, which remembers nothing of the stage
+before, is ours, and so is that both regularisers are always on.
+
+The paper does not say, either, what it means by an "adaptive" weighting of the two losses. Here
+alpha, the weight of the MOS loss, rises during stage 2 and jumps between stages. beta, the weight
+of the second task, is 1 - alpha, as in all pairs that the paper gives.
+
+Letters of dimensions: see moemos.py.
+"""
 
 import argparse
 import io
@@ -61,7 +67,7 @@ class Config:
     out: str = option("runs/default", "the folder of the run")
     cache: str = option("cache", "the folder where features are kept")
     device: str = option("", "cpu, cuda, ...; if none is named, an accelerator or else cpu")
-    seed: int = option(0, "the seed of all that is random in training", least=0, below=2 ** 63)
+    seed: int = option(0, "the seed of what is random in training; ours", least=0, below=2 ** 63)
     experts: int = option(4, "the number of experts, N of III.B; ours", least=1, below=100)
     hidden: int = option(32, "the width H of an expert; ours", least=1, below=2000)
     batch_size: int = option(32, "clips in a batch; ours", least=1, below=1e9)
@@ -102,9 +108,9 @@ def run_stage(model, stage, config, training, dev=None):
     many steps as a large one (ours). Raises FloatingPointError if a loss or a gradient is not
     finite."""
     parameters = list(model.parameters())
-    # AdamW is a gradient descent that scales its steps: in one step each weight moves by about `lr`
-    # at most, however large its gradient is. The weight decay is its default, 0.01 (ours). `fused`
-    # changes only the speed.
+    # AdamW (III.E) is a gradient descent that scales its steps: in one step each weight moves by
+    # about `lr` at most, however large its gradient is. The weight decay is its default, 0.01
+    # (ours). `fused` changes only the speed.
     optimiser = torch.optim.AdamW(parameters, fused=True)
     logged, gates = [], []
     for step in range(stage.steps):
@@ -179,8 +185,8 @@ def train(config):
     fold = data.folds_of([clip for clip in clips if clip.ratings], FOLDS)
     on_cpu = [tensor.cpu() for tensor in training]  # as not every accelerator has float64
     model = build_model(config, moemos.start(*on_cpu, len(classes), fold))
-    print("the ridge regression in the start of training has a penalty of {:.2g} times the number "
-          "of features, found by cross-validation; {} features become {} axes".format(
+    print("training starts from ridge regression; cross-validation found its penalty, {:.2g} times "
+          "the number of features; the {} features become {} axes".format(
               model.penalty, *model.fusion.axes.shape))
     stages = [stage._replace(steps=config.steps or stage.steps) for stage in STAGES]
     rows = run_stages(model, stages, config, training, dev)
@@ -190,9 +196,9 @@ def train(config):
 
 # -- What follows is no part of the method: the log, files and the command line --------------------
 
-# In the heading, total, mos, class, div and spar are the terms of the loss. H(g) is the mean
-# entropy of a clip's gates, and H(p) is the entropy of the mean gate; both are explained in
-# moemos.gate_entropies(). "norm" is that of the gradient, before it is clipped.
+# In the heading, mos, class, div and spar are the terms of the loss, and total is their weighted
+# sum. H(g) is the mean entropy of a clip's gates, and H(p) is the entropy of the mean gate; both
+# are explained in moemos.gate_entropies(). "norm" is that of the gradient, before it is clipped.
 HEADING = " step      lr alpha total   mos class  div spar norm H(g) H(p)  gates %"
 LINE = ("{step:5d} {lr:7.1e} {alpha:5.2f} {total:5.2f} {mos:5.3f} {classification:5.2f} "
         "{diversity:4.2f} {sparsity:4.2f} {grad_norm:4.1f} {gate_entropy:4.2f} "

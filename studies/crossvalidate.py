@@ -166,8 +166,8 @@ def in_words(clips, predicted, claims, ceiling, scale):
         yield (f"How good can it be? If other people, as many as these, rated the same clips, "
                f"their MOS would have an LCC of about {tables.number(ceiling)} with the MOS of "
                f"these people (estimated from halves of the raters, by Spearman and Brown). That "
-               f"is less than 1 because both MOS are partly chance. A perfect predictor "
-               f"has no chance of its own, so it would reach more: "
+               f"is less than 1 because both MOS are partly chance. The scores of "
+               f"a perfect predictor contain no chance, so their LCC would be higher: "
                f"{tables.number(math.sqrt(ceiling))}, the square root of "
                f"{tables.number(ceiling)}. The method has {tables.number(lcc)}.")
     yield (f"What does a score mean? On the scale from {scale[0]:g} to {scale[1]:g} it is off by "
@@ -191,8 +191,8 @@ def in_words(clips, predicted, claims, ceiling, scale):
                f"{tables.number(half)}, with all of them {tables.number(lcc)}: {helps}.")
     yield f"The intervals are {evaluate.parts_of(method.system)[1]}."
     if heard and method.systems() < len(clips):
-        yield ("Other clips of each system were learned from. Expect less for a system that nobody "
-               "has rated; --unheard shows how much.")
+        yield ("The models had learned from other clips of each system. Expect less for a system "
+               "that nobody has rated; --unheard shows how much.")
     if not heard:
         yield "Each system was predicted by models that had learned from other systems only."
     if len(method.predictions) == 1:

@@ -268,7 +268,7 @@ def test_the_remarks_say_what_the_intervals_show():
     assert "Are there enough clips to compare predictors?" in said
     assert "trained once" not in said
     assert "their MOS would have an LCC of about .900" in said
-    assert "it would reach more: .949, the square root of .900." in said
+    assert "their LCC would be higher: .949, the square root of .900." in said
     assert "No two clips are of one group" not in said
     same = dict.fromkeys(worse, 0.9)
     said = say(same, nan, groups=80)
