@@ -76,7 +76,7 @@ def decode(path, content):
     name, zero, full_scale = TYPES[kind, width]
     scaled = (samples.view(order + name).astype(float) - zero) / full_scale
     mono = scaled.reshape(-1, channels).mean(axis=1)  # (T,)
-    if not (np.abs(mono) < 1e6).all():  # full scale is 1, and what is far above it is no sound
+    if not (np.abs(mono) < 1e6).all():  # full scale is 1, and what is far above it is not sound
         raise InputError(f"{path}: holds NaN, infinite or huge samples")
     sound = cut_silence(mono, rate)
     if len(sound) / rate < moemos.MIN_SECONDS:
@@ -148,7 +148,7 @@ def add_row(clips, row, folder, scale, place):
     new = Clip(row["wav"], wav, row["split"], row["system"],
                row.get("model") or row["system"], row.get("group") or path)
     if path not in clips and not os.path.isfile(path):
-        raise InputError(f"{place}: {shown(row['wav'])} is missing, or is no file, in {folder}")
+        raise InputError(f"{place}: {shown(row['wav'])} is missing, or is not a file, in {folder}")
     clip = clips.setdefault(path, new)
     if any(getattr(clip, name) != getattr(new, name)
            for name in ("split", "system", "model", "group")):
@@ -165,7 +165,7 @@ def add_row(clips, row, folder, scale, place):
     try:
         score = float(row["score"])
     except ValueError:
-        raise InputError(f"{place}: the score {shown(row['score'])} is no number") from None
+        raise InputError(f"{place}: the score {shown(row['score'])} is not a number") from None
     if not scale[0] <= score <= scale[1]:
         raise InputError(f"{place}: the score {score:g} is off the scale of {scale[0]:g} to "
                          f"{scale[1]:g}; --scale LOW HIGH sets another")
@@ -246,7 +246,7 @@ def read_entry(entry, shape):
     return torch.frombuffer(bytearray(numbers), dtype=torch.float32).view(shape)
 
 
-# -- What follows is no part of the method: error messages, checks, files, folders -----------------
+# -- What follows is not part of the method: error messages, checks, files, folders ----------------
 
 class InputError(ValueError):
     """Something that was handed in cannot be used. The text is one sentence, which says what is
@@ -329,9 +329,9 @@ def find_samples(path, content, order):
     if content[:4] in (b"RF64", b"BW64"):  # their true length has 64 bits and stands near the start
         size = int.from_bytes(content[28:36], "little")
     left = len(content) - start
-    # riff is the length of the file, as its header states it. A length of 0 for the samples is
-    # believed only if riff reaches beyond their start and is not huge. If not, the program that
-    # wrote the header did not yet know the lengths.
+    # riff is the length of the file, as its header states it. If the header gives the samples the
+    # length 0, we believe it only if riff is plausible: larger than the position where the samples
+    # start, and not huge. Otherwise the program that wrote the header did not yet know the lengths.
     if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):
         size = left
     if content[8:12] != b"WAVE" or name != b"data" or size > left:
@@ -380,7 +380,7 @@ def find_wavs(folder):
         files += [Path(here, name) for name in names if not name.startswith(".")]
     others = sum(file.suffix.lower() in OTHER_AUDIO for file in files)
     if others:
-        print(printable(f"{folder}: {others} audio files that are no WAV are passed over"),
+        print(printable(f"{folder}: {others} audio files that are not WAV are passed over"),
               file=sys.stderr)
     return sorted(file for file in files if file.suffix.lower() == ".wav")
 
@@ -408,7 +408,7 @@ def read_rows(path, columns, optional=(), header=True):
                 raise InputError(f"{place}: a row needs one value for each of {','.join(names)}")
             yield place, {name: cell.strip() for name, cell in row.items()}
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: is no CSV table in UTF-8 ({error}); save it as one") from None
+        raise InputError(f"{path}: is not a CSV table in UTF-8 ({error}); save it as one") from None
 
 
 def table_of(corpus):
@@ -453,7 +453,7 @@ def open_backbone(name="", device=""):
             raise  # a fault in a module of your own is shown whole
         file = Path(torch.hub.get_dir(), "checkpoints", Path(bundle._path).name)
         if file.exists():
-            raise InputError(f"{file}: is no file of weights; delete it and start again") from None
+            raise InputError(f"{file}: holds no weights; delete it and start again") from None
         problem = f"{file}: these weights are missing ({first_line(error)}); put them there"
         if name:
             raise InputError(problem) from None

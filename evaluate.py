@@ -101,9 +101,9 @@ def interval(value, left_out, name=""):
 
         reach = t(.975, n - 1) sqrt((n - 1) / n sum_i (left_out_i - their mean)^2)
 
-    Here t(.975, n - 1) is a quantile of Student's t distribution with n - 1 degrees of freedom: a
-    number drawn from this distribution is smaller in 97.5 % of cases. It is about 2 if n is large.
-    For a difference of two numbers the interval is
+    Here t(.975, n - 1) is a quantile of Student's t distribution with n - 1 degrees of freedom: of
+    all numbers drawn from this distribution, 97.5 % are below it. It is about 2 if n is large. For
+    a difference of two numbers the interval is
 
         value -+ reach
 
@@ -356,7 +356,7 @@ def read_clip(path, trained, content=None):
     return waveform, data.clip_features(waveform, trained.backbone, path)[None]
 
 
-# -- What follows is no part of the method: runs, files and the command line -----------------------
+# -- What follows is not part of the method: runs, files and the command line ----------------------
 
 def load_run(run, device="", backbone="", max_seconds=0.0):
     """A folder that train.py wrote -> Trained. backbone: if it is a module of your own, its name

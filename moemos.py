@@ -33,8 +33,8 @@ MIN_SECONDS = 0.025  # the length of one frame of a wav2vec2; a frame begins eve
 
 class Backbone:
     """Holds a frozen network, which turns a waveform into the frames of its layers. A Backbone is
-    no nn.Module, so that PyTorch does not count the network's weights among those of a model, and
-    neither stores nor trains them with the model.
+    not an nn.Module, so that PyTorch does not count the network's weights among those of a model,
+    and neither stores nor trains them with the model.
 
     code: the source code of the network, if it comes from a Python module of yours; see
     fingerprint(). Attributes: name; sample_rate, in Hz; layers (L); width (D); and identity, a
@@ -141,7 +141,7 @@ class MixtureOfExperts(nn.Module):
 
 
 class Output(NamedTuple):
-    mos: torch.Tensor      # (B,) on the scale of the ratings, never clamped
+    mos: torch.Tensor      # (B,) on the scale of the ratings; not limited to it (ours)
     logits: torch.Tensor   # (B, C) of the second task's classes
     gates: torch.Tensor    # (B, E) each row sums to one
     experts: torch.Tensor  # (B, E, 1 + C) E_i(x), the output of each expert
@@ -208,15 +208,18 @@ def ridge(features, target, new, penalties):
 
     The matrix z'z is (P, P), and P may be many thousands. But for any number c it is true that
 
-        (z'z + c identity) z' = z' (zz' + c identity)
+        (z'z + c * identity) z' = z' (zz' + c * identity)
 
-    (the first identity is (P, P), and the second (n, n)). Multiply this from the left by the
-    inverse of the first bracket, and from the right by the inverse of the second. So the same
-    weights are
+    Multiply both sides by the inverse of the first bracket, from the left, and by the inverse of
+    the second bracket, from the right. This gives
+
+        z' (zz' + c * identity)^-1 = (z'z + c * identity)^-1 z'
+
+    and so
 
         w = z' (zz' + penalty * P * identity)^-1 target
 
-    where zz' is only (n, n). Let v be its eigenvalues, and let the columns of u be its
+    The matrix zz' is only (n, n). Let v be its eigenvalues, and let the columns of u be its
     eigenvectors, so that zz' = u diag(v) u'. To add a number to the diagonal of zz' is to add it to
     each eigenvalue. So
 
@@ -256,15 +259,15 @@ def principal_axes(z, pivot):
     regression gives each axis the weight that it would have without a penalty, times a factor
     between 0 and 1,
 
-        kept = variance / (variance + pivot),        pivot = penalty * P / n
+        kept = variance / (variance + pivot),        pivot = penalty * P / r
 
-    The variance is that of the clips along the axis, and n is the number of clips from which ridge
-    regression learns. (Question 8 of course/exercises.md shows why `kept` has this form.) The
-    factor is near 1 if the clips differ much along the axis, and near 0 if they hardly differ: with
-    a pivot of 1 and variances of 9, 1 and .1 it is .9, .5 and .09. We scale each axis so that the
-    clips have the standard deviation `kept` along it. Axes along which they hardly differ then give
-    small numbers, and training hardly uses them, just as ridge regression hardly uses them. Axes
-    whose `kept` is less than 1 % of the largest are left out.
+    The variance is that of the clips along the axis, and r is the number of clips from which ridge
+    regression learns (the rated ones). (Question 8 of course/exercises.md shows why `kept` has this
+    form.) The factor is near 1 if the clips differ much along the axis, and near 0 if they hardly
+    differ: with a pivot of 1 and variances of 9, 1 and .1 it is .9, .5 and .09. We scale each axis
+    so that the clips have the standard deviation `kept` along it. Axes along which they hardly
+    differ then give small numbers, and training hardly uses them, just as ridge regression hardly
+    uses them. Axes whose `kept` is less than 1 % of the largest are left out.
 
     z: (n, P), the standardised features. pivot: the variance at which `kept` is one half. Returns
     position: (n, A), the coordinates of the clips, brought to the standard deviation 1 along each
@@ -307,7 +310,7 @@ def start(features, mos, label, classes, fold):
     penalty = best_penalty(raw[rated], mos[rated], fold)
     ridge_mos = ridge(raw[rated], mos[rated], raw, [penalty])[0]            # (n,)
 
-    # 3. The axes are those of all clips, rated or not. In the pivot, penalty * P / n, the number n
+    # 3. The axes are those of all clips, rated or not. In the pivot, penalty * P / r, the number r
     # is that of the rated clips, because ridge regression has learned from these. (The axes of
     # the rated clips alone would differ a little from those of all clips. So if some clips are
     # unrated, `kept` is only nearly the factor of ridge regression.)
@@ -359,8 +362,9 @@ def start(features, mos, label, classes, fold):
         "class_head.weight": np.hstack([np.zeros((classes, 1)), np.diag(1 / share)]),
         "class_head.bias": np.log(share),
         "mos_head.weight": np.hstack([1, class_mos])[None] / averaged,
-        # With one class this bias should be ridge_mos.mean(), and it is: share @ class_mos is the
-        # same number then, because on average ridge regression predicts the mean of its target.
+        # With one class this bias should be ridge_mos.mean(). It is, because share @ class_mos is
+        # then the same: over the rated clips, the mean of ridge_mos is the mean of their MOS, and
+        # the other clips count with their ridge_mos.
         "mos_head.bias": np.array([(ridge_mos.mean() + share @ class_mos) / 2])}
     return {name: torch.as_tensor(value).float() for name, value in weights.items()}
 
@@ -460,7 +464,7 @@ def srcc(predicted, true):
 
 def ranks(values):
     """(n,) -> ranks from 1; equal values share their mean rank. Values that agree in float32 count
-    as equal, because equal means can differ in their last bits."""
+    as equal (ours), because equal means can differ in their last bits."""
     _, place, ties = np.unique(np.float32(values), return_inverse=True, return_counts=True)
     mean_rank = np.cumsum(ties) - (ties - 1) / 2  # the last rank of a tie, minus (size - 1) / 2
     return mean_rank[place]
@@ -519,7 +523,7 @@ def _pair(predicted, true):
     return p, t
 
 
-# -- What follows is no part of the method: where a backbone comes from ----------------------------
+# -- What follows is not part of the method: where a backbone comes from ---------------------------
 
 def load_backbone(name, device="cpu"):
     """name is one of three. (1) The name of a torchaudio bundle, a network whose weights are in

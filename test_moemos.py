@@ -735,7 +735,7 @@ def test_a_backbone_is_frozen_and_in_evaluation_mode_even_if_its_network_was_in_
 
 
 class Named(moemos.LogMel):
-    """Has a weight under a name, and a setting that is no weight."""
+    """Has a weight under a name, and a setting that is not a weight."""
     def __init__(self, name, weight=1.0, setting=1.0, dtype=torch.float32):
         super().__init__()
         self.setting = setting
@@ -847,7 +847,7 @@ def test_a_broken_download_raises_an_error_that_names_it_instead_of_falling_back
     for name in ("", "WAV2VEC2_BASE"):
         with pytest.raises(data.InputError) as caught:
             data.open_backbone(name, "cpu")
-        assert str(caught.value) == f"{weights}: is no file of weights; delete it and start again"
+        assert str(caught.value) == f"{weights}: holds no weights; delete it and start again"
     assert capsys.readouterr().err == ""
 
 
@@ -876,7 +876,7 @@ def test_code_hidden_in_weights_is_not_run_and_a_download_is_announced_on_standa
         torch.save({"model": Surprise()}, path)
     monkeypatch.setattr(torch.hub, "download_url_to_file", plant)
     for _ in range(2):  # The first time it is downloaded, the second time it lies there.
-        with pytest.raises(data.InputError, match="no file of weights") as caught:
+        with pytest.raises(data.InputError, match="holds no weights") as caught:
             data.open_backbone("WAV2VEC2_BASE", "cpu")
         assert "weights_only" not in str(caught.value)
     assert weights.exists() and not (tmp_path / "surprise").exists()
@@ -1247,7 +1247,7 @@ def test_find_wavs_searches_subfolders_but_neither_hidden_ones_nor_links_to_fold
     assert capsys.readouterr().err == ""
     lay_out(tmp_path, {"round/d.flac": "", "round/x/e.MP3": "", "round/x/.f.mp3": ""}, [])
     assert data.find_wavs(str(tmp_path / "round")) == [tmp_path / "round" / "x" / "c.wav"]
-    message = f"{tmp_path / 'round'}: 2 audio files that are no WAV are passed over\n"
+    message = f"{tmp_path / 'round'}: 2 audio files that are not WAV are passed over\n"
     assert capsys.readouterr().err == message
     with pytest.raises(data.InputError, match="broken.wav: cannot be read"):
         data.read_wav(found[1], 16000)
@@ -1447,7 +1447,7 @@ def test_spaces_around_a_cell_or_a_column_name_are_ignored(tmp_path):
         ("a.wav", "train", "s", "m", {"A1": 4}), ("b.wav", "train", "s", "m", {"A1": 5})]
     for rows, why in ((["a.wav,train,s,m,A1,4", "a.wav,train,s,m,A1 ,5"], "rater 'A1' has rated"),
                       ([" ,train,s,m,A1,4"], "need a value"),
-                      (["a.wav,train,s,m,A1, "], "no number")):
+                      (["a.wav,train,s,m,A1, "], "not a number")):
         with pytest.raises(data.InputError, match=why):
             data.read_ratings(manifest(tmp_path, rows))
 
@@ -1490,8 +1490,8 @@ def test_a_table_may_have_a_bom_crlf_quotes_another_order_more_columns_or_absolu
     (b"", "first row must name wav,split"), (b"wav,score\na.wav,4\n", "first row must name"),
     (b"a.wav,train,s,m,0,4\n", "first row must name"),
     (b"wav,wav,split,system,model,rater,score\n", "first row must name"), ([], "no rows"),
-    (b"\xff\xfe\x00", "no CSV table in UTF-8"),
-    (b'wav,split,system,model,rater,score\n"a.wav,train', "no CSV table"),
+    (b"\xff\xfe\x00", "not a CSV table in UTF-8"),
+    (b'wav,split,system,model,rater,score\n"a.wav,train', "not a CSV table"),
     (["a.wav,train,s,m,0"], ", row 2: a row needs one value for each"),
     (["a.wav,train,s,m,0,4,4"], "one value for each"), ([",train,s,m,0,4"], "need a value"),
     (["a.wav,train,,m,0,4"], "need a value"), (["a.wav,valid,s,m,0,4"], "train, dev or test"),
@@ -1503,7 +1503,7 @@ def test_a_table_may_have_a_bom_crlf_quotes_another_order_more_columns_or_absolu
     (["a.wav,train,s,m,,4", "./a.wav,train,s,m,,4"], "rater '' has rated a.wav"),
     (["a.wav,train,s,m,,5", "a.wav,train,s,m,0,1"], ", row 3: a.wav has both a mean "),
     (["a.wav,train,s,m,mean,5", "a.wav,train,s,m,,1"], ", row 3: a.wav has both a mean"),
-    (["a.wav,train,s,m,0,good"], "no number"), (["a.wav,train,s,m,0,"], "no number"),
+    (["a.wav,train,s,m,0,good"], "not a number"), (["a.wav,train,s,m,0,"], "not a number"),
     (["a.wav,train,s,m,0,6"], "off the scale of 1 to 5"), (["a.wav,train,s,m,0,nan"], "off the")])
 def test_a_bad_table_is_refused_with_a_sentence_that_names_the_file_and_says_why(
         tmp_path, rows, why):
@@ -2537,7 +2537,7 @@ def test_the_penalty_is_found_in_five_folds_of_whole_groups_of_the_rated_trainin
     monkeypatch.setattr(moemos, "best_penalty", watch)
     model = train.train(quick(tmp_path / "ratings.csv", tmp_path))
     assert folds == [["abcdefg".index(group) % 5 for group in groups.values()]]
-    sentence = f"found its penalty, {model.penalty.item():.2g} times the number of features;"
+    sentence = f"of ridge regression is {model.penalty.item():.2g} times the number of features"
     assert sentence in capsys.readouterr().out
     saved = evaluate.read_checkpoint(tmp_path / "run")["weights"]
     assert saved["penalty"] == model.penalty > 0
@@ -2564,7 +2564,7 @@ def test_utterance_lcc_on_real_clips_with_human_scores_is_above_0_9(tmp_path):
 # -- Scoring one's own clips -----------------------------------------------------------------------
 
 def test_neither_the_level_nor_silence_at_both_ends_noticeably_changes_a_score(corpus, tmp_path):
-    """22,050 Hz is no multiple of 100: there the added silence also shifts the parts of 10 ms in
+    """22,050 Hz is not a multiple of 100: there the added silence also shifts the parts of 10 ms in
     which silence is looked for."""
     run, _ = simulated_run()
     clips = [clip for clip in data.read_ratings(corpus) if clip.split == "test"][::40]
@@ -2633,7 +2633,7 @@ def test_a_folder_without_a_wav_file_is_skipped_and_the_others_are_scored(
     out, err = capsys.readouterr()
     assert [line.split(",")[0] for line in out.splitlines()] == ["wav", str(small / "40.wav")]
     assert err.splitlines() == [
-        "music: 2 audio files that are no WAV are passed over",
+        "music: 2 audio files that are not WAV are passed over",
         "skipped: empty: there is no WAV file in this folder",
         "skipped: music: there is no WAV file in this folder",
         "skipped: gone.wav: cannot be read (No such file or directory)"]
@@ -2866,7 +2866,7 @@ def test_names_with_characters_that_the_terminal_lacks_are_printed_anyway(
     rows = [(small / f"{i}.wav", "test", f"漢{i % 2}", f"模{i % 2}", "r", 1 + i % 4)
             for i in range(6)]
     data.write_files({tmp_path / "ratings.csv": [COLUMNS, *rows]})
-    strange = tmp_path / os.fsdecode(b"\xff.wav")  # It is no text in any encoding.
+    strange = tmp_path / os.fsdecode(b"\xff.wav")  # It is not text in any encoding.
     shutil.copy(small / "40.wav", strange)
     for words, expected in ((["--data", tmp_path], rb"\u6a21"),
                             (["--wav", strange], b"/\xff.wav,")):

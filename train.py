@@ -7,9 +7,9 @@
 A section number, such as (III.E), says where the paper speaks of a thing; "ours" says that a thing,
 or its value, is not the paper's.
 
-The paper does not say which weights a stage trains. Here each stage trains all of them. The
-optimiser is AdamW (III.E). That each stage has a new one, which remembers nothing of the stage
-before, is ours, and so is that both regularisers are always on.
+The paper does not say which weights a stage trains. Here each stage trains all of them, except the
+fusion, which is computed before (ours). The optimiser is AdamW (III.E). Each stage has a new one,
+which remembers nothing of the stage before (ours). Both regularisers are always on (ours).
 
 The paper does not say, either, what it means by an "adaptive" weighting of the two losses. Here
 alpha, the weight of the MOS loss, rises during stage 2 and jumps between stages. beta, the weight
@@ -185,8 +185,8 @@ def train(config):
     fold = data.folds_of([clip for clip in clips if clip.ratings], FOLDS)
     on_cpu = [tensor.cpu() for tensor in training]  # as not every accelerator has float64
     model = build_model(config, moemos.start(*on_cpu, len(classes), fold))
-    print("training starts from ridge regression; cross-validation found its penalty, {:.2g} times "
-          "the number of features; the {} features become {} axes".format(
+    print("training starts from linear predictions; the penalty of ridge regression is {:.2g} "
+          "times the number of features (by cross-validation); {} features become {} axes".format(
               model.penalty, *model.fusion.axes.shape))
     stages = [stage._replace(steps=config.steps or stage.steps) for stage in STAGES]
     rows = run_stages(model, stages, config, training, dev)
@@ -194,7 +194,7 @@ def train(config):
     return model
 
 
-# -- What follows is no part of the method: the log, files and the command line --------------------
+# -- What follows is not part of the method: the log, files and the command line -------------------
 
 # In the heading, mos, class, div and spar are the terms of the loss, and total is their weighted
 # sum. H(g) is the mean entropy of a clip's gates, and H(p) is the entropy of the mean gate; both

@@ -59,7 +59,7 @@ def read_table(path):
         lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         rows = [(lines.line_num, [cell.strip() for cell in cells]) for cells in lines]
     except csv.Error as error:
-        raise InputError(f"{path}: is no table ({error}); save it as CSV") from None
+        raise InputError(f"{path}: is not a table ({error}); save it as CSV") from None
     rows = [(number, cells) for number, cells in rows if any(cells)]
     if len(rows) < 2:
         raise InputError(f"{path}: there are no rows below the header")
@@ -82,7 +82,7 @@ def read_text(path):
             continue
         if "\0" not in text:
             return text, encoding
-    raise InputError(f"{path}: is no text in UTF-8, UTF-16 or latin-1; save the table as CSV")
+    raise InputError(f"{path}: is not text in UTF-8, UTF-16 or latin-1; save the table as CSV")
 
 
 def delimiter_of(text):
@@ -237,7 +237,7 @@ def read(path, columns, wavs="", wide=False, scale=(1.0, 5.0)):
     """
     folder = Path(wavs or Path(path).parent)
     if not os.path.isdir(folder):
-        raise InputError(f"--wavs {folder}: is no folder")
+        raise InputError(f"--wavs {folder}: is not a folder")
     header, rows, form = read_table(path)
     check_columns(path, columns, header)
     kept = [(number, cells) for number, cells in rows if REJECTED not in zip(header, cells)]

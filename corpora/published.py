@@ -50,7 +50,7 @@ def track3(row, table):
     match = re.match(r"audiomos-track3-((?:16|24|48)k_(sys\d+|(?:original|nv|tts|world)(?:SR)?))_",
                      row["uttID"])
     if not match:
-        raise InputError(f"{row['uttID']} is no name of a Track 3 clip "
+        raise InputError(f"{row['uttID']} is not the name of a Track 3 clip "
                          "(audiomos-track3-RATE_METHOD_...)")
     rater = f"{table.stem}:{row['lisID']}" if "lisID" in row else ""
     return [{"wav": row["uttID"].removesuffix(".wav") + ".wav", "system": match[1],
@@ -224,7 +224,7 @@ def read_table(table, layout, split, wavs, scale, clips, silent):
         try:
             found = layout.fields(row, table)
         except (InputError, IndexError, ValueError) as error:
-            raise InputError(f"{place}: {data.shown(row)} is no row of {layout.name} "
+            raise InputError(f"{place}: {data.shown(row)} is not a row of {layout.name} "
                              f"({error})") from None
         for fields in found:
             if fields["wav"] and fields["score"] and not os.path.isfile(wavs / fields["wav"]):
@@ -257,7 +257,7 @@ def read_sheet(path, name, columns):
             rows = [(row.get("r"), cells_of(row, texts))
                     for row in parse(sheets[name]).findall(".//{*}row")]
     except Exception as error:  # noqa: BLE001 - a damaged archive raises nearly anything
-        raise InputError(f"{path}: is no workbook with a sheet {name} ({error})") from None
+        raise InputError(f"{path}: is not a workbook with a sheet {name} ({error})") from None
     for number, cells in rows[1:]:
         if all(cells.get(column) for column in columns):
             yield f"{path}, {name}, row {number}", cells
@@ -273,7 +273,7 @@ def cells_of(row, texts):
             raise InputError(f"the cell {cell.get('r')} shows a text {text!r}, which is not there")
         if kind == "s":
             text = texts[text]
-        elif kind not in ("n", "str"):  # a Boolean or an error, which is no number
+        elif kind not in ("n", "str"):  # a Boolean or an error, which is not a number
             text = f"{kind} {text}"
         cells[cell.get("r").rstrip("0123456789")] = text
     return cells
@@ -285,7 +285,7 @@ def read_augmentation(folder, path, clips, scale):
     path, clips: the corpus that they join. Raises InputError.
     """
     if not os.path.isdir(folder):
-        raise InputError(f"--augment {folder}: is no folder")
+        raise InputError(f"--augment {folder}: is not a folder")
     known = {os.path.realpath(clip.path) for clip in clips}
     added = {}
     wavs = data.find_wavs(folder)

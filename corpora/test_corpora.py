@@ -495,22 +495,22 @@ TRAINSET, NV = "DATA/sets/TRAINSET", "audiomos-track3-16k_nv_1_2.wav"
     (POST_EVALUATION, UTT, f"{TRACK3}{NV},01\n", ", row 2: a row needs one value for each of uttI"),
     (POST_EVALUATION, UTT, f"{TRACK3}{NV},01,4,5\n", ", row 2: a row needs one value for each of"),
     (POST_EVALUATION, UTT, f"{TRACK3}{NV},01,4\nx.wav,01,4\n", ", row 3: {'uttID': 'x.wav', "),
-    (POST_EVALUATION, UTT, f"{TRACK3}audiomos-track3-32k_nv_1,01,4\n", "32k_nv_1 is no name of a"),
+    (POST_EVALUATION, UTT, f"{TRACK3}audiomos-track3-32k_nv_1,01,4\n", "32k_nv_1 is not the name"),
     (POST_EVALUATION, UTT, f"{TRACK3}{NV},01,4\n\n{NV},01,4\n", "row 4: rater 'utt_16k:01' has ra"),
-    (POST_EVALUATION, UTT, f"{TRACK3}{NV},01,good\n", ", row 2: the score 'good' is no number"),
-    (POST_EVALUATION, UTT, f"{TRACK3}{NV},01,\n", ", row 2: the score '' is no number"),
+    (POST_EVALUATION, UTT, f"{TRACK3}{NV},01,good\n", ", row 2: the score 'good' is not a number"),
+    (POST_EVALUATION, UTT, f"{TRACK3}{NV},01,\n", ", row 2: the score '' is not a number"),
     (POST_EVALUATION, UTT, f"{TRACK3}{NV},01,6\n", ", row 2: the score 6 is off the scale of 1 to"),
     (POST_EVALUATION, UTT, f"{TRACK3}{NV},01,nan\n", ", row 2: the score nan is off the scale"),
-    (POST_EVALUATION, UTT, f"{TRACK3}\udcff,01,4\n", ": is no CSV table in UTF-8"),
-    (POST_EVALUATION, UTT, f'{TRACK3}"{NV},01,4', ": is no CSV table in UTF-8 (unexpected end"),
+    (POST_EVALUATION, UTT, f"{TRACK3}\udcff,01,4\n", ": is not a CSV table in UTF-8"),
+    (POST_EVALUATION, UTT, f'{TRACK3}"{NV},01,4', ": is not a CSV table in UTF-8 (unexpected end"),
     (POST_EVALUATION, "post_eval_distro/test/utt_mix_test.csv", f"{TRACK3}{NV},11,4\n",
      ", row 2: audiomos-track3-16k_nv_1_2.wav has another split, system, model or group"),
     (PHASES, LIST, "audiomos-track3-16k_sys1_utt99\n", "sys1_utt99.wav' is missing, or is no"),
-    (PHASES, LIST, "utt51\n", ", row 1: {'uttID': 'utt51'} is no row of"),
+    (PHASES, LIST, "utt51\n", ", row 1: {'uttID': 'utt51'} is not a row of"),
     (PHASES, LIST, "audiomos-track3-16k_sys1_utt51,4\n", ", row 1: a row needs one value for each"),
     (BVCC, TRAINSET, "sys64e2f,sys64e2f-utt9c.wav,4,x\n", ", row 1: a row needs one value for"),
     (BVCC, TRAINSET, "sys64e2f,sys64e2f-utt9c.wav,4,x,someone\n",
-     "is no row of BVCC, single ratings (the listener must be {}_AGE_ID_..., not 'someone')"),
+     "is not a row of BVCC, single ratings (the listener must be {}_AGE_ID_..., not 'someone')"),
     (BVCC, TRAINSET, "s,,4,x,{}_30_id\n", ", row 1: wav and system need a value"),
     (BVCC_MEANS, "DATA/sets/test_mos_list.txt", "sys64e2f-utt2.wav,x\n", ", row 1: the score 'x'"),
     (SOMOS_CLEAN, f"{CLEAN}/VALIDSET", "systemId,choice\n", "must name systemId,utteranceId,choi"),
@@ -546,7 +546,7 @@ def test_a_bad_row_is_refused_with_its_file_and_number_and_an_older_table_is_kep
     (["OWN", "--out", "OWN/a.wav"], "--out OWN/a.wav: name a table, which ends in .csv"),
     (["OWN", "--out", "OWN/a.wav/t.csv"], "OWN/a.wav/t.csv: cannot be written"),
     (["OWN", "--out", "t.csv", "--scale", "0", "3"], "ratings.csv, row 2: the score 4 is off the"),
-    (["OWN", "--out", "t.csv", "--augment", "nowhere"], "--augment nowhere: is no folder"),
+    (["OWN", "--out", "t.csv", "--augment", "nowhere"], "--augment nowhere: is not a folder"),
     (["OWN", "--out", "t.csv", "--augment", "EMPTY"], "there is no WAV file in this folder"),
     (["OWN", "--out", "t.csv", "--augment", "LOOSE"], "a.wav: must lie in a subfolder of LOOSE"),
     (["OWN", "--out", "t.csv", "--augment", "."], "a.wav: is a clip of OWN too; take it out of ."),
@@ -695,7 +695,7 @@ def with_mean(folder, cell):
               lambda text: text.replace('r="K2"><v>4.25</v>', f'r="K2" {cell}'))
 
 
-NO_BOOK = ".xlsx: is no workbook with a sheet 16KHzWB-results per file"
+NO_BOOK = ".xlsx: is not a workbook with a sheet 16KHzWB-results per file"
 
 
 @pytest.mark.parametrize(("damage", "why"), [
@@ -709,9 +709,9 @@ NO_BOOK = ".xlsx: is no workbook with a sheet 16KHzWB-results per file"
      f".xlsx, {SHEETS['16KHzWB']}, row 2: {{'A': 'url', 'B': 'c0f2.wav', "),
     (lambda folder: wide_band(folder, p835_row("c0_f2.wav", 5.5)), "row 2: the score 5.5 is off"),
     (lambda folder: wide_band(folder), "there are no rows in the tables of this data set"),
-    (lambda folder: with_mean(folder, 't="b"><v>1</v>'), "row 2: the score 'b 1' is no number"),
-    (lambda folder: with_mean(folder, 't="e"><v>#N/A</v>'), "the score 'e #N/A' is no number"),
-    (lambda folder: with_mean(folder, 't="inlineStr"><is><t>4</t></is>'), "'inlineStr ' is no nu"),
+    (lambda folder: with_mean(folder, 't="b"><v>1</v>'), "row 2: the score 'b 1' is not a number"),
+    (lambda folder: with_mean(folder, 't="e"><v>#N/A</v>'), "the score 'e #N/A' is not a number"),
+    (lambda folder: with_mean(folder, 't="inlineStr"><is><t>4</t></is>'), "'inlineStr ' is not a"),
     (lambda folder: with_mean(folder, 't="s"><v>-1</v>'), "K2 shows a text '-1', which is not"),
     (lambda folder: with_mean(folder, 't="s"><v>99</v>'), "K2 shows a text '99', which is not")])
 def test_a_workbook_that_cannot_be_used_gets_one_sentence_and_status_2(tmp_path, monkeypatch,
@@ -903,7 +903,7 @@ def test_the_paths_in_a_table_lead_to_its_clips_even_through_linked_folders(tmp_
 
 
 @pytest.mark.parametrize(("name", "target", "why"), [
-    ("more/tts1/broken.wav", "nowhere", "broken.wav' is missing, or is no file"),
+    ("more/tts1/broken.wav", "nowhere", "broken.wav' is missing, or is not a file"),
     ("more/tts2/b.wav", "../tts1/a.wav", "tts1/a.wav has another split, system, model or gro"),
     ("more/tts1/b.wav", "../../own/a.wav", "tts1/b.wav: is a clip of"),
     ("more/tts1/\udcff.wav", "", "its name is not in UTF-8; rename it")])

@@ -186,7 +186,7 @@ def test_a_cell_that_is_not_plainly_a_score_is_refused(tmp_path, monkeypatch, ca
     path = export(tmp_path, f'clip,mos\na_01,"{cell}"\nb_01,1\na_01,2\n')
     assert call(monkeypatch, published, path, *LONG, "--out", tmp_path / "t.csv") == 2
     sentence = capsys.readouterr().err
-    assert f"export.csv, row 2: the score {cell!r} is no number" in sentence
+    assert f"export.csv, row 2: the score {cell!r} is not a number" in sentence
 
 
 def test_in_a_form_without_names_each_row_is_a_rater_and_repeated_questions_are_averaged(
@@ -261,15 +261,15 @@ ONE = "clip,mos\na_01,4\n"
     (ONE, [*LONG, "wav=mos"], "--columns 'wav=mos': must be NAME=COLUMN"),
     (ONE, ["--wide", *LONG], "'wav=clip': must be NAME=COLUMN, where NAME is one of rater and"),
     (ONE, ["--wavs", "."], "--wavs: is for an export, with --columns or --wide"),
-    (ONE, [*LONG, "--wavs", "nowhere"], "--wavs nowhere: is no folder"),
+    (ONE, [*LONG, "--wavs", "nowhere"], "--wavs nowhere: is not a folder"),
     ("clip,mos\n", LONG, "export.csv: there are no rows below the header"),
     ("", LONG, "export.csv: there are no rows below the header"),
     ("clip,mos\na_01,good\n", LONG, "export.csv: has no score that is a number"),
-    (f"{ONE}a_01,good\n", LONG, "export.csv, row 3: the score 'good' is no number"),
+    (f"{ONE}a_01,good\n", LONG, "export.csv, row 3: the score 'good' is not a number"),
     ("clip,mos\na_01,7\n", LONG, "export.csv, row 2: the score 7 is off the scale of 1 to 5; --sc"),
     ("clip,mos\na_01,4,x\n", LONG, "export.csv, row 2: has more cells than the first row"),
-    ('clip,mos\n"a_01,4\n', LONG, "export.csv: is no table (unexpected end of data); save it as"),
-    ("PK\x03\x04\0\0", LONG, "export.csv: is no text in UTF-8, UTF-16 or latin-1; save the table"),
+    ('clip,mos\n"a_01,4\n', LONG, "export.csv: is not a table (unexpected end of data); save it"),
+    ("PK\x03\x04\0\0", LONG, "export.csv: is not text in UTF-8, UTF-16 or latin-1; save the table"),
     (f"{ONE}c_01,4\nc_02,4\n", LONG, "export.csv: only 1 of its 3 clips are in HERE; there is"),
     (f"{ONE}c_01,4\nc_02,4\n", LONG, "for ['c_01', 'c_02']; --wavs FOLDER says where the clips"),
     ("a_01,c_01,c_02\n4,3,2\n", ["--wide"], "only 1 of its 3 clips are in HERE; there is none for"),

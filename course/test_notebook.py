@@ -65,7 +65,7 @@ def place(tmp_path, monkeypatch):
 
 def test_the_cells_run_as_a_script_and_compute_the_same_mos_as_the_model(
         place, monkeypatch, capsys):
-    """Jupyter and matplotlib are no requirements: here they are replaced by what does nothing."""
+    """Jupyter and matplotlib are not requirements: here they are replaced by what does nothing."""
     for name in ("matplotlib", "matplotlib.pyplot", "IPython", "IPython.display"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     sys.modules["matplotlib"].pyplot = plt = MagicMock()

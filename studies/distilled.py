@@ -4,9 +4,9 @@
 
 It is the network of DistillMOS (Stahl and Gamper, MIT licence), whose weights come with the
 package: a spectrum, six convolutions and seven transformer layers of width 200, with 50 frames a
-second. It is no wav2vec2, but was distilled from a quality predictor that uses one, wav2vec2 XLS-R.
-So it was trained to predict quality, perhaps on some of the very conditions that it is tried on
-here. zero_shot() gives the MOS that DistillMOS itself predicts.
+second. It is not a wav2vec2, but was distilled from a quality predictor that uses one, wav2vec2
+XLS-R. So it was trained to predict quality, perhaps on some of the very conditions that it is tried
+on here. zero_shot() gives the MOS that DistillMOS itself predicts.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from data import InputError
 
 try:
     import distillmos
-except ImportError:  # it is no requirement
+except ImportError:  # it is not a requirement
     distillmos = None
 
 WINDOW = 122880  # samples at 16 kHz, 7.68 s: what it was trained on

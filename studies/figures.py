@@ -29,7 +29,7 @@ from studies import questions, tables
 try:
     from matplotlib.figure import Figure
     from PIL import Image  # comes with it
-except ImportError:  # it is no requirement
+except ImportError:  # it is not a requirement
     Figure = None
 
 # Okabe and Ito's colours, which the colour-blind tell apart; each comes with another marker.
@@ -264,7 +264,7 @@ def main():
     options = parser.parse_args()
     with data.errors_in_one_sentence("studies.figures"):
         if Figure is None:
-            raise InputError("figures need matplotlib, which is no requirement of this project: "
+            raise InputError("figures need matplotlib, which is not a requirement of this project: "
                              "pip install matplotlib")
         if options.answers:
             drawing = plot_answers(questions.read("plainer")["numbers"])

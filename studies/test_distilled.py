@@ -14,7 +14,7 @@ from studies import distilled
 from test_moemos import call, lay_out, no_network, table  # noqa: F401 - fixture
 
 needs_distillmos = pytest.mark.skipif(
-    distilled.distillmos is None, reason="distillmos is no requirement and not installed")
+    distilled.distillmos is None, reason="distillmos is not a requirement and not installed")
 
 
 @pytest.fixture(scope="module")

