@@ -28,7 +28,7 @@ import moemos
 
 DEFAULT_BACKBONE = "WAV2VEC2_BASE"  # III.B; the paper does not say which wav2vec2, this is ours
 STALL_SECONDS = 30.0  # a download that sends nothing for this long is given up
-MAX_BYTES = 2 ** 28   # a larger file is refused, as reading a device or a pipe might never end
+MAX_BYTES = 2 ** 28   # a larger file is refused; without a limit, to read a pipe might never end
 SILENCE = 45.0        # dB; ends of a clip that are this far below its loudest 10 ms are cut (ours)
 # (format, bytes a sample) of a WAV file -> (numpy's type, the number that stands for silence, the
 # distance from there to full scale). Format 1 is PCM, and format 3 is float. Samples of 3 bytes are
@@ -50,7 +50,7 @@ def read_wav(path, sample_rate, content=None):
     from scipy.signal import resample_poly  # here, so that --help need not wait for it
     rate, mono = decode(path, read_bytes(path) if content is None else content)
     # The ratio of the rates is rounded to a fraction with a denominator of 100,000 at most, because
-    # a larger one makes the filter that resamples very long.
+    # a larger one would make the resampling filter very long.
     ratio = Fraction(sample_rate, rate).limit_denominator(100_000)
     resampled = resample_poly(mono, ratio.numerator, ratio.denominator)
     return torch.from_numpy(resampled.astype(np.float32))
@@ -313,10 +313,10 @@ def read_bytes(path):
 
 
 def find_samples(path, content, order):
-    """The bytes of a WAV file -> (its chunk "fmt ", padded with zeros, the bytes of its samples).
-    A program that writes to a pipe does not yet know how long the samples are, and gives 0 or a
-    huge number as their length. Then all bytes up to the end of the file are taken as samples.
-    Raises InputError."""
+    """The bytes of a WAV file -> (header, samples): the bytes of its chunk "fmt ", padded with
+    zeros, and those of its samples. A program that writes to a pipe does not yet know how long the
+    samples are, and gives 0 or a huge number as their length. Then all bytes up to the end of the
+    file are taken as samples. Raises InputError."""
     header, start, name, size = b"", 12, b"", 0
     while name != b"data" and start + 8 <= len(content):
         name, size = struct.unpack_from(f"{order}4sI", content, start)

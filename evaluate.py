@@ -110,13 +110,15 @@ def interval(value, left_out, name=""):
     A correlation cannot exceed 1, nor an MSE fall below 0. Near these limits an interval should not
     be symmetric. So a correlation r is replaced by atanh(r) (Fisher's scale), and an MSE by its
     logarithm, which have no such limits. There the interval is symmetric; turned back to the old
-    scale it is not. On the new scale `reach` must be multiplied by the derivative, which is 1 / (1
-    - r^2) for atanh(r) and 1 / MSE for log(MSE). So the interval is
+    scale it is not. A small change of r changes atanh(r) by the derivative times as much. So on the
+    new scale `reach` is multiplied by the derivative: 1 / (1 - r^2) for atanh(r), and 1 / MSE for
+    log(MSE). The interval is
 
         of a correlation    tanh(atanh(value) -+ reach / (1 - value^2))
         of an MSE           exp(log(value) -+ (1 + 2 / n) reach / value)
 
     The factor 1 + 2 / n comes from a simulation, in which intervals from few parts were too narrow.
+    In the interval of an MSE the term after -+ is limited to 7; exp(7) is about 1,100.
 
     The interval is NaN if the number stays the same, up to rounding, whichever part is left out.
     With few systems that can happen to SRCC and KTAU, for instance if all systems are in the right
@@ -153,7 +155,8 @@ def verdict(name, difference, low, high):
 
 def reference_predictions(trained, clips, test):
     """Plain predictions to compare a run with: {label: MOS (test clips,)}. Two hear nothing:
-    the mean training MOS of all clips, and that of the clip's system. The third is ridge
+    one is the mean MOS of all training clips, the other that of the training clips of the clip's
+    system. The third is ridge
     regression, from the rated training clips alone, with the penalty that training found.
     clips: the run's corpus. Returns {} if fewer than two training clips have ratings."""
     training = [clip for clip in clips if clip.split == "train" and clip.ratings]

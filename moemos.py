@@ -38,8 +38,8 @@ class Backbone:
 
     code: the source code of the network, if it comes from a Python module of yours; see
     fingerprint(). Attributes: name; sample_rate, in Hz; layers (L); width (D); and identity, a
-    fingerprint(), by which a run recognises its backbone. Raises ValueError if the frames are not
-    finite."""
+    fingerprint(), by which a run recognises its backbone. Raises ValueError if the frames
+    are not finite."""
 
     def __init__(self, name, network, sample_rate, device="cpu", code=""):
         self.name = name
@@ -50,7 +50,7 @@ class Backbone:
         noise = torch.randn(sample_rate, generator=torch.Generator().manual_seed(0))
         frames = self.extract(0.1 * noise)
         if not frames.isfinite().all():
-            raise ValueError(f"the features of backbone {name} are not finite")
+            raise ValueError(f"the frames of backbone {name} are not finite")
         self.layers, _, self.width = frames.shape
         self.identity = fingerprint(network, frames, code)
 
@@ -197,8 +197,8 @@ def ridge(features, target, new, penalties):
     clips to predict. Returns (penalties, m), a row for each penalty: the predicted targets of the
     m clips.
 
-    Let z be the standardised features, and subtract from the target its mean. The weights w, one
-    for each feature, are those for which
+    Let z be the standardised features; and in these formulas, let target be the target minus its
+    mean. The weights w, one for each feature, are those for which
 
         |z w - target|^2 + penalty * P * |w|^2
 
@@ -264,10 +264,11 @@ def principal_axes(z, pivot):
     The variance is that of the clips along the axis, and r is the number of clips from which ridge
     regression learns (the rated ones). (Question 8 of course/exercises.md shows why `kept` has this
     form.) The factor is near 1 if the clips differ much along the axis, and near 0 if they hardly
-    differ: with a pivot of 1 and variances of 9, 1 and .1 it is .9, .5 and .09. We scale each axis
-    so that the clips have the standard deviation `kept` along it. Axes along which they hardly
-    differ then give small numbers, and training hardly uses them, just as ridge regression hardly
-    uses them. Axes whose `kept` is less than 1 % of the largest are left out.
+    differ: with a pivot of 1 and variances of 9, 1 and .1 it is .9, .5 and .09. We bring the
+    coordinates along each axis to the standard deviation 1, and then multiply them by `kept`. Axes
+    along which they hardly differ then give small numbers, and training hardly uses them, just as
+    ridge regression hardly uses them. Axes whose `kept` is less than 1 % of the largest are left
+    out.
 
     z: (n, P), the standardised features. pivot: the variance at which `kept` is one half. Returns
     position: (n, A), the coordinates of the clips, brought to the standard deviation 1 along each
@@ -327,8 +328,8 @@ def start(features, mos, label, classes, fold):
     # linear model without a penalty read them, the weight of a coordinate would simply be the mean
     # of target * position. But V reads x = position * kept. So if we give V these weights, each
     # coordinate is multiplied by its weight and by `kept`, as in ridge regression. For the classes
-    # we want just that. For y_0 we do not, because its target is a prediction of ridge(), which
-    # contains `kept` already. So there we divide the weights by `kept`.
+    # this is what we want. For y_0 it would be once too often, because its target, the prediction
+    # of ridge(), has been shrunk by `kept` already. So there we divide the weights by `kept`.
     one_hot = np.eye(classes)[label]                                        # (n, C)
     of_mos = ridge_mos @ position / len(z) / kept                           # (A,), for y_0
     of_classes = one_hot.T @ position / len(z)                              # (C, A), for y_c
@@ -354,7 +355,7 @@ def start(features, mos, label, classes, fold):
     # .5 - .2; their softmax is .599 and .401.
     share = one_hot.mean(0)                                                 # (C,)
     class_mos = one_hot.T @ np.where(rated, mos, ridge_mos) / one_hot.sum(0)  # (C,)
-    averaged = 2 if classes > 1 else 1  # number of predictions that the MOS head averages
+    averaged = 2 if classes > 1 else 1  # of the two predictions, how many the MOS head averages
     weights = {
         "mean": mos_mean, "deviation": mos_deviation, "penalty": penalty,
         "fusion.mean": mean, "fusion.deviation": deviation, "fusion.axes": axes,
@@ -362,18 +363,16 @@ def start(features, mos, label, classes, fold):
         "class_head.weight": np.hstack([np.zeros((classes, 1)), np.diag(1 / share)]),
         "class_head.bias": np.log(share),
         "mos_head.weight": np.hstack([1, class_mos])[None] / averaged,
-        # With one class this bias should be ridge_mos.mean(). It is, because share @ class_mos is
-        # then the same: over the rated clips, the mean of ridge_mos is the mean of their MOS, and
-        # the other clips count with their ridge_mos.
-        "mos_head.bias": np.array([(ridge_mos.mean() + share @ class_mos) / 2])}
+        "mos_head.bias": np.mean([ridge_mos.mean(), share @ class_mos][:averaged], keepdims=True)}
     return {name: torch.as_tensor(value).float() for name, value in weights.items()}
 
 
 # -- Losses (III.B, III.C) -------------------------------------------------------------------------
 #
 # The paper says that its two regularisers keep one expert from doing everything, and gives no
-# equations for them. Ours are SpeechMoE's (arXiv 2105.03036). Of these two, only L_diversity
-# keeps one expert from doing everything. L_sparsity is small if each clip uses few experts.
+# equations for them. We use two losses of SpeechMoE (arXiv 2105.03036). As defined here, only
+# L_diversity keeps one expert from doing everything; L_sparsity is small if each clip uses few
+# experts.
 
 def mos_loss(predicted, mos):
     """Smooth L1. With d = predicted - mos it is the mean over the clips of
@@ -411,6 +410,8 @@ def losses(output, mos, label, alpha, beta, lambda_1, lambda_2, deviation=1.0):
     """The terms of the loss, and their weighted sum as "total": a dict of scalars.
 
         total = alpha L_MOS + beta L_classification + lambda_1 L_diversity + lambda_2 L_sparsity
+
+    That all four are added in one sum is how we read the paper.
 
     mos: (B,), NaN where a clip has none. label: (B,) int. deviation: the standard deviation of the
     training MOS, by which errors of the MOS are divided (ours). Raises ValueError if `mos` and

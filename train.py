@@ -46,7 +46,7 @@ STAGES = (  # III.E; that each has 200 steps, and that lr falls to 0 in each, is
     Stage("joint", 200, 1e-4, 0.3, 0.7),  # lr: ours, that of stage 1
     Stage("mos", 200, 1e-5, 0.9, 0.9),
 )
-CLIP_NORM = 1.0  # III.E; if the gradient of all weights together (ours) is longer, it is shortened
+CLIP_NORM = 1.0  # III.E; a longer gradient is shortened to this; one norm for all weights is ours
 FOLDS = 5        # of the cross-validation in moemos.best_penalty(); ours
 LOG_STEPS = 50   # a row of log.csv has the mean losses and gates of this many steps; ours
 RESULTS = ("metrics.json", "predictions.csv", "answer.txt")  # what evaluate.py writes
@@ -102,7 +102,8 @@ class Tensors(NamedTuple):
 
 def run_stage(model, stage, config, training, dev=None):
     """Trains a model for one stage. training: the Tensors of the training clips. dev: those of the
-    dev clips, if there are any. Every LOG_STEPS steps it yields a row of log.csv, a dict.
+    dev clips, if there are any. Every LOG_STEPS steps, and at the end, it yields a row of log.csv,
+    a dict.
 
     There are no epochs: each step draws its batch anew from all clips, and a small corpus gets as
     many steps as a large one (ours). Raises FloatingPointError if a loss or a gradient is not

@@ -163,11 +163,12 @@ def in_words(clips, predicted, claims, ceiling, scale):
         yield ("How good can it be? That is not known. To find out, each clip needs several "
                "ratings, and the raters must agree at least a little.")
     else:
-        yield (f"How good can it be? If other people, as many as these, rated the same clips, "
-               f"their MOS would have an LCC of about {tables.number(ceiling)} with the MOS of "
-               f"these people (estimated from halves of the raters, by Spearman and Brown). That "
-               f"is less than 1 because both MOS are partly chance. The scores of "
-               f"a perfect predictor contain no chance, so their LCC would be higher: "
+        yield (f"How good can it be? Suppose that a second panel, as large as yours, rated the "
+               f"same clips. The MOS of the two panels would have an LCC of about "
+               f"{tables.number(ceiling)} (estimated from halves of your panel, by the formula of "
+               f"Spearman and Brown). That is less than 1 because both MOS are partly chance. The "
+               f"scores of a perfect predictor contain no chance, so their LCC with the MOS of "
+               f"your panel would be higher: "
                f"{tables.number(math.sqrt(ceiling))}, the square root of "
                f"{tables.number(ceiling)}. The method has {tables.number(lcc)}.")
     yield (f"What does a score mean? On the scale from {scale[0]:g} to {scale[1]:g} it is off by "

@@ -267,8 +267,8 @@ def test_the_remarks_say_what_the_intervals_show():
     assert "a system that nobody has rated; --unheard shows how much." in said
     assert "Are there enough clips to compare predictors?" in said
     assert "trained once" not in said
-    assert "their MOS would have an LCC of about .900" in said
-    assert "their LCC would be higher: .949, the square root of .900." in said
+    assert "The MOS of the two panels would have an LCC of about .900" in said
+    assert "your panel would be higher: .949, the square root of .900." in said
     assert "No two clips are of one group" not in said
     same = dict.fromkeys(worse, 0.9)
     said = say(same, nan, groups=80)
