@@ -86,8 +86,8 @@ def decode(path, content):
 
 
 def cut_silence(mono, rate):
-    """(T,) -> the part from the first to the last loud 10 ms. Loud is what is at most SILENCE dB
-    below the loudest 10 ms."""
+    """(T,) -> the part from the first loud piece of 10 ms to the last one. A piece is loud if it is
+    at most SILENCE dB below the loudest piece."""
     hop = max(rate // 100, 1)
     power = np.add.reduceat(np.square(mono), np.arange(0, len(mono), hop))
     loud = np.flatnonzero(power > 10 ** (-SILENCE / 10) * power.max())
@@ -329,9 +329,10 @@ def find_samples(path, content, order):
     if content[:4] in (b"RF64", b"BW64"):  # their true length has 64 bits and stands near the start
         size = int.from_bytes(content[28:36], "little")
     left = len(content) - start
-    # riff is the length of the file, as its header states it. If the header gives the samples the
-    # length 0, we believe it only if riff is plausible: larger than the position where the samples
-    # start, and not huge. Otherwise the program that wrote the header did not yet know the lengths.
+    # riff is the length of the file, as its header states it. The header may say that the samples
+    # have the length 0. We believe that only if riff is plausible: larger than the position where
+    # the samples start, and not huge. Otherwise the program that wrote the header did not yet know
+    # the lengths.
     if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):
         size = left
     if content[8:12] != b"WAVE" or name != b"data" or size > left:
@@ -435,7 +436,8 @@ def pick_device(name=""):
 
 
 def open_backbone(name="", device=""):
-    """Like moemos.load_backbone, but what can go wrong becomes an InputError of one sentence.
+    """Like moemos.load_backbone, but if the weights or the module are missing, that becomes an
+    InputError of one sentence.
 
     Without a name it is DEFAULT_BACKBONE or, if the weights of that cannot be had, logmel, with a
     warning that cannot be missed. device: as for pick_device."""

@@ -5,10 +5,10 @@
     python evaluate.py RUN --data PATH    evaluates it on another corpus; writes to RUN/on_...
     python evaluate.py --wav a.wav b/     prints a line wav,mos for each of your own clips
 
-Writes metrics.json and predictions.csv into the run's folder, and answer.txt if test clips have no
-ratings. The intervals and the predictions that a run is compared with are ours. The eight numbers
-are always one dict, with the keys "utterance MSE" to "system KTAU". Letters of dimensions: see
-moemos.py.
+Writes metrics.json and predictions.csv into the run's folder, and answer.txt if some test clips
+have no ratings. The intervals and the predictions that a run is compared with are ours. The eight
+numbers are always one dict, with the keys "utterance MSE" to "system KTAU". Letters of dimensions:
+see moemos.py.
 """
 
 import argparse
@@ -110,9 +110,9 @@ def interval(value, left_out, name=""):
     A correlation cannot exceed 1, nor an MSE fall below 0. Near these limits an interval should not
     be symmetric. So a correlation r is replaced by atanh(r) (Fisher's scale), and an MSE by its
     logarithm, which have no such limits. There the interval is symmetric; turned back to the old
-    scale it is not. A small change of r changes atanh(r) by the derivative times as much. So on the
-    new scale `reach` is multiplied by the derivative: 1 / (1 - r^2) for atanh(r), and 1 / MSE for
-    log(MSE). The interval is
+    scale it is not. If r changes by a little, atanh(r) changes by that amount times its derivative.
+    So on the new scale `reach` is multiplied by the derivative: 1 / (1 - r^2) for atanh(r), and 1 /
+    MSE for log(MSE). The interval is
 
         of a correlation    tanh(atanh(value) -+ reach / (1 - value^2))
         of an MSE           exp(log(value) -+ (1 + 2 / n) reach / value)
@@ -154,11 +154,11 @@ def verdict(name, difference, low, high):
 
 
 def reference_predictions(trained, clips, test):
-    """Plain predictions to compare a run with: {label: MOS (test clips,)}. Two hear nothing:
-    one is the mean MOS of all training clips, the other that of the training clips of the clip's
-    system. The third is ridge
-    regression, from the rated training clips alone, with the penalty that training found.
-    clips: the run's corpus. Returns {} if fewer than two training clips have ratings."""
+    """Plain predictions to compare a run with: {label: MOS (test clips,)}. Two hear nothing. One
+    predicts the mean MOS of all training clips. The other predicts the mean MOS of those training
+    clips that the same system made (or of all, if there are none). The third is ridge regression,
+    from the rated training clips alone, with the penalty that training found. clips: the run's
+    corpus. Returns {} if fewer than two training clips have ratings."""
     training = [clip for clip in clips if clip.split == "train" and clip.ratings]
     if len(training) < 2:
         return {}

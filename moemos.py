@@ -197,18 +197,20 @@ def ridge(features, target, new, penalties):
     clips to predict. Returns (penalties, m), a row for each penalty: the predicted targets of the
     m clips.
 
-    Let z be the standardised features; and in these formulas, let target be the target minus its
-    mean. The weights w, one for each feature, are those for which
+    Let z be the standardised features, and t the target minus its mean. The weights w, one for each
+    feature, are those for which
 
-        |z w - target|^2 + penalty * P * |w|^2
+        |z w - t|^2 + penalty * P * |w|^2
 
     is least. (The factor P makes the same penalty fit any number of features.) The textbooks have
 
-        w = (z'z + penalty * P * identity)^-1 z' target
+        w = (z'z + penalty * P * identity)^-1 z' t
 
     The matrix z'z is (P, P), and P may be many thousands. But for any number c it is true that
 
         (z'z + c * identity) z' = z' (zz' + c * identity)
+
+    because both sides are z'zz' + c * z'.
 
     Multiply both sides by the inverse of the first bracket, from the left, and by the inverse of
     the second bracket, from the right. This gives
@@ -217,13 +219,13 @@ def ridge(features, target, new, penalties):
 
     and so
 
-        w = z' (zz' + penalty * P * identity)^-1 target
+        w = z' (zz' + penalty * P * identity)^-1 t
 
     The matrix zz' is only (n, n). Let v be its eigenvalues, and let the columns of u be its
     eigenvectors, so that zz' = u diag(v) u'. To add a number to the diagonal of zz' is to add it to
     each eigenvalue. So
 
-        w = z' u diag(1 / (v + penalty * P)) u' target
+        w = z' u diag(1 / (v + penalty * P)) u' t
 
     As v and u do not depend on the penalty, they are computed once for all penalties."""
     mean, deviation = features.mean(0), features.std(0)
@@ -265,10 +267,9 @@ def principal_axes(z, pivot):
     regression learns (the rated ones). (Question 8 of course/exercises.md shows why `kept` has this
     form.) The factor is near 1 if the clips differ much along the axis, and near 0 if they hardly
     differ: with a pivot of 1 and variances of 9, 1 and .1 it is .9, .5 and .09. We bring the
-    coordinates along each axis to the standard deviation 1, and then multiply them by `kept`. Axes
-    along which they hardly differ then give small numbers, and training hardly uses them, just as
-    ridge regression hardly uses them. Axes whose `kept` is less than 1 % of the largest are left
-    out.
+    coordinates along each axis to the standard deviation 1, and then multiply them by `kept`. So an
+    axis along which the clips hardly differed gives small numbers, and training hardly uses it,
+    just as ridge regression does. Axes whose `kept` is less than 1 % of the largest are left out.
 
     z: (n, P), the standardised features. pivot: the variance at which `kept` is one half. Returns
     position: (n, A), the coordinates of the clips, brought to the standard deviation 1 along each
@@ -328,8 +329,8 @@ def start(features, mos, label, classes, fold):
     # linear model without a penalty read them, the weight of a coordinate would simply be the mean
     # of target * position. But V reads x = position * kept. So if we give V these weights, each
     # coordinate is multiplied by its weight and by `kept`, as in ridge regression. For the classes
-    # this is what we want. For y_0 it would be once too often, because its target, the prediction
-    # of ridge(), has been shrunk by `kept` already. So there we divide the weights by `kept`.
+    # this is what we want. y_0 would be multiplied by `kept` twice, because its target, the
+    # prediction of ridge(), contains this factor already. So there we divide the weights by `kept`.
     one_hot = np.eye(classes)[label]                                        # (n, C)
     of_mos = ridge_mos @ position / len(z) / kept                           # (A,), for y_0
     of_classes = one_hot.T @ position / len(z)                              # (C, A), for y_c
@@ -485,7 +486,8 @@ METRICS = {"MSE": mse, "LCC": lcc, "SRCC": srcc, "KTAU": ktau}
 
 
 def system_means(values, system):
-    """(n,) values and the system of each -> each system's plain mean, in order of name (IV)."""
+    """(n,) values and the system of each -> the mean of each system (IV), unweighted (ours), in order
+    of name."""
     values, system = np.asarray(values, np.float64), np.asarray(system)
     return np.array([values[system == name].mean() for name in np.unique(system)])
 

@@ -43,7 +43,7 @@ class Stage(NamedTuple):
 
 STAGES = (  # III.E; that each has 200 steps, and that lr falls to 0 in each, is ours
     Stage("classification", 200, 1e-4, 0.0, 0.0),  # that alpha is 0 is ours
-    Stage("joint", 200, 1e-4, 0.3, 0.7),  # lr: ours, that of stage 1
+    Stage("joint", 200, 1e-4, 0.3, 0.7),  # that lr is as in stage 1 is ours
     Stage("mos", 200, 1e-5, 0.9, 0.9),
 )
 CLIP_NORM = 1.0  # III.E; a longer gradient is shortened to this; one norm for all weights is ours
@@ -236,7 +236,7 @@ def read_clips(config):
 
 def as_tensors(clips, backbone, cache):
     """A list of data.Clip -> (their Tensors, on the backbone's device; the classes of the second
-    task). A class is a synthesis model (III.C)."""
+    task). A class is a synthesis model, that is, a value of the column `model` (ours)."""
     features = data.extract_features(clips, backbone, cache).to(backbone.device)
     mos = torch.tensor([clip.mos for clip in clips], device=backbone.device)
     classes = sorted({clip.model for clip in clips})
