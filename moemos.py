@@ -486,8 +486,8 @@ METRICS = {"MSE": mse, "LCC": lcc, "SRCC": srcc, "KTAU": ktau}
 
 
 def system_means(values, system):
-    """(n,) values and the system of each -> the mean of each system (IV), unweighted (ours), in order
-    of name."""
+    """(n,) values and the system of each -> the mean of each system (IV), which is unweighted
+    (ours), in order of name."""
     values, system = np.asarray(values, np.float64), np.asarray(system)
     return np.array([values[system == name].mean() for name in np.unique(system)])
 
