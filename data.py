@@ -28,7 +28,7 @@ import moemos
 
 DEFAULT_BACKBONE = "WAV2VEC2_BASE"  # III.B; the paper does not say which wav2vec2, this is ours
 STALL_SECONDS = 30.0  # a download that sends nothing for this long is given up
-MAX_BYTES = 2 ** 28   # a larger file is refused; without a limit, to read a pipe might never end
+MAX_BYTES = 2 ** 28   # a larger file is refused; without a limit, reading a pipe might never end
 SILENCE = 45.0        # dB; ends of a clip that are this far below its loudest 10 ms are cut (ours)
 # (format, bytes a sample) of a WAV file -> (numpy's type, the number that stands for silence, the
 # distance from there to full scale). Format 1 is PCM, and format 3 is float. Samples of 3 bytes are
@@ -41,9 +41,9 @@ OTHER_AUDIO = (".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".aif",
 # -- Audio -----------------------------------------------------------------------------------------
 
 def read_wav(path, sample_rate, content=None):
-    """A WAV file, PCM or float at any rate -> (T,) float32 at sample_rate, mono, not normalised,
-    without the silence at its ends. The paper does not say how clips of 24 and 48 kHz are fed; all
-    of this is ours.
+    """A WAV file, PCM or float at a rate up to 768 kHz -> (T,) float32 at sample_rate, mono, not
+    normalised, without the silence at its ends. The paper does not say how clips of 24 and 48 kHz
+    are fed; all of this is ours.
 
     content: the bytes of the file, if they have been read. Raises InputError, which names the
     file."""
@@ -193,8 +193,8 @@ def read_corpus(path, scale=(1.0, 5.0), max_seconds=60.0):
 
 def extract_features(clips, backbone, cache="cache"):
     """Clips -> (clips, L, 2D) float32. What has been extracted before is read from the folder
-    `cache`; there the name of a file is a digest of the clip's content and of all that its features
-    depend on. Raises InputError for a clip that read_wav refuses."""
+    `cache`; there the name of a file is a digest (SHA-256), which changes with the clip's content
+    and with all that its features depend on. Raises InputError for a clip that read_wav refuses."""
     key = cache_key(backbone)
     shape = (backbone.layers, 2 * backbone.width)
     result = torch.empty(len(clips), *shape)
@@ -329,10 +329,9 @@ def find_samples(path, content, order):
     if content[:4] in (b"RF64", b"BW64"):  # their true length has 64 bits and stands near the start
         size = int.from_bytes(content[28:36], "little")
     left = len(content) - start
-    # riff is the length of the file, as its header states it. The header may say that the samples
-    # have the length 0. We believe that only if riff is plausible: larger than the position where
-    # the samples start, and not huge. Otherwise the program that wrote the header did not yet know
-    # the lengths.
+    # riff is the length of the file, as its header states it. If the length of the samples is 0,
+    # this may be true, or it was not yet known. We take it as true only if riff is plausible:
+    # larger than the position where the samples start, and not huge.
     if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):
         size = left
     if content[8:12] != b"WAVE" or name != b"data" or size > left:

@@ -110,9 +110,9 @@ def interval(value, left_out, name=""):
     A correlation cannot exceed 1, nor an MSE fall below 0. Near these limits an interval should not
     be symmetric. So a correlation r is replaced by atanh(r) (Fisher's scale), and an MSE by its
     logarithm, which have no such limits. There the interval is symmetric; turned back to the old
-    scale it is not. If r changes by a little, atanh(r) changes by that amount times its derivative.
-    So on the new scale `reach` is multiplied by the derivative: 1 / (1 - r^2) for atanh(r), and 1 /
-    MSE for log(MSE). The interval is
+    scale it is not. If r changes by a small amount d, atanh(r) changes by about d times the
+    derivative of atanh at r. So on the new scale `reach` is multiplied by the derivative, which is
+    1 / (1 - r^2) for atanh(r), and 1 / MSE for log(MSE). The interval is
 
         of a correlation    tanh(atanh(value) -+ reach / (1 - value^2))
         of an MSE           exp(log(value) -+ (1 + 2 / n) reach / value)
@@ -174,8 +174,8 @@ def reference_predictions(trained, clips, test):
 
 def summary(trained, test, output, references, scale):
     """What metrics.json says about the predictions. references: what reference_predictions() gives.
-    scale: that of the ratings; if it is not that of the run, an MSE has no meaning and is NaN. In
-    the result, "unit" is what each number is divided by when it is printed."""
+    scale: the scale of the ratings; if the run was trained on another scale, an MSE has no meaning
+    and is NaN. In the result, "unit" is what each number is divided by when it is printed."""
     predicted, true = output.mos.tolist(), [clip.mos for clip in test]
     system, models = [clip.system for clip in test], [clip.model for clip in test]
     numbers = moemos.metrics(predicted, true, system)
@@ -200,8 +200,9 @@ def summary(trained, test, output, references, scale):
 
 
 def minus_reference(numbers, left_out, reference, true, system, unit):
-    """{"utterance MSE": [this run minus a reference, low, high, verdict], ...}. Each part is left
-    out of the run and of the reference at once, so that errors which they share cancel.
+    """{"utterance MSE": [this run minus a reference, low, high, verdict], ...}. When a part is
+    left out, its clips are left out of the predictions of both, the run and the reference. So
+    errors that both make cancel in the difference.
 
     numbers, left_out: the run's eight numbers, and the same with each part left out. reference:
     (n,) MOS."""
@@ -430,8 +431,8 @@ def folder_for(run, corpus, run_corpus):
 
 def answer_rows(trained, clips):
     """Predicts clips without ratings -> rows (id, score), as the AudioMOS challenge has them. The
-    id of a clip is the name of its file without .wav; if two would be the same, it is the path in
-    the table."""
+    id of a clip is the name of its file without .wav. If two clips would have the same id, the ids
+    of all clips are their paths in the table."""
     ids = [Path(clip.wav).stem for clip in clips]
     if len(set(ids)) < len(ids):
         ids = [clip.wav for clip in clips]
@@ -445,7 +446,7 @@ def as_json(value):
 
 
 def print_scores(scores):
-    """Prints a line wav,mos for each pair that score() yields -> whether a file was skipped."""
+    """Prints a line wav,mos for each file that score() could score -> whether one was skipped."""
     sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # names may be any bytes
     table = csv.writer(sys.stdout, lineterminator="\n")
     shown = data.printable if sys.stdout.isatty() else str  # a terminal obeys control characters

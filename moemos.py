@@ -222,8 +222,8 @@ def ridge(features, target, new, penalties):
         w = z' (zz' + penalty * P * identity)^-1 t
 
     The matrix zz' is only (n, n). Let v be its eigenvalues, and let the columns of u be its
-    eigenvectors, so that zz' = u diag(v) u'. To add a number to the diagonal of zz' is to add it to
-    each eigenvalue. So
+    eigenvectors, so that zz' = u diag(v) u'. To add c to the diagonal of zz' is to add c to
+    each eigenvalue, and the inverse of u diag(v + c) u' is u diag(1 / (v + c)) u'. So
 
         w = z' u diag(1 / (v + penalty * P)) u' t
 
@@ -274,8 +274,8 @@ def principal_axes(z, pivot):
     z: (n, P), the standardised features. pivot: the variance at which `kept` is one half. Returns
     position: (n, A), the coordinates of the clips, brought to the standard deviation 1 along each
     axis; kept: (A,); and axes: (P, A), for which z @ axes is position * kept."""
-    # The directions are the eigenvectors of z'z / n, and its eigenvalues are the variances along
-    # them. But that matrix is (P, P), which may be too large. The matrix zz' / n is only (n, n) and
+    # The matrix z'z / n has the directions as its eigenvectors, and the variances along them as its
+    # eigenvalues. But it is (P, P), which may be too large. The matrix zz' / n is only (n, n) and
     # has the same eigenvalues, except for zeros. From its eigenvectors u we compute the directions.
     variance, u = np.linalg.eigh(z @ z.T / len(z))                          # (n,), (n, n)
     variance, u = np.maximum(variance[::-1], 1e-12), u[:, ::-1]             # largest first, no 0
@@ -325,12 +325,12 @@ def start(features, mos, label, classes, fold):
     # prediction minus the mean of the target. This mean is share_c, the share of clips that are in
     # the class. So share_c + y_c is a rough estimate of the probability that a clip is in it.
     #
-    # The coordinates in `position` are uncorrelated, and have the mean 0 and the variance 1. If a
-    # linear model without a penalty read them, the weight of a coordinate would simply be the mean
-    # of target * position. But V reads x = position * kept. So if we give V these weights, each
-    # coordinate is multiplied by its weight and by `kept`, as in ridge regression. For the classes
-    # this is what we want. y_0 would be multiplied by `kept` twice, because its target, the
-    # prediction of ridge(), contains this factor already. So there we divide the weights by `kept`.
+    # The coordinates in `position` are uncorrelated, and have the mean 0 and the variance 1. So the
+    # linear function of them that comes nearest to a target is the sum over the coordinates of
+    # position * mean(target * position). For y_0 we want just this function, with ridge_mos as the
+    # target. As V reads x = position * kept, its weights are mean(ridge_mos * position) / kept. For
+    # y_c we want this function with each coordinate shrunk by `kept`, as ridge regression does it.
+    # In x each coordinate is shrunk already, so the weights of V are mean(target * position).
     one_hot = np.eye(classes)[label]                                        # (n, C)
     of_mos = ridge_mos @ position / len(z) / kept                           # (A,), for y_0
     of_classes = one_hot.T @ position / len(z)                              # (C, A), for y_c
@@ -430,8 +430,9 @@ def losses(output, mos, label, alpha, beta, lambda_1, lambda_2, deviation=1.0):
 
 
 def gate_entropies(gates):
-    """A diagnosis (ours): (B, E) gates -> two entropies, -sum_j g_j log g_j, where log is the
-    natural logarithm.
+    """A diagnosis (ours): The entropy of gates g is -sum_j g_j log g_j, with the natural
+    logarithm. (B, E) gates -> the mean of the entropies of each clip's gates, and the entropy of
+    the mean gate over the clips.
 
         mean entropy of a clip    entropy of the mean gate
         low                       low           collapse: one expert does everything

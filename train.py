@@ -8,8 +8,9 @@ A section number, such as (III.E), says where the paper speaks of a thing; "ours
 or its value, is not the paper's.
 
 The paper does not say which weights a stage trains. Here each stage trains all of them, except the
-fusion, which is computed before (ours). The optimiser is AdamW (III.E). Each stage has a new one,
-which remembers nothing of the stage before (ours). Both regularisers are always on (ours).
+fusion, which is computed before (ours). In stage 1 the MOS head gets no gradient, as alpha is 0;
+only the weight decay moves it. The optimiser is AdamW (III.E). Each stage has a new one, which
+remembers nothing of the stage before (ours). Both regularisers are always on (ours).
 
 The paper does not say, either, what it means by an "adaptive" weighting of the two losses. Here
 alpha, the weight of the MOS loss, rises during stage 2 and jumps between stages. beta, the weight
@@ -46,7 +47,7 @@ STAGES = (  # III.E; that each has 200 steps, and that lr falls to 0 in each, is
     Stage("joint", 200, 1e-4, 0.3, 0.7),  # that lr is as in stage 1 is ours
     Stage("mos", 200, 1e-5, 0.9, 0.9),
 )
-CLIP_NORM = 1.0  # III.E; a longer gradient is shortened to this; one norm for all weights is ours
+CLIP_NORM = 1.0  # III.E; a longer gradient is shortened to this length
 FOLDS = 5        # of the cross-validation in moemos.best_penalty(); ours
 LOG_STEPS = 50   # a row of log.csv has the mean losses and gates of this many steps; ours
 RESULTS = ("metrics.json", "predictions.csv", "answer.txt")  # what evaluate.py writes
@@ -127,6 +128,7 @@ def run_stage(model, stage, config, training, dev=None):
                               config.lambda_1, config.lambda_2, model.deviation)
         optimiser.zero_grad()
         terms["total"].backward()
+        # The length of the gradient of all weights together (ours).
         terms["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
         numbers = {name: term.item() for name, term in terms.items()}
         if not math.isfinite(numbers["total"] + numbers["grad_norm"]):
