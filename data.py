@@ -326,12 +326,13 @@ def find_samples(path, content, order):
         if name != b"data":
             start += size + size % 2
     riff, = struct.unpack_from(f"{order}I", content.ljust(8), 4)
-    if content[:4] in (b"RF64", b"BW64"):  # their true length has 64 bits and stands near the start
+    if content[:4] in (b"RF64", b"BW64"):  # here the length has 64 bits and stands near the start
         size = int.from_bytes(content[28:36], "little")
     left = len(content) - start
-    # riff is the length of the file, as its header states it. If the length of the samples is 0,
-    # this may be true, or it was not yet known. We take it as true only if riff is plausible:
-    # larger than the position where the samples start, and not huge.
+    # A stated length of 0 can mean two things: that there are no samples, or that their length was
+    # not yet known when the header was written. We believe the 0 only if riff, the length of the
+    # file as its header states it, is plausible: larger than the position where the samples start,
+    # and not huge.
     if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):
         size = left
     if content[8:12] != b"WAVE" or name != b"data" or size > left:

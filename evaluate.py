@@ -80,7 +80,7 @@ def leave_one_out(predicted, true, system):
 
 def parts_of(system):
     """system: (n,) the system of each clip or, for numbers at system level, the systems themselves.
-    Returns ((n,) the part of each, a text on the intervals).
+    Returns the part of each, (n,), and a text that says how the intervals are made.
 
     An interval is found by leaving out one part at a time. A part is a system, because predictions
     of the clips of a system tend to be wrong in the same way. With fewer systems than FEWEST says,
@@ -200,9 +200,9 @@ def summary(trained, test, output, references, scale):
 
 
 def minus_reference(numbers, left_out, reference, true, system, unit):
-    """{"utterance MSE": [this run minus a reference, low, high, verdict], ...}. When a part is
-    left out, its clips are left out of the predictions of both, the run and the reference. So
-    errors that both make cancel in the difference.
+    """{"utterance MSE": [this run minus a reference, low, high, verdict], ...}. When a part is left
+    out, its clips are left out of the predictions of both, the run and the reference. So an error
+    that both of them make cancels out in the difference.
 
     numbers, left_out: the run's eight numbers, and the same with each part left out. reference:
     (n,) MOS."""

@@ -172,7 +172,7 @@ class MoEMOS(nn.Module):
         return Output(mos, logits, gates, experts, y)
 
 
-# -- Where training starts: two linear models, computed in one go (ours) ---------------------------
+# -- Where training starts: two linear predictions, computed in one go (ours) ----------------------
 #
 # Before its first step of training, the network should predict as well as a linear model does. So
 # start() computes its first weights from the n training clips, in five steps:
@@ -222,8 +222,16 @@ def ridge(features, target, new, penalties):
         w = z' (zz' + penalty * P * identity)^-1 t
 
     The matrix zz' is only (n, n). Let v be its eigenvalues, and let the columns of u be its
-    eigenvectors, so that zz' = u diag(v) u'. To add c to the diagonal of zz' is to add c to
-    each eigenvalue, and the inverse of u diag(v + c) u' is u diag(1 / (v + c)) u'. So
+    eigenvectors, which have length 1 and stand at right angles to each other. Then
+
+        zz' = u diag(v) u'        and        u u' = identity
+
+    where diag(v) has v on its diagonal and 0 elsewhere. To add c to the diagonal of zz' is to add
+    c to each eigenvalue, so
+
+        (zz' + c * identity)^-1 = u diag(1 / (v + c)) u'
+
+    and
 
         w = z' u diag(1 / (v + penalty * P)) u' t
 
@@ -325,12 +333,12 @@ def start(features, mos, label, classes, fold):
     # prediction minus the mean of the target. This mean is share_c, the share of clips that are in
     # the class. So share_c + y_c is a rough estimate of the probability that a clip is in it.
     #
-    # The coordinates in `position` are uncorrelated, and have the mean 0 and the variance 1. So the
-    # linear function of them that comes nearest to a target is the sum over the coordinates of
-    # position * mean(target * position). For y_0 we want just this function, with ridge_mos as the
-    # target. As V reads x = position * kept, its weights are mean(ridge_mos * position) / kept. For
-    # y_c we want this function with each coordinate shrunk by `kept`, as ridge regression does it.
-    # In x each coordinate is shrunk already, so the weights of V are mean(target * position).
+    # The coordinates in `position` are uncorrelated, and have the mean 0 and the variance 1. So in
+    # least squares each coordinate has its own weight, mean(target * coordinate). For y_0 the
+    # target is ridge_mos. It is a prediction of ridge regression, so it is shrunk already and must
+    # not be shrunk again. As V reads x, which is position * kept, its weights are
+    # mean(ridge_mos * position) / kept. For y_c the targets are 0 and 1, so the shrinking is still
+    # to be done. x does it, and so the weights of V are mean(target * position).
     one_hot = np.eye(classes)[label]                                        # (n, C)
     of_mos = ridge_mos @ position / len(z) / kept                           # (A,), for y_0
     of_classes = one_hot.T @ position / len(z)                              # (C, A), for y_c
@@ -356,7 +364,7 @@ def start(features, mos, label, classes, fold):
     # .5 - .2; their softmax is .599 and .401.
     share = one_hot.mean(0)                                                 # (C,)
     class_mos = one_hot.T @ np.where(rated, mos, ridge_mos) / one_hot.sum(0)  # (C,)
-    averaged = 2 if classes > 1 else 1  # of the two predictions, how many the MOS head averages
+    averaged = 2 if classes > 1 else 1  # how many of the two predictions the MOS head averages
     weights = {
         "mean": mos_mean, "deviation": mos_deviation, "penalty": penalty,
         "fusion.mean": mean, "fusion.deviation": deviation, "fusion.axes": axes,
@@ -371,9 +379,9 @@ def start(features, mos, label, classes, fold):
 # -- Losses (III.B, III.C) -------------------------------------------------------------------------
 #
 # The paper says that its two regularisers keep one expert from doing everything, and gives no
-# equations for them. We use two losses of SpeechMoE (arXiv 2105.03036). As defined here, only
-# L_diversity keeps one expert from doing everything; L_sparsity is small if each clip uses few
-# experts.
+# equations for them. We use two losses of SpeechMoE (arXiv 2105.03036), which is our choice. As
+# defined here, only L_diversity keeps one expert from doing everything; L_sparsity is small if each
+# clip uses few experts.
 
 def mos_loss(predicted, mos):
     """Smooth L1. With d = predicted - mos it is the mean over the clips of
