@@ -82,10 +82,11 @@ def parts_of(system):
     """system: (n,) the system of each clip or, for numbers at system level, the systems themselves.
     Returns the part of each, (n,), and a text that says how the intervals are made.
 
-    An interval is found by leaving out one part at a time. A part is a system, because predictions
-    of the clips of a system tend to be wrong in the same way. With fewer systems than FEWEST says,
-    each clip is a part. (With more than PARTS clips, several clips share a part.) If there are also
-    fewer clips than FEWEST says, all of them are one part, and there is no interval."""
+    An interval is found by leaving out one part at a time. The parts should be independent of each
+    other. The clips of one system are not, because predictions for them tend to be wrong in the
+    same way. So a part is a whole system. With fewer systems than FEWEST says, each clip is a part.
+    (With more than PARTS clips, several clips share a part.) If there are also fewer clips than
+    FEWEST says, all of them are one part, and there is no interval."""
     if len(set(system)) >= FEWEST["systems"]:
         return np.asarray(system), "estimated by leaving out each system in turn"
     if len(system) >= FEWEST["clips"]:
@@ -118,7 +119,7 @@ def interval(value, left_out, name=""):
         of an MSE           exp(log(value) -+ (1 + 2 / n) reach / value)
 
     The factor 1 + 2 / n comes from a simulation, in which intervals from few parts were too narrow.
-    In the interval of an MSE the term after -+ is limited to 7; exp(7) is about 1,100.
+    In the interval of an MSE the term after -+ is limited to 7, so that exp() stays finite.
 
     The interval is NaN if the number stays the same, up to rounding, whichever part is left out.
     With few systems that can happen to SRCC and KTAU, for instance if all systems are in the right

@@ -226,8 +226,8 @@ def ridge(features, target, new, penalties):
 
         zz' = u diag(v) u'        and        u u' = identity
 
-    where diag(v) has v on its diagonal and 0 elsewhere. To add c to the diagonal of zz' is to add
-    c to each eigenvalue, so
+    where diag(v) has v on its diagonal and 0 elsewhere. By these two equations
+    zz' + c * identity is u diag(v + c) u', and so
 
         (zz' + c * identity)^-1 = u diag(1 / (v + c)) u'
 
@@ -276,8 +276,8 @@ def principal_axes(z, pivot):
     form.) The factor is near 1 if the clips differ much along the axis, and near 0 if they hardly
     differ: with a pivot of 1 and variances of 9, 1 and .1 it is .9, .5 and .09. We bring the
     coordinates along each axis to the standard deviation 1, and then multiply them by `kept`. So an
-    axis along which the clips hardly differed gives small numbers, and training hardly uses it,
-    just as ridge regression does. Axes whose `kept` is less than 1 % of the largest are left out.
+    axis along which the clips hardly differed gives small numbers, and training hardly uses it. Nor
+    does ridge regression. Axes whose `kept` is less than 1 % of the largest are left out.
 
     z: (n, P), the standardised features. pivot: the variance at which `kept` is one half. Returns
     position: (n, A), the coordinates of the clips, brought to the standard deviation 1 along each
@@ -337,8 +337,9 @@ def start(features, mos, label, classes, fold):
     # least squares each coordinate has its own weight, mean(target * coordinate). For y_0 the
     # target is ridge_mos. It is a prediction of ridge regression, so it is shrunk already and must
     # not be shrunk again. As V reads x, which is position * kept, its weights are
-    # mean(ridge_mos * position) / kept. For y_c the targets are 0 and 1, so the shrinking is still
-    # to be done. x does it, and so the weights of V are mean(target * position).
+    # mean(ridge_mos * position) / kept. The targets for y_c, 0 and 1, have not been shrunk yet. x
+    # contains the factor `kept`, and so shrinks them. Therefore the weights of V are just
+    # mean(target * position).
     one_hot = np.eye(classes)[label]                                        # (n, C)
     of_mos = ridge_mos @ position / len(z) / kept                           # (A,), for y_0
     of_classes = one_hot.T @ position / len(z)                              # (C, A), for y_c
@@ -409,9 +410,9 @@ def diversity_loss(gates):
 
 
 def sparsity_loss(gates):
-    """(B, E) gates -> the mean over clips of the L1 norm of g / |g|_2. It is 1 if each clip has one
-    expert, and sqrt(E) if all experts count the same. This is SpeechMoE's sparsity L1 loss. Without
-    the division it would always be 1, as a softmax sums to 1."""
+    """(B, E) gates -> the mean over clips of sum_j g_j / sqrt(sum_j g_j^2). It is 1 if each clip
+    has one expert, and sqrt(E) if all experts count the same. This is SpeechMoE's sparsity L1 loss.
+    Without the division it would always be 1, as a softmax sums to 1."""
     return (gates.sum(1) / gates.norm(dim=1)).mean()
 
 
