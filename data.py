@@ -355,8 +355,8 @@ def check_clip(path, max_seconds, content=None):
 
 
 def check_clips(clips, max_seconds=math.inf):
-    """Decodes every clip, so that a bad one is refused before any work -> a line that counts them.
-    Raises InputError, which names the file."""
+    """Decodes every clip, so that a bad one is refused before any work. Returns a line that counts
+    the clips. Raises InputError, which names the file."""
     parts = []
     for split in ("train", "dev", "test"):
         these = [clip for clip in clips if clip.split == split]
@@ -418,7 +418,7 @@ def table_of(corpus):
 
 
 def check_scale(scale):
-    """Raises InputError for a scale that cannot be."""
+    """Raises InputError for an impossible scale."""
     low, high = scale
     if not -1e6 <= low < high <= 1e6:
         raise InputError(f"--scale {low:g} {high:g}: the lower first; none beyond a million")

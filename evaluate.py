@@ -100,11 +100,11 @@ def interval(value, left_out, name=""):
     value: the number. left_out: (n,), the same number with each of n parts left out. name: which of
     the eight numbers it is; "" for a difference of two. Let
 
-        reach = t(.975, n - 1) sqrt((n - 1) / n sum_i (left_out_i - their mean)^2)
+        reach = t(.975, n - 1) sqrt((n - 1) * variance of left_out)
 
-    Here t(.975, n - 1) is a quantile of Student's t distribution with n - 1 degrees of freedom: of
-    all numbers drawn from this distribution, 97.5 % are below it. It is about 2 if n is large. For
-    a difference of two numbers the interval is
+    The variance divides by n. And t(.975, n - 1) is a quantile of Student's t distribution with n -
+    1 degrees of freedom: of all numbers drawn from this distribution, 97.5 % are below it. It is
+    about 2 if n is large. For a difference of two numbers the interval is
 
         value -+ reach
 
@@ -119,7 +119,8 @@ def interval(value, left_out, name=""):
         of an MSE           exp(log(value) -+ (1 + 2 / n) reach / value)
 
     The factor 1 + 2 / n comes from a simulation, in which intervals from few parts were too narrow.
-    In the interval of an MSE the term after -+ is limited to 7, so that exp() stays finite.
+    In the interval of an MSE the term after -+ is limited to 7, so that no bound is more than about
+    1,100 times as large or as small as the MSE.
 
     The interval is NaN if the number stays the same, up to rounding, whichever part is left out.
     With few systems that can happen to SRCC and KTAU, for instance if all systems are in the right

@@ -227,7 +227,7 @@ def ridge(features, target, new, penalties):
         zz' = u diag(v) u'        and        u u' = identity
 
     where diag(v) has v on its diagonal and 0 elsewhere. By these two equations
-    zz' + c * identity is u diag(v + c) u', and so
+    zz' + c * identity is u diag(v + c) u'. As u'u is the identity, too, the inverse of this is
 
         (zz' + c * identity)^-1 = u diag(1 / (v + c)) u'
 
@@ -276,8 +276,8 @@ def principal_axes(z, pivot):
     form.) The factor is near 1 if the clips differ much along the axis, and near 0 if they hardly
     differ: with a pivot of 1 and variances of 9, 1 and .1 it is .9, .5 and .09. We bring the
     coordinates along each axis to the standard deviation 1, and then multiply them by `kept`. So an
-    axis along which the clips hardly differed gives small numbers, and training hardly uses it. Nor
-    does ridge regression. Axes whose `kept` is less than 1 % of the largest are left out.
+    axis along which the clips hardly differ gives small numbers, and training hardly uses it, just
+    as ridge regression hardly does. Axes whose `kept` is less than 1 % of the largest are left out.
 
     z: (n, P), the standardised features. pivot: the variance at which `kept` is one half. Returns
     position: (n, A), the coordinates of the clips, brought to the standard deviation 1 along each
@@ -337,9 +337,9 @@ def start(features, mos, label, classes, fold):
     # least squares each coordinate has its own weight, mean(target * coordinate). For y_0 the
     # target is ridge_mos. It is a prediction of ridge regression, so it is shrunk already and must
     # not be shrunk again. As V reads x, which is position * kept, its weights are
-    # mean(ridge_mos * position) / kept. The targets for y_c, 0 and 1, have not been shrunk yet. x
-    # contains the factor `kept`, and so shrinks them. Therefore the weights of V are just
-    # mean(target * position).
+    # mean(ridge_mos * position) / kept. The targets for y_c are plain 0 and 1, so what is
+    # predicted for them is still to be shrunk. V does that with the weights
+    # mean(target * position), because it multiplies them by x, which is position * kept.
     one_hot = np.eye(classes)[label]                                        # (n, C)
     of_mos = ridge_mos @ position / len(z) / kept                           # (A,), for y_0
     of_classes = one_hot.T @ position / len(z)                              # (C, A), for y_c
@@ -439,9 +439,9 @@ def losses(output, mos, label, alpha, beta, lambda_1, lambda_2, deviation=1.0):
 
 
 def gate_entropies(gates):
-    """A diagnosis (ours): The entropy of gates g is -sum_j g_j log g_j, with the natural
-    logarithm. (B, E) gates -> the mean of the entropies of each clip's gates, and the entropy of
-    the mean gate over the clips.
+    """A diagnosis (ours). The entropy of gates g is -sum_j g_j log g_j, with the natural logarithm.
+    (B, E) gates -> two numbers: the entropy of each clip's gates, averaged over the clips; and the
+    entropy of the averaged gates.
 
         mean entropy of a clip    entropy of the mean gate
         low                       low           collapse: one expert does everything

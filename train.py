@@ -8,8 +8,8 @@ A section number, such as (III.E), says where the paper speaks of a thing; "ours
 or its value, is not the paper's.
 
 The paper does not say which weights a stage trains. Here each stage trains all of them, except the
-fusion, which is computed before (ours). In stage 1 the MOS head gets no gradient, as alpha is 0;
-only the weight decay moves it, which makes each weight a little smaller in every step. The
+fusion, which is computed before (ours). In stage 1 the gradient of the MOS head is 0, as alpha is
+0; only the weight decay moves it, which makes each weight a little smaller in every step. The
 optimiser is AdamW (III.E). Each stage has a new one, which remembers nothing of the stage before
 (ours). Both regularisers are always on (ours).
 
@@ -45,7 +45,7 @@ class Stage(NamedTuple):
 
 STAGES = (  # III.E; that each has 200 steps, and that lr falls to 0 in each, is ours
     Stage("classification", 200, 1e-4, 0.0, 0.0),  # that alpha is 0 is ours
-    Stage("joint", 200, 1e-4, 0.3, 0.7),  # that lr is as in stage 1 is ours
+    Stage("joint", 200, 1e-4, 0.3, 0.7),  # ours: the same lr as in stage 1
     Stage("mos", 200, 1e-5, 0.9, 0.9),
 )
 CLIP_NORM = 1.0  # III.E; a longer gradient is shortened to this length
@@ -240,7 +240,7 @@ def read_clips(config):
 
 def as_tensors(clips, backbone, cache):
     """A list of data.Clip -> (their Tensors, on the backbone's device; the classes of the second
-    task). A class is a synthesis model, that is, a value of the column `model` (ours)."""
+    task). A class is a synthesis model (III.C), that is, a value of the column `model` (ours)."""
     features = data.extract_features(clips, backbone, cache).to(backbone.device)
     mos = torch.tensor([clip.mos for clip in clips], device=backbone.device)
     classes = sorted({clip.model for clip in clips})
