@@ -102,9 +102,9 @@ def interval(value, left_out, name=""):
 
         reach = t(.975, n - 1) sqrt((n - 1) * variance of left_out)
 
-    The variance divides by n. And t(.975, n - 1) is a quantile of Student's t distribution with n -
-    1 degrees of freedom: of all numbers drawn from this distribution, 97.5 % are below it. It is
-    about 2 if n is large. For a difference of two numbers the interval is
+    The variance divides by n. And t(.975, n - 1) is a quantile of Student's t distribution with
+    n - 1 degrees of freedom: of all numbers drawn from this distribution, 97.5 % are below it. It
+    is about 2 if n is large. For a difference of two numbers the interval is
 
         value -+ reach
 
