@@ -401,8 +401,8 @@ def read_rows(path, columns, optional=(), header=True):
                              "--help says how to read another table")
         ignored = [name for name in names if name not in columns]
         if ignored:
-            said = f"{path}: columns that are ignored: {shown(','.join(ignored))}"
-            print(printable(said), file=sys.stderr)
+            note = f"{path}: columns that are ignored: {shown(','.join(ignored))}"
+            print(printable(note), file=sys.stderr)
         for row in rows:
             place = f"{path}, row {rows.line_num}"
             if None in row or None in row.values():

@@ -129,8 +129,7 @@ def run_stage(model, stage, config, training, dev=None):
                               config.lambda_1, config.lambda_2, model.deviation)
         optimiser.zero_grad()
         terms["total"].backward()
-        # Shortens the gradient if it is longer than CLIP_NORM, and returns its length before that.
-        # It is the length of the gradient of all weights together (ours).
+        # It returns the length before it shortens. One length for all weights together is ours.
         terms["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
         numbers = {name: term.item() for name, term in terms.items()}
         if not math.isfinite(numbers["total"] + numbers["grad_norm"]):

@@ -50,7 +50,7 @@ def check(path, clips):
                          f"clips; at least {FEWEST} must remain to learn from")
 
 
-def inventory(path, clips):
+def inventory(path, clips, unheard):
     """Yields lines that say what was found in a table, and what is done with it."""
     rated = [clip for clip in clips if clip.ratings]
     given = [rater for clip in rated for rater in clip.ratings]
@@ -59,7 +59,8 @@ def inventory(path, clips):
     yield (f"{len(given)} ratings or means by {len({*given} - {''})} named raters, "
            f"{len({clip.system for clip in rated})} systems, "
            f"{len({clip.group for clip in rated})} groups, MOS {min(mos):.2f} to {max(mos):.2f}")
-    yield "With each seed, every rated clip is predicted once, from clips of other groups."
+    others = "systems" if unheard else "groups"
+    yield f"With each seed, every rated clip is predicted once, from clips of other {others}."
 
 
 def reliability(ratings):
@@ -233,7 +234,7 @@ def main():
         rated = [clip for clip in clips if clip.ratings]
         check(options.ratings, rated)
         backbone = data.open_backbone(options.backbone, options.device)
-        print(*map(data.printable, inventory(options.ratings, clips)), sep="\n")
+        print(*map(data.printable, inventory(options.ratings, clips, options.unheard)), sep="\n")
         data.extract_features(clips, backbone)  # on the device; lab.load() finds them in the cache
         table = os.path.abspath(data.table_of(options.ratings))
         predicted = cross_validate(table, backbone.name, options.seeds, options.unheard)

@@ -165,6 +165,7 @@ def test_with_unheard_each_system_is_predicted_from_the_other_systems_alone(
         for metric, cell in zip(reached["columns"], reached[name]):
             assert float(cell.split()[0]) == pytest.approx(numbers[metric], abs=6e-4)
     assert "learned from other systems only" in " ".join(out.split())
+    assert "predicted once, from clips of other systems.\n" in out
     assert "hears nothing" not in out
 
 
