@@ -31,8 +31,9 @@ STALL_SECONDS = 30.0  # a download that sends nothing for this long is given up
 MAX_BYTES = 2 ** 28   # a larger file is refused; without a limit, reading a pipe might never end
 SILENCE = 45.0        # dB; ends of a clip that are this far below its loudest 10 ms are cut (ours)
 # (format, bytes a sample) of a WAV file -> (numpy's type, the number that stands for silence, the
-# distance from there to full scale). Format 1 is PCM, and format 3 is float. Samples of 3 bytes are
-# first made 4 bytes long.
+# distance from there to the loudest sample possible). Format 1 is PCM, whole numbers; format 3 is
+# floating point. For instance, (1, 2) is PCM of 16 bits: silence is 0, and the loudest sample is
+# 2^15 away from it. Samples of 3 bytes are first made 4 bytes long.
 TYPES = {(1, 1): ("u1", 128.0, 2 ** 7), (1, 2): ("i2", 0.0, 2 ** 15), (1, 3): ("i4", 0.0, 2 ** 31),
          (1, 4): ("i4", 0.0, 2 ** 31), (3, 4): ("f4", 0.0, 1), (3, 8): ("f8", 0.0, 1)}
 OTHER_AUDIO = (".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".aif", ".aiff", ".au")

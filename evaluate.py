@@ -108,6 +108,10 @@ def interval(value, left_out, name=""):
 
         value -+ reach
 
+    An example: the difference is .02, and with each of five systems left out it is .02, .01, .03,
+    .02 and .02. The variance of these five is .00004, and t(.975, 4) is 2.78. So reach is
+    2.78 * sqrt(4 * .00004) = .035, and the interval is [-.015, .055].
+
     A correlation cannot exceed 1, nor an MSE fall below 0. Near these limits an interval should not
     be symmetric. So a correlation r is replaced by atanh(r) (Fisher's scale), and an MSE by its
     logarithm, which have no such limits. There the interval is symmetric; turned back to the old

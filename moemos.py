@@ -247,9 +247,9 @@ def ridge(features, target, new, penalties):
 
 def best_penalty(features, target, fold):
     """Finds the penalty by cross-validation: the clips are divided into folds, and ridge() predicts
-    each fold from the others. Returns the one of PENALTIES with the least squared error. If several
-    have the same error, it returns the strongest of them. features, target: as for ridge(). fold:
-    (n,) int, the number of the fold that each clip is in."""
+    each fold from the others. Returns the one of PENALTIES with the smallest squared error. If
+    several have the same error, it returns the strongest of them. features, target: as for ridge().
+    fold: (n,) int, the number of the fold that each clip is in."""
     errors = np.zeros(len(PENALTIES))
     for number in np.unique(fold):
         test = fold == number

@@ -2410,7 +2410,7 @@ def draw_systems(rng, systems, clips, lcc, predictors=1):
     return true, predicted, system
 
 
-@pytest.mark.parametrize("systems", [5, 8, 12])
+@pytest.mark.parametrize("systems", [5, 8, 12, 20])
 def test_95_percent_intervals_contain_the_true_value_in_92_to_98_percent_of_simulated_tests(
         systems):
     """In how many of 400 simulated listening tests, each with systems of its own, does the interval

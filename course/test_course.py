@@ -784,7 +784,9 @@ def test_the_answer_to_run_stage_ends_with_the_same_weights_as_the_cores_loop():
     torch.manual_seed(0)
     expected = mistakes.weights_after(of_the_core)
     torch.manual_seed(0)
-    assert torch.allclose(mistakes.weights_after(mistakes.run_stage), expected, atol=1e-6)
+    # The tolerance is that of course.check: processors round differently, and Adam magnifies that.
+    found = mistakes.weights_after(mistakes.run_stage)
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_answers_to_gate_sum_and_standardise_agree_with_the_cores_model():

@@ -174,9 +174,9 @@ def in_words(clips, predicted, claims, ceiling, scale):
                f"{tables.number(ceiling)}. The method has {tables.number(lcc)}.")
     yield (f"What does a score mean? On the scale from {scale[0]:g} to {scale[1]:g} it is off by "
            f"{tables.number(math.sqrt(mse))} (root mean square). A predictor that gives every clip "
-           f"the mean MOS would be off by {tables.number(np.std(method.true))}. Of two clips, the "
-           f"one with the higher MOS gets the higher score in about {50 * (1 + tau):.0f} % of "
-           "cases.")
+           f"the mean MOS would be off by {tables.number(np.std(method.true))}. Of two clips "
+           f"of any systems, the one with the higher MOS gets the higher score in about "
+           f"{50 * (1 + tau):.0f} % of cases.")
     if math.sqrt(mse) > np.std(method.true):
         yield ("So the mean MOS would be a better guess than these scores; at most their order "
                "says something.")

@@ -70,7 +70,8 @@ QUESTIONS = {
         (UTTERANCE, MSE, "system LCC", "system SRCC", tables.WITHIN)),
     "unheard": Question(
         "Does it predict better than a linear model for a system that training never heard?",
-        (METHOD, RIDGE, LABELS, v.START), UNHEARD, SEEDS, (UTTERANCE, MSE, "system LCC")),
+        (METHOD, RIDGE, LABELS, v.START), UNHEARD, SEEDS,
+        (UTTERANCE, MSE, "system LCC", "system SRCC")),
     "families": Question(
         "Does it predict better than a linear model for a whole family of systems?",
         (METHOD, RIDGE, LABELS, v.START), FAMILIES, SEEDS),
