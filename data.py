@@ -88,7 +88,7 @@ def decode(path, content):
 
 def cut_silence(mono, rate):
     """(T,) -> the part from the first loud piece of 10 ms to the last one. A piece is loud if it is
-    at most SILENCE dB below the loudest piece."""
+    less than SILENCE dB below the loudest piece."""
     hop = max(rate // 100, 1)
     power = np.add.reduceat(np.square(mono), np.arange(0, len(mono), hop))
     loud = np.flatnonzero(power > 10 ** (-SILENCE / 10) * power.max())

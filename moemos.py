@@ -321,25 +321,31 @@ def start(features, mos, label, classes, fold):
     ridge_mos = ridge(raw[rated], mos[rated], raw, [penalty])[0]            # (n,)
 
     # 3. The axes are those of all clips, rated or not. In the pivot, penalty * P / r, the number r
-    # is that of the rated clips, because ridge regression has learned from these. (The axes of
-    # the rated clips alone would differ a little from those of all clips. So if some clips are
-    # unrated, `kept` is only nearly the factor of ridge regression.)
+    # is that of the rated clips, because ridge regression has learned from these. (If some clips
+    # are unrated, or if a feature varies by less than the 1e-3 above, ridge regression has slightly
+    # other axes. Then `kept` is only nearly the factor of ridge regression.)
     position, kept, axes = principal_axes(z, penalty * z.shape[1] / rated.sum())
 
-    # 4. V reads x, which is position * kept, and makes 1 + C guesses. The guess y_0 is the
-    # prediction of ridge regression minus the mean of these predictions. (It is not quite exact,
-    # because x lacks the axes that were left out.) For each class c, the guess y_c comes from a
-    # linear model whose target is 1 for the clips of the class and 0 for all others; y_c is its
-    # prediction minus the mean of the target. This mean is share_c, the share of clips that are in
-    # the class. So share_c + y_c is a rough estimate of the probability that a clip is in it.
+    # 4. V reads x, which is position * kept, and makes 1 + C guesses. Each of them is a sum over
+    # the axes a:
     #
-    # The coordinates in `position` are uncorrelated, and have the mean 0 and the variance 1. So in
-    # least squares each coordinate has its own weight, mean(target * coordinate). For y_0 the
-    # target is ridge_mos. It is a prediction of ridge regression, so it is shrunk already and must
-    # not be shrunk again. As V reads x, which is position * kept, its weights are
-    # mean(ridge_mos * position) / kept. The targets for y_c are plain 0 and 1, so what is
-    # predicted for them is still to be shrunk. V does that with the weights
-    # mean(target * position), because it multiplies them by x, which is position * kept.
+    #     y_0 = sum over a of  x_a mean(ridge_mos * position_a) / kept_a
+    #     y_c = sum over a of  x_a mean(one_hot_c * position_a)             for each class c
+    #
+    # The means are over the training clips; one_hot_c is 1 for the clips of class c and else 0.
+    #
+    # These weights come from least squares. The coordinates in `position` are uncorrelated, and
+    # have the mean 0 and the variance 1. So each has its own weight, mean(target * position_a).
+    #
+    # For y_0 the target is ridge_mos, which is a prediction of ridge regression and so is shrunk
+    # already. Therefore the factor `kept`, which is in x, is divided out again. y_0 is then the
+    # prediction of ridge regression minus the mean of these predictions. (It is not quite exact,
+    # because x lacks the axes that were left out.)
+    #
+    # For y_c the target is one_hot_c, which is not shrunk. So the factor `kept` stays, and y_c is
+    # shrunk as by ridge regression. It is a prediction of one_hot_c minus the mean of one_hot_c.
+    # This mean is share_c, the share of clips that are in class c. So share_c + y_c is a rough
+    # estimate of the probability that a clip is in class c.
     one_hot = np.eye(classes)[label]                                        # (n, C)
     of_mos = ridge_mos @ position / len(z) / kept                           # (A,), for y_0
     of_classes = one_hot.T @ position / len(z)                              # (C, A), for y_c
@@ -405,7 +411,7 @@ def classification_loss(logits, label):
 def diversity_loss(gates):
     """(B, E) gates -> E sum_j p_j^2, where p is the mean gate over the clips. It is 1 if all
     experts have equal shares, and E if one has everything. This is SpeechMoE's mean importance
-    loss, which its authors use "to improve the diversity of gate values"."""
+    loss, which its authors use to "improve the diversity of gate values"."""
     return gates.shape[1] * gates.mean(0).square().sum()
 
 
