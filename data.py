@@ -251,7 +251,7 @@ def read_entry(entry, shape):
 
 class InputError(ValueError):
     """Something that was handed in cannot be used. The text is one sentence, which says what is
-    wrong and what to do."""
+    wrong and, if that is not plain, what to do."""
 
     def __init__(self, text):
         super().__init__(printable(text)[:1000])  # a path may have any length

@@ -118,8 +118,9 @@ class MixtureOfExperts(nn.Module):
 
     MLP_i has two layers, A -> H -> 1 + C, with GELU between them, a smooth form of max(0, z). The
     second layers start at 0, so that at first the perceptrons add nothing. The first layers start
-    random, so that the experts differ and the gate has something to choose from; the gate starts
-    random, too. All of that is ours."""
+    random. So, although all experts say the same at first, training moves them in different
+    directions, and the gate has something to choose from. The gate starts random, too. All of that
+    is ours."""
 
     def __init__(self, axes, experts, hidden, outputs):
         super().__init__()

@@ -119,18 +119,26 @@ def kind(clip, how):
 def split(corpus, how, seed=0):
     """Yields (learned, predicted), each (clips,) bool. how: "test" is the split of the table,
     "groups" is FOLDS folds of whole groups, and with "system", "model" or "family" each of these is
-    left out in turn. With "groups, 5 a system", five rated clips of each system are learned from,
-    which the seed draws. Clips without MOS are learned from, except those of a synthesis model that
-    is left out."""
+    left out in turn. With "system and groups", each system is left out together with each of the
+    folds, and the clips that are in both are predicted. With "groups, 5 a system", five rated clips
+    of each system are learned from, which the seed draws. Clips without MOS are learned from,
+    except those of a synthesis model that is left out."""
     how, _, few = how.partition(", ")
     rated = corpus.rated
     if how == "test":
         parts = np.array([clip.split for clip in corpus.clips])
         yield parts == "train", (parts == "test") & rated
         return
+    folds = np.full(len(rated), -1)
+    folds[rated] = data.folds_of([clip for clip in corpus.clips if clip.ratings], FOLDS)
+    if how == "system and groups":
+        systems = np.array([clip.system for clip in corpus.clips])
+        for name, fold in sorted(set(zip(systems[rated], folds[rated]))):
+            predicted = (systems == name) & (folds == fold)
+            yield (systems != name) & (folds != fold), predicted
+        return
     if how == "groups":
-        names = np.full(len(rated), -1)
-        names[rated] = data.folds_of([clip for clip in corpus.clips if clip.ratings], FOLDS)
+        names = folds
     else:
         names = np.array([kind(clip, how) for clip in corpus.clips])
     for name in np.unique(names[rated]):

@@ -72,6 +72,9 @@ QUESTIONS = {
         "Does it predict better than a linear model for a system that training never heard?",
         (METHOD, RIDGE, LABELS, v.START), UNHEARD, SEEDS,
         (UTTERANCE, MSE, "system LCC", "system SRCC")),
+    "neither": Question(
+        "Is it better than ridge if system and sentence or talker are new?",
+        (METHOD, RIDGE), real("system and groups"), metrics=(UTTERANCE, tables.WITHIN)),
     "families": Question(
         "Does it predict better than a linear model for a whole family of systems?",
         (METHOD, RIDGE, LABELS, v.START), FAMILIES, SEEDS),

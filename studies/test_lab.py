@@ -62,6 +62,19 @@ def test_every_rated_clip_is_predicted_once_without_learning_from_what_is_left_o
     assert (times == corpus.rated).all()
 
 
+def test_a_clip_can_be_predicted_from_other_systems_and_other_groups_only():
+    corpus = make_corpus()
+    systems = np.array([clip.system for clip in corpus.clips])
+    groups = np.array([clip.group for clip in corpus.clips])
+    times = np.zeros(len(systems), int)
+    for learned, predicted in lab.split(corpus, "system and groups"):
+        assert not set(systems[learned]) & set(systems[predicted])
+        assert not set(groups[learned & corpus.rated]) & set(groups[predicted])
+        assert (learned & corpus.rated).any()
+        times += predicted
+    assert (times == corpus.rated).all()
+
+
 def test_the_split_of_the_table_can_be_used_and_few_clips_of_each_system_can_be_learned_from():
     corpus = make_corpus()
     parts = np.array([clip.split for clip in corpus.clips])

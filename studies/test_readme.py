@@ -54,9 +54,11 @@ def test_every_row_of_the_audit_names_code_and_a_test():
     assert len(ROWS) > 25
     for row in ROWS:
         cells = [cell.strip() for cell in row.strip("|").split(" | ")]
-        section, statement, code, pinned, *_ = cells
+        section, statement, kind, reason, code, pinned = cells
         assert section
         assert statement
+        assert kind in ("stated", "gap", "departs", "extra", "missing")
+        assert reason
         assert re.search(r"`\w+\.\w+", code)
         assert "`test_" in pinned or pinned == "the same"
 
