@@ -332,8 +332,8 @@ def find_samples(path, content, order):
     left = len(content) - start
     # A stated length of 0 can mean two things: that there are no samples, or that their length was
     # not yet known when the header was written. We believe the 0 only if riff, the length of the
-    # file as its header states it, is plausible: larger than the position where the samples start,
-    # and not huge.
+    # file (minus 8) as its header states it, is plausible: larger than the position where the
+    # samples start, and not huge.
     if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):
         size = left
     if content[8:12] != b"WAVE" or name != b"data" or size > left:
