@@ -131,8 +131,8 @@ def run_stage(model, stage, config, training, dev=None):
                               config.lambda_1, config.lambda_2, model.deviation)
         optimiser.zero_grad()
         terms["total"].backward()
-        # The gradient of all weights together, taken as one vector, is shortened (that it is one
-        # vector is ours). The function returns the length that it had before.
+        # The gradient of all weights together, taken as one vector (ours), is shortened if it is
+        # longer than CLIP_NORM. The function returns the length that it had before.
         terms["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
         numbers = {name: term.item() for name, term in terms.items()}
         if not math.isfinite(numbers["total"] + numbers["grad_norm"]):
