@@ -330,10 +330,10 @@ def find_samples(path, content, order):
     if content[:4] in (b"RF64", b"BW64"):  # here the length has 64 bits and stands near the start
         size = int.from_bytes(content[28:36], "little")
     left = len(content) - start
-    # A stated length of 0 can mean that the length was not yet known when the header was written.
-    # Or there are no samples, and what follows is another chunk, such as a title, which must not be
-    # taken for sound. It is the second if riff, the length of the file as its header states it,
-    # reaches beyond this point and is not huge.
+    # A stated length of 0 has two possible causes. (a) The length was not yet known when the header
+    # was written; then we take all that is left. (b) There are no samples, and what follows is
+    # another chunk, such as a title. It is (b) if the length of the file that the header states,
+    # riff, reaches beyond this place and is not huge.
     if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):
         size = left
     if content[8:12] != b"WAVE" or name != b"data" or size > left:
