@@ -470,16 +470,16 @@ def main():
     parser = argparse.ArgumentParser(
         allow_abbrev=False, description="Evaluates a run of train.py, or scores WAV files with it.")
     parser.add_argument("run", nargs="?", default="runs/default",
-                        help="a folder that train.py wrote (default: runs/default)")
-    parser.add_argument("--data", default="", help="evaluate on this corpus, not on the run's")
+                        help="Name a folder that train.py wrote (default: runs/default).")
+    parser.add_argument("--data", default="", help="Evaluate on this corpus, not on the run's.")
     parser.add_argument("--scale", type=float, nargs=2, default=(), metavar=("LOW", "HIGH"),
-                        help="lowest and highest rating of --data, if they are not the run's")
+                        help="No rating of --data is below LOW or above HIGH (default: the run's).")
     parser.add_argument("--wav", nargs="+", metavar="PATH",
-                        help="print wav,mos for these WAV files, and for all in these folders")
+                        help="Print wav,mos for these WAV files, and for all in these folders.")
     parser.add_argument("--max-seconds", type=float, default=0.0,
-                        help="longer clips are refused (default: the setting of the run)")
-    parser.add_argument("--device", default="", help="cpu, cuda, ..., as in train.py")
-    parser.add_argument("--backbone", default="", help="its name, if it is a Python module")
+                        help="Longer clips are refused (default: the setting of the run).")
+    parser.add_argument("--device", default="", help="It is cpu, cuda, ..., as in train.py.")
+    parser.add_argument("--backbone", default="", help="Name it if it is a Python module.")
     options = parser.parse_args()
     skipped = False
     with data.errors_in_one_sentence("evaluate.py"):

@@ -62,21 +62,21 @@ def option(default, help, **limits):
 @dataclass(frozen=True)
 class Config:
     """The settings. Each is an option of the command line, with - in place of _."""
-    data: str = option("corpus", "a ratings.csv or its folder; the default is simulated if missing")
-    scale: tuple = option((1.0, 5.0), "the lowest and the highest rating that are possible")
-    max_seconds: float = option(60.0, "clips that are longer are refused; ours", least=0)
-    backbone: str = option("", "a torchaudio bundle, logmel or your own module; if none is named, "
-                           "WAV2VEC2_BASE (ours), or logmel if the weights of that are missing")
-    out: str = option("runs/default", "the folder of the run")
-    cache: str = option("cache", "the folder where features are kept")
-    device: str = option("", "cpu, cuda, ...; if none is named, an accelerator or else cpu")
-    seed: int = option(0, "the seed of what is random in training; ours", least=0, below=2 ** 63)
-    experts: int = option(4, "the number of experts, N of III.B; ours", least=1, below=100)
-    hidden: int = option(32, "the width H of an expert; ours", least=1, below=2000)
-    batch_size: int = option(32, "clips in a batch; ours", least=1, below=1e9)
-    lambda_1: float = option(0.02, "the weight of L_diversity (III.B); ours", least=0)
-    lambda_2: float = option(0.02, "the weight of L_sparsity (III.B); ours", least=0)
-    steps: int = option(0, "steps of a stage, for trials; 0: as in STAGES", least=0, below=1e9)
+    data: str = option("corpus", "It is a ratings.csv or its folder. The default may be simulated.")
+    scale: tuple = option((1.0, 5.0), "No rating is below LOW or above HIGH.")
+    max_seconds: float = option(60.0, "Longer clips are refused (the limit is ours).", least=0)
+    backbone: str = option("", "It is a torchaudio bundle, logmel or your own module. If none is "
+                           "named, it is WAV2VEC2_BASE (ours), or logmel if that is missing.")
+    out: str = option("runs/default", "The run is written into this folder.")
+    cache: str = option("cache", "Features are kept in this folder.")
+    device: str = option("", "It is cpu, cuda, ... If none is named, an accelerator is used.")
+    seed: int = option(0, "It decides all that is random here (ours).", least=0, below=2 ** 63)
+    experts: int = option(4, "There are so many experts, N of III.B (ours).", least=1, below=100)
+    hidden: int = option(32, "An expert has this width, H (ours).", least=1, below=2000)
+    batch_size: int = option(32, "A batch has so many clips (ours).", least=1, below=1e9)
+    lambda_1: float = option(0.02, "L_diversity (III.B) has this weight (ours).", least=0)
+    lambda_2: float = option(0.02, "L_sparsity (III.B) has this weight (ours).", least=0)
+    steps: int = option(0, "A stage has so many steps. 0 means as in STAGES.", least=0, below=1e9)
 
 
 # -- Three stages ----------------------------------------------------------------------------------

@@ -475,11 +475,12 @@ def prepare(corpus, seed):
 def main():
     parser = argparse.ArgumentParser(
         allow_abbrev=False, description="Simulates a Track 3: WAV files and ratings.csv.")
-    parser.add_argument("directory", metavar="DIR", help="a folder that is not there yet")
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("directory", metavar="DIR", help="Name a folder that is not there yet.")
+    parser.add_argument("--seed", type=int, default=0,
+                        help="Another seed gives another corpus (default: %(default)s).")
     parser.add_argument("--panels", action="store_true",
-                        help=f"also write ratings_PANEL.csv of {', '.join(PANELS)}; a corpus that "
-                             "is there is kept")
+                        help=f"Also write ratings_PANEL.csv of {', '.join(PANELS)}. A corpus that "
+                             "is there is kept.")
     options = parser.parse_args()
     make = prepare if options.panels else simulate
     with data.errors_in_one_sentence("corpora.simulated"):

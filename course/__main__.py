@@ -48,11 +48,11 @@ def main():
     parser = argparse.ArgumentParser(
         prog="python -m course", allow_abbrev=False,
         description="Checks the functions of a file that --new has written and you have filled in.")
-    parser.add_argument("file", metavar="FILE", help="your file, such as mine.py")
+    parser.add_argument("file", metavar="FILE", help="Name your file, such as mine.py.")
     to_do = parser.add_mutually_exclusive_group()
-    to_do.add_argument("--new", action="store_true", help="write FILE, to be filled in")
+    to_do.add_argument("--new", action="store_true", help="Write FILE, to be filled in.")
     to_do.add_argument("--train", action="store_true",
-                       help="if all is right, train with it, and compare with our code")
+                       help="If all is right, train with it, and compare with our code.")
     options = parser.parse_args()
     good = True
     with data.errors_in_one_sentence("course"):

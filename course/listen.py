@@ -171,9 +171,10 @@ are the gates: how much each expert counts for the clip. They add up to 100 %.</
 def main():
     parser = argparse.ArgumentParser(
         allow_abbrev=False, description="Writes a page to look at clips and listen to them.")
-    parser.add_argument("run", nargs="?", default="runs/default", help="(default: runs/default)")
-    parser.add_argument("--device", default="", help="as in train.py")
-    parser.add_argument("--backbone", default="", help="as in evaluate.py")
+    parser.add_argument("run", nargs="?", default="runs/default",
+                        help="Name a run (default: runs/default).")
+    parser.add_argument("--device", default="", help="It is as in train.py.")
+    parser.add_argument("--backbone", default="", help="It is as in evaluate.py.")
     options = parser.parse_args()
     with data.errors_in_one_sentence("course.listen"):
         text = page(options.run, options.device, options.backbone)

@@ -175,7 +175,7 @@ def in_words(clips, predicted, claims, ceiling, scale):
     yield (f"What does a score mean? On the scale from {scale[0]:g} to {scale[1]:g} it is off by "
            f"{tables.number(math.sqrt(mse))} (root mean square). A predictor that gives every clip "
            f"the mean MOS would be off by {tables.number(np.std(method.true))}. Of two clips "
-           f"of any systems, the one with the higher MOS gets the higher score in about "
+           "of any systems, the one with the higher MOS gets the higher score in about "
            f"{50 * (1 + tau):.0f} % of cases.")
     if math.sqrt(mse) > np.std(method.true):
         yield ("So the mean MOS would be a better guess than these scores; at most their order "
@@ -208,19 +208,20 @@ def in_words(clips, predicted, claims, ceiling, scale):
 def main():
     parser = argparse.ArgumentParser(
         allow_abbrev=False, description="Cross-validates the method on your ratings.")
-    parser.add_argument("ratings", metavar="RATINGS", help="a ratings.csv or its folder")
+    parser.add_argument("ratings", metavar="RATINGS", help="Name a ratings.csv or its folder.")
     parser.add_argument("--backbone", default="",
-                        help="a torchaudio bundle, logmel or a Python module; if none is named, "
-                        "WAV2VEC2_BASE, or logmel if the weights of that are missing")
+                        help="It is a torchaudio bundle, logmel or a Python module. If none is "
+                        "named, it is WAV2VEC2_BASE, or logmel if its weights are missing.")
     parser.add_argument("--scale", type=float, nargs=2, default=(1.0, 5.0),
-                        metavar=("LOW", "HIGH"), help="lowest and highest rating (default: 1 5)")
+                        metavar=("LOW", "HIGH"),
+                        help="No rating is below LOW or above HIGH (default: 1 5).")
     parser.add_argument("--max-seconds", type=float, default=60.0,
-                        help="clips that are longer are refused (default: 60)")
-    parser.add_argument("--device", default="", help="cpu, cuda, ..., for the features alone")
+                        help="Longer clips are refused (default: 60).")
+    parser.add_argument("--device", default="", help="Features are extracted on it: cpu, cuda, ...")
     parser.add_argument("--unheard", action="store_true",
-                        help="leave out all clips of a system together, not those of a group")
-    parser.add_argument("--seeds", type=int, default=2, help="how often each predictor is trained, "
-                        "each time with another seed (default: 2)")
+                        help="Leave out all clips of a system together, not those of a group.")
+    parser.add_argument("--seeds", type=int, default=2, help="Each predictor is trained so often, "
+                        "each time with another seed (default: 2).")
     options = parser.parse_args()
     with data.errors_in_one_sentence("studies.crossvalidate"):
         if not 1 <= options.seeds <= 100:

@@ -258,9 +258,9 @@ def steps_of_all(log):
 def main():
     parser = argparse.ArgumentParser(allow_abbrev=False, description="Draws the tables of a run.")
     parser.add_argument("folder", metavar="RUN", nargs="?", default="runs/default",
-                        help="a run, or RUN/on_... (default: runs/default)")
-    parser.add_argument("--answers", action="store_true", help="draw a stored answer and no run")
-    parser.add_argument("--out", metavar="FOLDER", default="", help="where the figures go")
+                        help="Name a run, or RUN/on_... (default: runs/default).")
+    parser.add_argument("--answers", action="store_true", help="Draw a stored answer and no run.")
+    parser.add_argument("--out", metavar="FOLDER", default="", help="Figures go into this folder.")
     options = parser.parse_args()
     with data.errors_in_one_sentence("studies.figures"):
         if Figure is None:

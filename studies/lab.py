@@ -119,10 +119,11 @@ def kind(clip, how):
 def split(corpus, how, seed=0):
     """Yields (learned, predicted), each (clips,) bool. how: "test" is the split of the table,
     "groups" is FOLDS folds of whole groups, and with "system", "model" or "family" each of these is
-    left out in turn. With "system and groups", each system is left out together with each of the
-    folds, and the clips that are in both are predicted. With "groups, 5 a system", five rated clips
-    of each system are learned from, which the seed draws. Clips without MOS are learned from,
-    except those of a synthesis model that is left out."""
+    left out in turn. With "system and groups", each pair of a system and a fold is left out: the
+    clips that are in both are predicted, and those that are in neither are learned from. With
+    "groups, 5 a system", five rated clips of each system are learned from, which the seed draws.
+    Clips without MOS are learned from, except those of a system or a synthesis model that is left
+    out."""
     how, _, few = how.partition(", ")
     rated = corpus.rated
     if how == "test":
@@ -131,21 +132,14 @@ def split(corpus, how, seed=0):
         return
     folds = np.full(len(rated), -1)
     folds[rated] = data.folds_of([clip for clip in corpus.clips if clip.ratings], FOLDS)
-    if how == "system and groups":
-        systems = np.array([clip.system for clip in corpus.clips])
-        for name, fold in sorted(set(zip(systems[rated], folds[rated]))):
-            predicted = (systems == name) & (folds == fold)
-            yield (systems != name) & (folds != fold), predicted
-        return
-    if how == "groups":
-        names = folds
-    else:
-        names = np.array([kind(clip, how) for clip in corpus.clips])
-    for name in np.unique(names[rated]):
-        learned = names != name
+    names = [folds if one == "groups" else np.array([kind(clip, one) for clip in corpus.clips])
+             for one in how.split(" and ")]                                 # (clips,) each
+    for left_out in sorted(set(zip(*(each[rated] for each in names)))):
+        shared = np.array([each == name for each, name in zip(names, left_out)])
+        learned = ~shared.any(0)
         if few:
             learned &= ~rated | some_of_each_system(corpus, learned, int(few.split()[0]), seed)
-        yield learned, (names == name) & rated
+        yield learned, shared.all(0) & rated
 
 
 def some_of_each_system(corpus, rows, number, seed):

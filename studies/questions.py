@@ -72,7 +72,7 @@ QUESTIONS = {
         "Does it predict better than a linear model for a system that training never heard?",
         (METHOD, RIDGE, LABELS, v.START), UNHEARD, SEEDS,
         (UTTERANCE, MSE, "system LCC", "system SRCC")),
-    "neither": Question(
+    "both_new": Question(
         "Is it better than ridge if system and sentence or talker are new?",
         (METHOD, RIDGE), real("system and groups"), metrics=(UTTERANCE, tables.WITHIN)),
     "families": Question(
@@ -357,10 +357,10 @@ SETTINGS = {name: value for name, value in asdict(train.Config()).items()
 
 def main():
     parser = argparse.ArgumentParser(allow_abbrev=False, description="Answers questions.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(ASKS)}")
-    parser.add_argument("--list", action="store_true", help="list the questions")
-    parser.add_argument("--check", action="store_true", help="predict a part anew and compare")
-    parser.add_argument("--write", action="store_true", help="put the tables into the READMEs")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"Name any of {', '.join(ASKS)}.")
+    parser.add_argument("--list", action="store_true", help="List the questions.")
+    parser.add_argument("--check", action="store_true", help="Predict a part anew and compare.")
+    parser.add_argument("--write", action="store_true", help="Put the tables into the READMEs.")
     options = parser.parse_args()
     with data.errors_in_one_sentence("studies.questions"):
         unknown = set(options.names) - set(ASKS)

@@ -67,7 +67,7 @@ def test_every_row_of_the_audit_names_code_and_a_test():
 
 def test_every_setting_is_named_in_the_audit():
     for setting in dataclasses.fields(train.Config):
-        assert f"`{setting.name}`" in AUDIT, setting.name
+        assert any(f"`{setting.name}`" in cell for row in ROWS for cell in row), setting.name
 
 
 def test_every_question_has_a_stored_answer_whose_tables_stand_in_the_readme():
