@@ -1113,12 +1113,12 @@ def test_an_error_inside_your_own_module_is_raised_unchanged(own_backbone):
         data.open_backbone(name, "cpu")
 
 
-def test_the_readmes_wav2vec2_of_hugging_face_is_a_backbone_that_ignores_the_level(
+def test_the_guides_wav2vec2_of_hugging_face_is_a_backbone_that_ignores_the_level(
         own_backbone, monkeypatch):
-    """README's lines are run as they are, but a small random model replaces the pretrained one."""
+    """The lines are run as they are, but a small random model replaces the pretrained one."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    blocks = re.findall(r"(?:^    .*\n(?:^\n(?=    ))*)+", (HERE / "README.md").read_text(),
-                        re.MULTILINE)
+    blocks = re.findall(r"(?:^    .*\n(?:^\n(?=    ))*)+",
+                        (HERE / "corpora" / "README.md").read_text(), re.MULTILINE)
     (block,) = [block for block in blocks if "Network.from_pretrained(" in block]
     config = transformers.Wav2Vec2Config(
         hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=16,
