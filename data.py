@@ -2,7 +2,8 @@
 
 A corpus is a ratings.csv, which read_ratings describes, with its WAV files. corpora/ makes one from
 exports and from published data sets, or simulates it. What comes from outside is checked here,
-before any work. Letters of dimensions: see moemos.py.
+before any work; InputError, in the second half, says what is wrong with it. Letters of dimensions:
+see moemos.py.
 """
 
 import contextlib
@@ -332,8 +333,8 @@ def find_samples(path, content, order):
     left = len(content) - start
     # A stated length of 0 has two possible causes. (a) The length was not yet known when the header
     # was written; then we take all that is left. (b) There are no samples, and what follows is
-    # another chunk, such as a title. It is (b) if the length of the file that the header states,
-    # riff, reaches beyond this place and is not huge.
+    # another chunk, such as a title. The header also states the length of the whole file, riff. If
+    # this length is plausible, and reaches beyond the start of the samples, it is (b).
     if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):
         size = left
     if content[8:12] != b"WAVE" or name != b"data" or size > left:

@@ -120,7 +120,11 @@ def interval(value, left_out, name=""):
     1 / (1 - r^2) for atanh(r), and 1 / MSE for log(MSE). The interval is
 
         of a correlation    tanh(atanh(value) -+ reach / (1 - value^2))
-        of an MSE           exp(log(value) -+ (1 + 2 / n) reach / value)
+                of an MSE           exp(log(value) -+ (1 + 2 / n) reach / value)
+
+    An example: a correlation is .9, and its reach is .05. On Fisher's scale .9 becomes 1.47, and
+    .05 becomes .05 / (1 - .81) = .26. So the interval goes from tanh(1.21) to tanh(1.73), which is
+    [.84, .94].
 
     The factor 1 + 2 / n comes from a simulation, in which intervals from few parts were too narrow.
     In the interval of an MSE the term after -+ is limited to 7, so that no bound is more than about
@@ -283,7 +287,7 @@ def show(run, result):
     for model, gates in result["gates"].items():
         print(f"  {data.printable(model):24}" + "".join(f"{100 * gate:6.1f}" for gate in gates))
     if result["accuracy"] is not None:
-        print(f"the synthesis model is recognised for {100 * result['accuracy']:.1f} % of clips")
+        print(f"known models are recognised for {100 * result['accuracy']:.1f} % of their clips")
     backbone = result["backbone"]["name"]
     stand_in = ", a stand-in and NOT the paper's wav2vec2" if backbone == "logmel" else ""
     what = (f"{run} on {result['data']}: {result['clips']} test clips, {result['systems']} "

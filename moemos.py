@@ -344,9 +344,9 @@ def start(features, mos, label, classes, fold):
     # because x lacks the axes that were left out.)
     #
     # For y_c the target is one_hot_c, which is not shrunk. So the factor `kept` stays, and y_c is
-    # shrunk as by ridge regression. It is a prediction of one_hot_c minus the mean of one_hot_c.
-    # This mean is share_c, the share of clips that are in class c. So share_c + y_c is a rough
-    # estimate of the probability that a clip is in class c.
+    # shrunk as by ridge regression. It predicts how far one_hot_c is above its mean. This mean is
+    # share_c, the share of clips that are in class c. So share_c + y_c is a rough estimate of the
+    # probability that a clip is in class c. (It may be below 0 or above 1.)
     one_hot = np.eye(classes)[label]                                        # (n, C)
     of_mos = ridge_mos @ position / len(z) / kept                           # (A,), for y_0
     of_classes = one_hot.T @ position / len(z)                              # (C, A), for y_c
@@ -445,20 +445,6 @@ def losses(output, mos, label, alpha, beta, lambda_1, lambda_2, deviation=1.0):
     return terms
 
 
-def gate_entropies(gates):
-    """A diagnosis (ours). The entropy of gates g is -sum_j g_j log g_j, with the natural logarithm.
-    (B, E) gates -> two numbers: the entropy of each clip's gates, averaged over the clips; and the
-    entropy of the averaged gates.
-
-        mean entropy of a clip    entropy of the mean gate
-        low                       low           collapse: one expert does everything
-        low                       high          specialised: each clip has its expert
-        high                      high          all experts count for every clip
-    """
-    entr = torch.special.entr  # entr(g) = -g log g, and 0 where g is 0
-    return entr(gates).sum(1).mean(), entr(gates.mean(0)).sum()
-
-
 # -- Metrics (IV): in float64, over all clips or systems at once, never means of batches -----------
 
 def mse(predicted, true):
@@ -541,6 +527,22 @@ def _pair(predicted, true):
         raise ValueError("predicted and true must both be (n,), with the same n, not "
                          f"{p.shape} and {t.shape}")
     return p, t
+
+
+# -- A diagnosis (ours) ----------------------------------------------------------------------------
+
+def gate_entropies(gates):
+    """The entropy of gates g is -sum_j g_j log g_j, with the natural logarithm.
+    (B, E) gates -> two numbers: the entropy of each clip's gates, averaged over the clips; and the
+    entropy of the averaged gates.
+
+        mean entropy of a clip    entropy of the mean gate
+        low                       low           collapse: one expert does everything
+        low                       high          specialised: each clip has its expert
+        high                      high          all experts count for every clip
+    """
+    entr = torch.special.entr  # entr(g) = -g log g, and 0 where g is 0
+    return entr(gates).sum(1).mean(), entr(gates.mean(0)).sum()
 
 
 # -- What follows is not part of the method: where a backbone comes from ---------------------------

@@ -9,7 +9,7 @@ or its value, is not the paper's.
 
 The paper does not say which weights a stage trains. Here each stage trains all of them, except the
 fusion, which is computed before (ours). In stage 1 the gradient of the MOS head is 0, as alpha is
-0; only the weight decay moves it, which makes each weight a little smaller in every step. (The
+0. Only the weight decay moves this head; it makes each weight a little smaller in every step. (The
 predicted MOS changes nevertheless, because both heads read y, which stage 1 trains.) The optimiser
 is AdamW (III.E). Each stage has a new one, which remembers nothing of the stage before (ours). Both
 regularisers are always on (ours).
@@ -62,21 +62,21 @@ def option(default, help, **limits):
 @dataclass(frozen=True)
 class Config:
     """The settings. Each is an option of the command line, with - in place of _."""
-    data: str = option("corpus", "It is a ratings.csv or its folder. The default may be simulated.")
+    data: str = option("corpus", "It is a ratings.csv or its folder. A missing corpus/ is made.")
     scale: tuple = option((1.0, 5.0), "No rating is below LOW or above HIGH.")
     max_seconds: float = option(60.0, "Longer clips are refused (the limit is ours).", least=0)
     backbone: str = option("", "It is a torchaudio bundle, logmel or your own module. If none is "
                            "named, it is WAV2VEC2_BASE (ours), or logmel if that is missing.")
     out: str = option("runs/default", "The run is written into this folder.")
     cache: str = option("cache", "Features are kept in this folder.")
-    device: str = option("", "It is cpu, cuda, ... If none is named, an accelerator is used.")
+    device: str = option("", "It is cpu, cuda, ...; by default an accelerator, if there is one.")
     seed: int = option(0, "It decides all that is random here (ours).", least=0, below=2 ** 63)
-    experts: int = option(4, "There are so many experts, N of III.B (ours).", least=1, below=100)
-    hidden: int = option(32, "An expert has this width, H (ours).", least=1, below=2000)
-    batch_size: int = option(32, "A batch has so many clips (ours).", least=1, below=1e9)
-    lambda_1: float = option(0.02, "L_diversity (III.B) has this weight (ours).", least=0)
-    lambda_2: float = option(0.02, "L_sparsity (III.B) has this weight (ours).", least=0)
-    steps: int = option(0, "A stage has so many steps. 0 means as in STAGES.", least=0, below=1e9)
+    experts: int = option(4, "It is the number of experts, N of III.B (ours).", least=1, below=100)
+    hidden: int = option(32, "It is the width of an expert, H (ours).", least=1, below=2000)
+    batch_size: int = option(32, "A batch has this many clips (ours).", least=1, below=1e9)
+    lambda_1: float = option(0.02, "It is the weight of L_diversity in III.B (ours).", least=0)
+    lambda_2: float = option(0.02, "It is the weight of L_sparsity in III.B (ours).", least=0)
+    steps: int = option(0, "A stage has this many steps (ours); 0 means 200.", least=0, below=1e9)
 
 
 # -- Three stages ----------------------------------------------------------------------------------
@@ -183,6 +183,7 @@ def train(config):
     backbone = data.open_backbone(config.backbone, device)
     config = replace(config, backbone=backbone.name)
     training, classes = as_tensors(clips, backbone, config.cache)
+    # The labels of the dev clips are never used; they count the classes of the dev clips alone.
     dev = as_tensors(dev_clips, backbone, config.cache)[0] if dev_clips else None
     rated = int((~training.mos.isnan()).sum())
     print(f"{len(clips)} clips to train on, {rated} with MOS; {len(classes)} classes; backbone "

@@ -49,14 +49,16 @@ class Question(NamedTuple):
 
 # -- Cells -----------------------------------------------------------------------------------------
 
-def real(how, names=TESTS, more=""):
+def real(how, names=TESTS, more="", backbones=BACKBONES):
     """A column for each listening test and each learned backbone."""
     return {name + more + letter: (Cell(name, backbone, how),)
-            for letter, backbone in BACKBONES.items() for name in names}
+            for letter, backbone in backbones.items() for name in names}
 
 
 HEARD = real("groups")
 UNHEARD = real("system", more=", unheard")
+DISTILLED = real("groups", backbones={"": "studies.distilled"}) | real(
+    "system", more=", unheard", backbones={"": "studies.distilled"})
 FAMILIES = real("family", ("Estonian", "codecs", "YourTTS"), more=", family unheard")
 SIMULATED = {f"simulated, model unheard{letter}": (
     Cell("training clips of simulated 100", backbone, "model"),)
@@ -74,10 +76,14 @@ QUESTIONS = {
         (UTTERANCE, MSE, "system LCC", "system SRCC")),
     "both_new": Question(
         "Is it better than ridge if system and sentence or talker are new?",
-        (METHOD, RIDGE), real("system and groups"), metrics=(UTTERANCE, tables.WITHIN)),
+        (METHOD, RIDGE), real("system and groups", more=", both new"),
+        metrics=(UTTERANCE, tables.WITHIN)),
     "families": Question(
         "Does it predict better than a linear model for a whole family of systems?",
         (METHOD, RIDGE, LABELS, v.START), FAMILIES, SEEDS),
+    "ready_made": Question(
+        "Is it better than DistillMOS itself, which has learned from no clip of the tests?",
+        (METHOD, v.DISTILLED), DISTILLED, SEEDS, (UTTERANCE, "system SRCC")),
     "overall": Question(
         "On the mean of all columns, does it predict better than a linear model?",
         (METHOD, RIDGE), HEARD | UNHEARD, SEEDS),

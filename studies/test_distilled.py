@@ -10,7 +10,7 @@ import evaluate
 import moemos
 import train
 from corpora import simulated
-from studies import distilled
+from studies import distilled, lab, variants
 from test_moemos import call, lay_out, no_network, table  # noqa: F401 - fixture
 
 needs_distillmos = pytest.mark.skipif(
@@ -74,6 +74,22 @@ def test_distillmos_itself_predicts_a_mos_between_1_and_5(backbone):
     speech = simulated.synthesize(phones, talker, {}, 16000, rng) / 32768
     mos = distilled.zero_shot(backbone, torch.from_numpy(speech).float())
     assert 1 < mos < 5
+
+
+@needs_distillmos
+def test_as_a_variant_distillmos_itself_predicts_each_clip_from_its_own_file_alone(
+        backbone, tmp_path):
+    lay_out(tmp_path, {}, ["a.wav", "b.wav", "c.wav"])
+    clips = [data.Clip(name, tmp_path / name, "test", "s", "s", name)
+             for name in ("a.wav", "b.wav", "c.wav")]
+    corpus = lab.Corpus(clips, torch.zeros(3, 7, 400), backbone)
+    predicted = np.array([True, False, True])
+    mos, gates = variants.by_distilled(variants.DISTILLED, corpus, ~predicted, predicted, 0, "test")
+    expected = [distilled.zero_shot(backbone, data.read_wav(tmp_path / name, 16000))
+                for name in ("a.wav", "c.wav")]
+    assert mos.tolist() == expected
+    assert mos[0] != mos[1]
+    assert gates is None
 
 
 @needs_distillmos

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import re
+from collections import Counter
 
 import pytest
 
@@ -63,6 +64,13 @@ def test_every_row_of_the_audit_names_code_and_a_test():
         assert reason
         assert re.search(r"`\w+\.\w+", code)
         assert "`test_" in tests[number]
+
+
+def test_the_audit_says_how_many_rows_of_each_kind_it_has():
+    kinds = Counter(row[3] for row in ROWS if len(row) > 2)
+    (sentence,) = re.findall(rf"Of the {kinds.total()} rows, .*\.", AUDIT)
+    counts = re.findall(r"(\d+) (?:are )?\*(\w+)\*", sentence)
+    assert {kind: int(number) for number, kind in counts} == kinds
 
 
 def test_every_setting_is_named_in_the_audit():

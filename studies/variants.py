@@ -2,11 +2,14 @@
 
 import functools
 
+import numpy as np
 import torch
 from torch import nn
 
+import data
 import moemos
 import train
+from studies.distilled import zero_shot
 from studies.lab import Variant
 
 
@@ -91,6 +94,14 @@ def nothing(clip):
     return "a clip"
 
 
+def by_distilled(variant, corpus, learned, predicted, seed, how):
+    """What DistillMOS itself predicts. It learns nothing from the clips of the test."""
+    paths = [clip.path for clip, row in zip(corpus.clips, predicted) if row]
+    rate = corpus.backbone.sample_rate
+    mos = [zero_shot(corpus.backbone, data.read_wav(path, rate)) for path in paths]
+    return np.array(mos), None
+
+
 CLASSIFICATION, JOINT, MOS = train.STAGES
 ALL = sum(stage.steps for stage in train.STAGES)
 
@@ -101,6 +112,7 @@ def with_steps(number):
 
 FASTER = (CLASSIFICATION, JOINT._replace(lr=1e-3, steps=500), MOS)  # for what starts random
 
+DISTILLED = Variant("DistillMOS itself", predict=by_distilled, drawn=False)
 START = Variant("the method before training", stages=(), drawn=False)
 RANDOM = Variant("random start, 500 steps at 1e-3", stages=FASTER, build=at_random)
 PAPER = Variant("the form nearest to the paper", stages=FASTER, build=without_v)
