@@ -3,7 +3,7 @@
     python evaluate.py                    evaluates runs/default
     python evaluate.py runs/mine          evaluates another run
     python evaluate.py RUN --data PATH    evaluates it on another corpus; writes to RUN/on_...
-    python evaluate.py --wav a.wav b/     prints a line wav,mos for each of your own clips
+    python evaluate.py RUN --wav a.wav    prints a line wav,mos for each of your own clips
 
 Writes metrics.json and predictions.csv into the run's folder, and answer.txt if some test clips
 have no ratings. The intervals and the predictions that a run is compared with are ours. The eight
@@ -102,9 +102,10 @@ def interval(value, left_out, name=""):
 
         reach = t(.975, n - 1) sqrt((n - 1) * variance of left_out)
 
-    The variance divides by n. And t(.975, n - 1) is a quantile of Student's t distribution with
-    n - 1 degrees of freedom: of all numbers drawn from this distribution, 97.5 % are below it. It
-    is about 2 if n is large. For a difference of two numbers the interval is
+    The variance divides by n. The n numbers are computed from nearly the same clips, and so they
+    differ little; the factor n - 1 makes up for that. And t(.975, n - 1) is a quantile of Student's
+    t distribution with n - 1 degrees of freedom: of all numbers drawn from this distribution, 97.5
+    % are below it. It is about 2 if n is large. For a difference of two numbers the interval is
 
         value -+ reach
 
@@ -120,15 +121,15 @@ def interval(value, left_out, name=""):
     1 / (1 - r^2) for atanh(r), and 1 / MSE for log(MSE). The interval is
 
         of a correlation    tanh(atanh(value) -+ reach / (1 - value^2))
-                of an MSE           exp(log(value) -+ (1 + 2 / n) reach / value)
+        of an MSE           exp(log(value) -+ (1 + 2 / n) reach / value)
 
     An example: a correlation is .9, and its reach is .05. On Fisher's scale .9 becomes 1.47, and
     .05 becomes .05 / (1 - .81) = .26. So the interval goes from tanh(1.21) to tanh(1.73), which is
     [.84, .94].
 
-    The factor 1 + 2 / n comes from a simulation, in which intervals from few parts were too narrow.
-    In the interval of an MSE the term after -+ is limited to 7, so that no bound is more than about
-    1,100 times as large or as small as the MSE.
+    The factor 1 + 2 / n is ours: in simulations, intervals from few parts were too narrow without
+    it. In the interval of an MSE the term after -+ is limited to 7, so that no bound is more than
+    about 1,100 times as large or as small as the MSE.
 
     The interval is NaN if the number stays the same, up to rounding, whichever part is left out.
     With few systems that can happen to SRCC and KTAU, for instance if all systems are in the right

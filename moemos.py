@@ -119,8 +119,8 @@ class MixtureOfExperts(nn.Module):
     MLP_i has two layers, A -> H -> 1 + C, with GELU between them, a smooth form of max(0, z). The
     second layers start at 0, so that at first the perceptrons add nothing. The first layers start
     random. So, although all experts say the same at first, training moves them in different
-    directions, and the gate has something to choose from. The gate starts random, too. All of that
-    is ours."""
+    directions, and the gate has something to choose from. The gate starts random, too. It acts
+    once for each clip, and not on each frame. All of that is ours."""
 
     def __init__(self, axes, experts, hidden, outputs):
         super().__init__()
@@ -273,12 +273,15 @@ def principal_axes(z, pivot):
         kept = variance / (variance + pivot),        pivot = penalty * P / r
 
     The variance is that of the clips along the axis, and r is the number of clips from which ridge
-    regression learns (the rated ones). (Question 8 of course/exercises.md shows why `kept` has this
-    form.) The factor is near 1 if the clips differ much along the axis, and near 0 if they hardly
-    differ: with a pivot of 1 and variances of 9, 1 and .1 it is .9, .5 and .09. We bring the
-    coordinates along each axis to the standard deviation 1, and then multiply them by `kept`. So an
-    axis along which the clips hardly differ gives small numbers, and training hardly uses it, just
-    as ridge regression hardly does. Axes whose `kept` is less than 1 % of the largest are left out.
+    regression learns (the rated ones). To see why, look at one axis alone. Without a penalty its
+    weight is covariance / variance, where the covariance is that of the coordinate and the target.
+    With the penalty it is covariance / (variance + pivot).
+
+    So `kept` is near 1 if the clips differ much along the axis, and near 0 if they hardly differ:
+    with a pivot of 1 and variances of 9, 1 and .1 it is .9, .5 and .09. We bring the coordinates
+    along each axis to the standard deviation 1, and then multiply them by `kept`. So an axis along
+    which the clips hardly differ gives small numbers, and training hardly uses it, just as ridge
+    regression hardly does. Axes whose `kept` is less than 1 % of the largest are left out.
 
     z: (n, P), the standardised features. pivot: the variance at which `kept` is one half. Returns
     position: (n, A), the coordinates of the clips, brought to the standard deviation 1 along each
@@ -322,13 +325,13 @@ def start(features, mos, label, classes, fold):
     ridge_mos = ridge(raw[rated], mos[rated], raw, [penalty])[0]            # (n,)
 
     # 3. The axes are those of all clips, rated or not. In the pivot, penalty * P / r, the number r
-    # is that of the rated clips, because ridge regression has learned from these. (If some clips
-    # are unrated, or if a feature varies by less than the 1e-3 above, ridge regression has slightly
-    # other axes. Then `kept` is only nearly the factor of ridge regression.)
+    # is that of the rated clips, because ridge regression has learned from these. (`kept` is the
+    # factor of ridge regression only nearly, if some clips are unrated: ridge() standardises over
+    # the rated clips, and here z is standardised over all of them.)
     position, kept, axes = principal_axes(z, penalty * z.shape[1] / rated.sum())
 
-    # 4. V reads x, which is position * kept, and makes 1 + C guesses. Each of them is a sum over
-    # the axes a:
+    # 4. V reads x, whose coordinate along an axis a is x_a = position_a * kept_a. From it V makes
+    # 1 + C guesses. Each of them is a sum over the axes:
     #
     #     y_0 = sum over a of  x_a mean(ridge_mos * position_a) / kept_a
     #     y_c = sum over a of  x_a mean(one_hot_c * position_a)             for each class c
@@ -336,17 +339,19 @@ def start(features, mos, label, classes, fold):
     # The means are over the training clips; one_hot_c is 1 for the clips of class c and else 0.
     #
     # These weights come from least squares. The coordinates in `position` are uncorrelated, and
-    # have the mean 0 and the variance 1. So each has its own weight, mean(target * position_a).
+    # have the mean 0 and the variance 1. So a target is best predicted by the sum over a of
+    # position_a mean(target * position_a). In the two formulas x_a stands in place of position_a,
+    # so that each term is multiplied by kept_a, which shrinks it.
     #
     # For y_0 the target is ridge_mos, which is a prediction of ridge regression and so is shrunk
-    # already. Therefore the factor `kept`, which is in x, is divided out again. y_0 is then the
-    # prediction of ridge regression minus the mean of these predictions. (It is not quite exact,
-    # because x lacks the axes that were left out.)
+    # already. Therefore kept_a is divided out again. y_0 is then the prediction of ridge regression
+    # minus the mean of these predictions. (It is not quite exact, because x lacks the axes that
+    # were left out.)
     #
-    # For y_c the target is one_hot_c, which is not shrunk. So the factor `kept` stays, and y_c is
-    # shrunk as by ridge regression. It predicts how far one_hot_c is above its mean. This mean is
-    # share_c, the share of clips that are in class c. So share_c + y_c is a rough estimate of the
-    # probability that a clip is in class c. (It may be below 0 or above 1.)
+    # For y_c the target is one_hot_c, which is not shrunk. So kept_a stays, and y_c is shrunk as by
+    # ridge regression. It predicts how far one_hot_c is above its mean. This mean is share_c, the
+    # share of clips that are in class c. So share_c + y_c is a rough estimate of the probability
+    # that a clip is in class c. (It may be below 0 or above 1.)
     one_hot = np.eye(classes)[label]                                        # (n, C)
     of_mos = ridge_mos @ position / len(z) / kept                           # (A,), for y_0
     of_classes = one_hot.T @ position / len(z)                              # (C, A), for y_c

@@ -183,7 +183,9 @@ def train(config):
     backbone = data.open_backbone(config.backbone, device)
     config = replace(config, backbone=backbone.name)
     training, classes = as_tensors(clips, backbone, config.cache)
-    # The labels of the dev clips are never used; they count the classes of the dev clips alone.
+    # The labels of the dev clips are not used. (They do not match those of training, because
+    # as_tensors() numbers the classes of the dev clips alone.)
+
     dev = as_tensors(dev_clips, backbone, config.cache)[0] if dev_clips else None
     rated = int((~training.mos.isnan()).sum())
     print(f"{len(clips)} clips to train on, {rated} with MOS; {len(classes)} classes; backbone "

@@ -3,6 +3,8 @@ whose ratings are compared with those written by hand."""
 
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 
@@ -107,15 +109,23 @@ def test_the_example_of_a_form_prints_and_writes_what_the_readme_shows(
         tmp_path, monkeypatch, capsys):
     text = (HERE / "corpora" / "README.md").read_text(encoding="utf-8")
     text = text.partition("### From an export with one column for each clip")[2]
-    form, command, printed, written, *_ = [
-        re.sub("^    ", "", block, flags=re.MULTILINE)
-        for block in re.findall(r"(?:^    .*\n)+", text, re.MULTILINE)]
+    blocks = [re.sub("^    ", "", block, flags=re.MULTILINE)
+              for block in re.findall(r"(?:^    .*\n)+", text, re.MULTILINE)]
+    form, command, printed, written, *_ = blocks
     wavs = re.findall(r"\w+/\w+\.wav", form.splitlines()[0])
     lay_out(tmp_path, {"form.csv": form}, wavs)
     monkeypatch.chdir(tmp_path)
     assert call(monkeypatch, published, *command.split()[3:]) == 0
     assert capsys.readouterr().out.startswith(printed)
     assert (tmp_path / "ratings.csv").read_text(encoding="utf-8").startswith(written)
+    # Then its lines of Python write the groups, and its next command chooses the test clips anew.
+    code, again = [block for block in blocks if "DictWriter" in block or "--fold 1/5" in block]
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert call(monkeypatch, published, *again.split()[3:]) == 0
+    clips = data.read_ratings("split.csv")
+    assert {(clip.wav, clip.group, clip.split) for clip in clips} == {
+        ("anna/one.wav", "one.wav", "test"), ("bert/one.wav", "one.wav", "test"),
+        ("anna/two.wav", "two.wav", "train"), ("bert/two.wav", "two.wav", "train")}
 
 
 def test_the_columns_that_the_readme_names_for_tools_are_understood():

@@ -145,6 +145,14 @@ def verdict(lead):
     return evaluate.WORDS[word]
 
 
+def in_one_fold(clips):
+    """The systems all of whose clips are in the same fold."""
+    folds = {}
+    for clip, fold in zip(clips, data.folds_of(clips, lab.FOLDS)):
+        folds.setdefault(clip.system, set()).add(fold)
+    return [name for name, own in folds.items() if len(own) == 1]
+
+
 def in_words(clips, predicted, claims, ceiling, scale):
     """Yields sentences that explain the numbers. clips: the rated ones. claims: as compare() gives
     them. ceiling: as reliability() gives it."""
@@ -192,11 +200,17 @@ def in_words(clips, predicted, claims, ceiling, scale):
         yield (f"Are there enough clips to learn from? With half of each system's clips the LCC is "
                f"{tables.number(half)}, with all of them {tables.number(lcc)}: {helps}.")
     yield f"The intervals are {evaluate.parts_of(method.system)[1]}."
-    if heard and method.systems() < len(clips):
-        yield ("The models had learned from other clips of each system. Expect less for a system "
-               "that nobody has rated; --unheard shows how much.")
+    alone = in_one_fold(clips)
     if not heard:
         yield "Each system was predicted by models that had learned from other systems only."
+    elif alone:
+        yield (f"Of {method.systems()} systems, {len(alone)} have all their clips in one fold. The "
+               "models had learned from no clip of these systems, and nobody could know their "
+               "mean. If your groups are talkers, and each system is a talker, then let the "
+               "groups be sentences.")
+    else:
+        yield ("The models had learned from other clips of each system. Expect less for a system "
+               "that nobody has rated; --unheard shows how much.")
     if len(method.predictions) == 1:
         yield ("Everything was trained once. With other seeds the numbers would differ somewhat; "
                "--seeds 5 shows by how much.")

@@ -82,7 +82,7 @@ QUESTIONS = {
         "Does it predict better than a linear model for a whole family of systems?",
         (METHOD, RIDGE, LABELS, v.START), FAMILIES, SEEDS),
     "ready_made": Question(
-        "Is it better than DistillMOS itself, which has learned from no clip of the tests?",
+        "Is it better than DistillMOS itself, without training on the ratings of the test?",
         (METHOD, v.DISTILLED), DISTILLED, SEEDS, (UTTERANCE, "system SRCC")),
     "overall": Question(
         "On the mean of all columns, does it predict better than a linear model?",

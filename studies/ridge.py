@@ -13,10 +13,11 @@ import data
 import evaluate
 
 
-def score(run, paths, backbone="", device=""):
-    """[(path, MOS)] of every WAV file in paths, a list of files and folders. Raises InputError for
-    a run, or a file, that cannot be used."""
-    trained = evaluate.load_run(run, device, backbone)
+def score(run, paths, device="", backbone="", max_seconds=0.0):
+    """[(path, MOS)] of every WAV file in paths, a list of files and folders. device, backbone,
+    max_seconds: as for evaluate.load_run(). Raises InputError for a run, or a file, that cannot be
+    used."""
+    trained = evaluate.load_run(run, device, backbone, max_seconds)
     config = trained.config
     table = data.read_ratings(config.data, config.scale)
     files = [file for path in paths for file in data.find_wavs(path) or [Path(path)]]
@@ -32,11 +33,14 @@ def main():
     parser.add_argument("run", help="Name a folder that train.py wrote.")
     parser.add_argument("--wav", nargs="+", metavar="PATH", required=True,
                         help="Print wav,mos for these WAV files, and for all in these folders.")
+    parser.add_argument("--max-seconds", type=float, default=0.0,
+                        help="Longer clips are refused (default: the setting of the run).")
     parser.add_argument("--backbone", default="", help="Name it if it is a Python module.")
     parser.add_argument("--device", default="", help="It is cpu, cuda, ..., as in train.py.")
     options = parser.parse_args()
     with data.errors_in_one_sentence("studies.ridge"):
-        scores = score(options.run, options.wav, options.backbone, options.device)
+        scores = score(options.run, options.wav, options.device, options.backbone,
+                       options.max_seconds)
         evaluate.print_scores(scores)
 
 

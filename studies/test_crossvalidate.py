@@ -287,6 +287,15 @@ def test_the_remarks_say_what_the_intervals_show():
     assert "the mean MOS would be a better guess than these scores" in said
 
 
+def test_a_remark_warns_if_the_groups_are_the_systems_so_that_no_model_has_heard_a_systems_clips():
+    same = {"the method": 0.6, "ridge": 0.6, "system's mean": 0.2}
+    said = say(same, systems=4, groups=4)  # clip i is by system i % 4 and in group i % 4
+    assert "Of 4 systems, 4 have all their clips in one fold." in said
+    assert "let the groups be sentences." in said
+    assert "had learned from other clips of each system" not in said
+    assert "in one fold" not in say(same, systems=4, groups=5)
+
+
 def test_a_score_is_explained_by_its_error_and_by_the_share_of_pairs_in_the_right_order():
     true = np.array([1.0, 2, 3, 4, 5] * 4) + np.arange(20) / 100
     clips = [data.Clip(f"{i}", None, "test", "s", "s", f"{i % 4}") for i in range(20)]
