@@ -229,7 +229,7 @@ def clip_features(waveform, backbone, path):
 
 def cache_key(backbone):
     """What features depend on besides the file: the identity and rate of the backbone, and the
-    source code that computes them. After any change of the code, even of a comment, they are made
+    source code that computes them. After any change of that code, even of a comment, they are made
     anew."""
     code = [decode, find_samples, cut_silence, read_wav, moemos.Backbone, type(backbone),
             inspect.getmodule(type(backbone.network)), moemos.pool_statistics, clip_features]
@@ -334,7 +334,7 @@ def find_samples(path, content, order):
     # A stated length of 0 has two possible causes. (a) The length was not yet known when the header
     # was written; then we take all that is left. (b) There are no samples, and what follows is
     # another chunk, such as a title. The header also states the length of the whole file, riff. If
-    # that was known, the length of the samples was known, too, and is 0: this is (b).
+    # that was known when it was written, then so was the length of the samples, and this is (b).
     if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):
         size = left
     if content[8:12] != b"WAVE" or name != b"data" or size > left:

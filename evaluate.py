@@ -102,10 +102,12 @@ def interval(value, left_out, name=""):
 
         reach = t(.975, n - 1) sqrt((n - 1) * variance of left_out)
 
-    The variance divides by n. The n numbers are computed from nearly the same clips, and so they
-    differ little; the factor n - 1 makes up for that. And t(.975, n - 1) is a quantile of Student's
-    t distribution with n - 1 degrees of freedom: of all numbers drawn from this distribution, 97.5
-    % are below it. It is about 2 if n is large. For a difference of two numbers the interval is
+    The variance is the mean squared distance from the mean. The n numbers are computed from nearly
+    the same clips, and so they differ little; the factor n - 1 makes up for that.
+
+    t(.975, n - 1) is a quantile of Student's t distribution with n - 1 degrees of freedom: of all
+    numbers drawn from this distribution, 97.5 % are below it. It is about 2 if n is large. For a
+    difference of two numbers the interval is
 
         value -+ reach
 
@@ -114,9 +116,9 @@ def interval(value, left_out, name=""):
     2.78 * sqrt(4 * .00004) = .035, and the interval is [-.015, .055].
 
     A correlation cannot exceed 1, nor an MSE fall below 0. Near these limits an interval should not
-    be symmetric. So a correlation r is replaced by atanh(r) (Fisher's scale), and an MSE by its
-    logarithm, which have no such limits. There the interval is symmetric; turned back to the old
-    scale it is not. If r changes by a small amount d, atanh(r) changes by about d times the
+    be symmetric. So a correlation r is replaced by atanh(r) (Fisher's scale), and an MSE by
+    log(MSE); neither of these two has such a limit. There the interval is symmetric; turned back to
+    the old scale it is not. If r changes by a small amount d, atanh(r) changes by about d times the
     derivative of atanh at r. So on the new scale `reach` is multiplied by the derivative, which is
     1 / (1 - r^2) for atanh(r), and 1 / MSE for log(MSE). The interval is
 
@@ -137,7 +139,7 @@ def interval(value, left_out, name=""):
     from scipy.special import stdtrit  # here, so that --help need not wait for it
     n = len(left_out)
     reach = float(stdtrit(n - 1, 0.975)) * math.sqrt((n - 1) * np.var(left_out))
-    if not reach > 1e-9 * np.abs(left_out).max():
+    if not reach > 1e-9 * np.abs(left_out).max():  # this is so for NaN, too
         return [math.nan, math.nan]
     if name.endswith("MSE"):
         factor = math.exp(min((1 + 2 / n) * reach / value, 7))  # 1,100 at most
@@ -189,16 +191,20 @@ def summary(trained, test, output, references, scale):
     and is NaN. In the result, "unit" is what each number is divided by when it is printed."""
     predicted, true = output.mos.tolist(), [clip.mos for clip in test]
     system, models = [clip.system for clip in test], [clip.model for clip in test]
+    # The eight numbers.
     numbers = moemos.metrics(predicted, true, system)
     if scale != trained.config.scale:
         numbers |= {name: math.nan for name in numbers if name.endswith("MSE")}
     of_mse = ((scale[1] - scale[0]) / 4) ** 2  # so that an MSE is printed as on a scale of 1 to 5
     unit = {name: of_mse if name.endswith("MSE") else 1.0 for name in numbers}
+    # Their intervals.
     left_out = leave_one_out(predicted, true, system)
     bounds = {name: interval(value, left_out[name], name) for name, value in numbers.items()}
+    # The same numbers for the plain predictions, and the differences.
     reference = {label: moemos.metrics(mos, true, system) for label, mos in references.items()}
     minus = {label: minus_reference(numbers, left_out, references[label], true, system, unit)
              for label in MEANING} if references else {}
+    # What else is printed.
     undefined = {level: moemos.why_undefined(*pair)
                  for level, pair in moemos.levels(predicted, true, system).items()}
     gates = {name: output.gates[[model == name for model in models]].mean(0).tolist()
@@ -216,7 +222,7 @@ def minus_reference(numbers, left_out, reference, true, system, unit):
     that both of them make cancels out in the difference.
 
     numbers, left_out: the run's eight numbers, and the same with each part left out. reference:
-    (n,) MOS."""
+    (n,) MOS. unit: what each number is divided by when it is printed."""
     reference_left_out = leave_one_out(reference, true, system)
     compared = {}
     for name, number in moemos.metrics(reference, true, system).items():

@@ -113,8 +113,8 @@ class MixtureOfExperts(nn.Module):
         E_i(x) = V x + MLP_i(x)     and so, as the gates sum to 1,     y = V x + sum_i g_i MLP_i(x)
 
     With few clips a linear model is hard to beat. So start() sets V to a linear model that is
-    fitted to the training clips. From there V is trained, too, and the perceptrons learn what it
-    misses.
+    fitted to the training clips. From there V is trained, too, and the perceptrons are there to
+    learn what it misses.
 
     MLP_i has two layers, A -> H -> 1 + C, with GELU between them, a smooth form of max(0, z). The
     second layers start at 0, so that at first the perceptrons add nothing. The first layers start
@@ -143,7 +143,7 @@ class MixtureOfExperts(nn.Module):
 
 class Output(NamedTuple):
     mos: torch.Tensor      # (B,) on the scale of the ratings; not limited to it (ours)
-    logits: torch.Tensor   # (B, C) of the second task's classes
+    logits: torch.Tensor   # (B, C) whose softmax is the probability of each class
     gates: torch.Tensor    # (B, E) each row sums to one
     experts: torch.Tensor  # (B, E, 1 + C) E_i(x), the output of each expert
     y: torch.Tensor        # (B, 1 + C) the sum of these, weighted by the gates
@@ -265,9 +265,9 @@ def principal_axes(z, pivot):
 
     The clips are points in a space with a dimension for each feature. The principal axes are
     directions in this space: the clips differ most along the first one, and less along each further
-    one. A linear model may have a weight for each axis in place of one for each feature. As the
-    coordinates along any two axes are uncorrelated, each weight can be found by itself. Ridge
-    regression gives each axis the weight that it would have without a penalty, times a factor
+    one. A linear model can be written with a weight for each axis in place of one for each feature.
+    As the coordinates along any two axes are uncorrelated, each weight can be found by itself.
+    Ridge regression gives each axis the weight that it would have without a penalty, times a factor
     between 0 and 1,
 
         kept = variance / (variance + pivot),        pivot = penalty * P / r
@@ -325,8 +325,8 @@ def start(features, mos, label, classes, fold):
     ridge_mos = ridge(raw[rated], mos[rated], raw, [penalty])[0]            # (n,)
 
     # 3. The axes are those of all clips, rated or not. In the pivot, penalty * P / r, the number r
-    # is that of the rated clips, because ridge regression has learned from these. (`kept` is the
-    # factor of ridge regression only nearly, if some clips are unrated: ridge() standardises over
+    # is that of the rated clips, because ridge regression has learned from these. (If some clips
+    # are unrated, `kept` is not exactly the factor of ridge regression: ridge() standardises over
     # the rated clips, and here z is standardised over all of them.)
     position, kept, axes = principal_axes(z, penalty * z.shape[1] / rated.sum())
 
@@ -337,7 +337,10 @@ def start(features, mos, label, classes, fold):
     #     y_c = sum over a of  x_a mean(one_hot_c * position_a)             for each class c
     #
     # The means are over the training clips; one_hot_c is 1 for the clips of class c and else 0.
-    #
+    one_hot = np.eye(classes)[label]                                        # (n, C)
+    of_mos = ridge_mos @ position / len(z) / kept                           # (A,), for y_0
+    of_classes = one_hot.T @ position / len(z)                              # (C, A), for y_c
+
     # These weights come from least squares. The coordinates in `position` are uncorrelated, and
     # have the mean 0 and the variance 1. So a target is best predicted by the sum over a of
     # position_a mean(target * position_a). In the two formulas x_a stands in place of position_a,
@@ -352,9 +355,6 @@ def start(features, mos, label, classes, fold):
     # ridge regression. It predicts how far one_hot_c is above its mean. This mean is share_c, the
     # share of clips that are in class c. So share_c + y_c is a rough estimate of the probability
     # that a clip is in class c. (It may be below 0 or above 1.)
-    one_hot = np.eye(classes)[label]                                        # (n, C)
-    of_mos = ridge_mos @ position / len(z) / kept                           # (A,), for y_0
-    of_classes = one_hot.T @ position / len(z)                              # (C, A), for y_c
 
     # 5. The softmax of the logits should give the probabilities. It does so if logit_c is
     # log(share_c + y_c). The classification head is linear, and so it starts as the tangent to this
@@ -362,12 +362,15 @@ def start(features, mos, label, classes, fold):
     #
     #     logit_c = log share_c + y_c / share_c
     #
+    # The tangent is near the logarithm only if y_c is small beside share_c. If y_c is large, the
+    # softmax is too sure of class c. (The predicted MOS does not depend on this.)
+    #
     # The MOS head starts as the mean of two predictions:
     #
     #     mean(ridge_mos) + y_0                                        by ridge regression
     #     sum over the classes c of  (share_c + y_c) MOS_c             by the classes
     #
-    # MOS_c is the mean MOS of the clips of class c; a clip without MOS counts with its ridge_mos.
+    # MOS_c is the mean MOS of the clips of class c; for clips without MOS, ridge_mos is taken.
     # (If there is only one class, its y_1 is 0, and the MOS head starts as the first of the two.)
     #
     # An example: two classes of the same size have MOS_1 = -1 and MOS_2 = 1 (a standardised MOS may

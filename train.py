@@ -82,8 +82,8 @@ class Config:
 # -- Three stages ----------------------------------------------------------------------------------
 
 def learning_rate(step, steps, peak):
-    """Cosine annealing (III.E): `peak` at step 0, and 0 when step == steps. That it falls to 0 in
-    each stage, and starts anew in the next, is ours."""
+    """Cosine annealing (III.E): `peak` at step 0, and 0 one step after the last. That it falls
+    to 0 in each stage, and starts anew in the next, is ours."""
     return 0.5 * peak * (1 + math.cos(math.pi * step / steps))
 
 
@@ -106,7 +106,7 @@ class Tensors(NamedTuple):
 def run_stage(model, stage, config, training, dev=None):
     """Trains a model for one stage. training: the Tensors of the training clips. dev: those of the
     dev clips, if there are any. Every LOG_STEPS steps, and at the end, it yields a row of log.csv,
-    a dict.
+    a dict. (So it is a generator, and trains only while somebody takes its rows.)
 
     There are no epochs: each step draws its batch anew from all clips, and a small corpus gets as
     many steps as a large one (ours). Raises FloatingPointError if a loss or a gradient is not
@@ -114,8 +114,8 @@ def run_stage(model, stage, config, training, dev=None):
     parameters = list(model.parameters())
     # AdamW (III.E) is a gradient descent that scales its steps: in one step each weight moves by
     # about `lr`, or by a few times that at most, however large its gradient is. (The rates of all
-    # 600 steps sum to .021.) The weight decay is its default, 0.01 (ours). `fused` changes only
-    # the speed.
+    # 600 steps sum to .021.) The weight decay is its default, 0.01 (ours). `lr` is set anew
+    # in each step, below. `fused` changes only the speed.
     optimiser = torch.optim.AdamW(parameters, fused=True)
     logged, gates = [], []
     for step in range(stage.steps):
@@ -175,7 +175,7 @@ def build_model(config, weights):
 
 def train(config):
     """Trains a model and returns it; writes model.pt and log.csv into config.out. Raises InputError
-    for input that cannot be used."""
+    for input that cannot be used, and FloatingPointError as run_stage() does."""
     check(config)
     device = data.pick_device(config.device)
     data.check_writable(config.out)
@@ -185,7 +185,6 @@ def train(config):
     training, classes = as_tensors(clips, backbone, config.cache)
     # The labels of the dev clips are not used. (They do not match those of training, because
     # as_tensors() numbers the classes of the dev clips alone.)
-
     dev = as_tensors(dev_clips, backbone, config.cache)[0] if dev_clips else None
     rated = int((~training.mos.isnan()).sum())
     print(f"{len(clips)} clips to train on, {rated} with MOS; {len(classes)} classes; backbone "

@@ -2,12 +2,14 @@
 
     python -m studies.crossvalidate RATINGS            a ratings.csv, or the folder that holds it
     python -m studies.crossvalidate RATINGS --unheard  for systems that nobody has rated
+    python -m studies.crossvalidate RATINGS --unheard --new-groups   if their sentences are new, too
     python -m studies.crossvalidate RATINGS --scale 1 7 --backbone studies.distilled
 
 With each seed, every rated clip, whatever its split, is predicted once by each of five predictors,
 which have learned from clips of other groups: the method, the method with one expert,
 ridge regression, the mean MOS of the clip's system, and the method on half of the clips. With
---unheard they have learned from clips of other systems, and only the first three are asked.
+--unheard they have learned from clips of other systems (with --new-groups: and other groups), and
+only the first three are asked.
 Predictions are kept under runs/lab/, so that after an interruption the same command goes on where
 it was.
 """
@@ -16,7 +18,6 @@ import argparse
 import math
 import os
 import textwrap
-from dataclasses import replace
 
 import numpy as np
 
@@ -32,26 +33,32 @@ from studies.variants import ONE
 VARIANTS = (METHOD, ONE, RIDGE, MEAN)  # the first is compared with each of the others
 HALF = "the method, half the clips"    # it learns from about half of each system's clips
 FEWEST = 5                             # rated clips to learn from must remain outside each part
+OTHERS = {"groups": "groups", "system": "systems", "system and groups": "systems and groups"}
 HALVINGS = 20                          # how often the raters are halved at random
 
 
-def check(path, clips):
-    """Raises InputError for rated clips that cannot be cross-validated."""
+def check(path, clips, how):
+    """Raises InputError for rated clips that cannot be cross-validated. how: as for lab.split()."""
     needed = evaluate.FEWEST["clips"]
-    groups = len({clip.group for clip in clips})
+    number = {"groups": len({clip.group for clip in clips}),
+              "system": len({clip.system for clip in clips})}
     mos = [clip.mos for clip in clips]
-    if len(clips) < needed or groups < 2 or moemos.why_undefined(mos, mos):
-        raise InputError(f"{path}: has {len(clips)} rated clips in {groups} groups, with "
-                         f"{len(set(mos))} different MOS; cross-validation needs {needed} clips, "
-                         "two groups and two different MOS")
-    largest = np.bincount(data.folds_of(clips, lab.FOLDS)).max()
-    if len(clips) - largest < FEWEST:
-        raise InputError(f"{path}: one part of its groups holds {largest} of {len(clips)} rated "
-                         f"clips; at least {FEWEST} must remain to learn from")
+    too_few = min(number[part] for part in how.split(" and ")) < 2
+    if len(clips) < needed or too_few or moemos.why_undefined(mos, mos):
+        raise InputError(f"{path}: has {len(clips)} rated clips in {number['groups']} groups, by "
+                         f"{number['system']} systems, with {len(set(mos))} different MOS; "
+                         f"cross-validation needs {needed} clips, two groups (with --unheard, two "
+                         "systems) and two different MOS")
+    splits = lab.split(lab.Corpus(clips, None, None), how)
+    fewest = min(learned.sum() for learned, _ in splits)
+    if fewest < FEWEST:
+        raise InputError(f"{path}: for one part of its clips, only {fewest} of {len(clips)} rated "
+                         f"clips remain to learn from; at least {FEWEST} are needed")
 
 
-def inventory(path, clips, unheard):
-    """Yields lines that say what was found in a table, and what is done with it."""
+def inventory(path, clips, how):
+    """Yields lines that say what was found in a table, and what is done with it. how: as for
+    lab.split()."""
     rated = [clip for clip in clips if clip.ratings]
     given = [rater for clip in rated for rater in clip.ratings]
     mos = [clip.mos for clip in rated]
@@ -59,8 +66,7 @@ def inventory(path, clips, unheard):
     yield (f"{len(given)} ratings or means by {len({*given} - {''})} named raters, "
            f"{len({clip.system for clip in rated})} systems, "
            f"{len({clip.group for clip in rated})} groups, MOS {min(mos):.2f} to {max(mos):.2f}")
-    others = "systems" if unheard else "groups"
-    yield f"With each seed, every rated clip is predicted once, from clips of other {others}."
+    yield f"With each seed, every rated clip is predicted once, from clips of other {OTHERS[how]}."
 
 
 def reliability(ratings):
@@ -89,12 +95,13 @@ def half_of_a_system(corpus):
     return int(np.median(np.concatenate(counts))) // 2
 
 
-def cross_validate(table, backbone, seeds, unheard=False):
+def cross_validate(table, backbone, seeds, how="groups"):
     """{label: tables.Predicted} of VARIANTS and, if the systems have enough clips, of the method
-    that learns from half of them. table: the absolute path of a ratings.csv. unheard: whether each
-    system is left out in turn; then no predictor can know its mean, and none learns from half."""
+    that learns from half of them. table: the absolute path of a ratings.csv. how: as for
+    lab.split(). If systems are left out, no predictor can know their mean, and none learns from
+    half."""
     corpus = lab.load(table, backbone)
-    how = "system" if unheard else "groups"
+    unheard = how != "groups"
     asked = [(variant.name, variant, how) for variant in VARIANTS
              if not (unheard and variant.name == MEAN.name)]
     half = 0 if unheard else half_of_a_system(corpus)
@@ -153,9 +160,9 @@ def in_one_fold(clips):
     return [name for name, own in folds.items() if len(own) == 1]
 
 
-def in_words(clips, predicted, claims, ceiling, scale):
+def in_words(clips, predicted, claims, ceiling, scale, others="groups"):
     """Yields sentences that explain the numbers. clips: the rated ones. claims: as compare() gives
-    them. ceiling: as reliability() gives it."""
+    them. ceiling: as reliability() gives it. others: one of OTHERS, from which was learned."""
     method = predicted[METHOD.name]
     lcc, mse, tau = (method.numbers()[f"utterance {name}"] for name in ("LCC", "MSE", "KTAU"))
     lead = {label: claim["utterance LCC"] for label, claim in claims.items()}
@@ -202,7 +209,7 @@ def in_words(clips, predicted, claims, ceiling, scale):
     yield f"The intervals are {evaluate.parts_of(method.system)[1]}."
     alone = in_one_fold(clips)
     if not heard:
-        yield "Each system was predicted by models that had learned from other systems only."
+        yield f"Each clip was predicted by models that had learned from other {others} only."
     elif alone:
         yield (f"Of {method.systems()} systems, {len(alone)} have all their clips in one fold. The "
                "models had learned from no clip of these systems, and nobody could know their "
@@ -234,6 +241,9 @@ def main():
     parser.add_argument("--device", default="", help="Features are extracted on it: cpu, cuda, ...")
     parser.add_argument("--unheard", action="store_true",
                         help="Leave out all clips of a system together, not those of a group.")
+    parser.add_argument("--new-groups", action="store_true",
+                        help="With --unheard, leave out both: no model has heard the system of a "
+                        "clip that it predicts, nor its group.")
     parser.add_argument("--seeds", type=int, default=2, help="Each predictor is trained so often, "
                         "each time with another seed (default: 2).")
     options = parser.parse_args()
@@ -244,19 +254,21 @@ def main():
                                  max_seconds=options.max_seconds))
         clips = data.read_ratings(options.ratings, options.scale)
         data.check_clips(clips, options.max_seconds)
-        if options.unheard:
-            clips = [replace(clip, group=clip.system) for clip in clips]
+        if options.new_groups and not options.unheard:
+            raise InputError("--new-groups needs --unheard")
+        how = "system" if options.unheard else "groups"
+        how += " and groups" if options.new_groups else ""
         rated = [clip for clip in clips if clip.ratings]
-        check(options.ratings, rated)
+        check(options.ratings, rated, how)
         backbone = data.open_backbone(options.backbone, options.device)
-        print(*map(data.printable, inventory(options.ratings, clips, options.unheard)), sep="\n")
+        print(*map(data.printable, inventory(options.ratings, clips, how)), sep="\n")
         data.extract_features(clips, backbone)  # on the device; lab.load() finds them in the cache
         table = os.path.abspath(data.table_of(options.ratings))
-        predicted = cross_validate(table, backbone.name, options.seeds, options.unheard)
+        predicted = cross_validate(table, backbone.name, options.seeds, how)
         claims = compare(predicted)
         show(predicted, claims)
         ceiling = reliability(raters.ratings_of(lab.load(table, backbone.name)))
-        for sentence in in_words(rated, predicted, claims, ceiling, options.scale):
+        for sentence in in_words(rated, predicted, claims, ceiling, options.scale, OTHERS[how]):
             print(textwrap.fill(sentence, 92, initial_indent="- ", subsequent_indent="  "))
 
 

@@ -95,10 +95,13 @@ QUESTIONS = {
         (METHOD, v.LINE_ALONE, v.FEWER, v.MORE, v.FASTER_JOINT), HEARD | UNHEARD, nested=True),
     "ours": Question(
         "What does it cost to leave out a part that is ours?",
-        (METHOD, v.RANDOM, v.PAPER, v.UNSHRUNK), HEARD, SEEDS),
+        (METHOD, v.PAPER, v.UNSHRUNK), HEARD, SEEDS),
     "paper": Question(
         "Is the form nearest to the paper better than a linear model, and do experts help?",
         (v.PAPER, v.PAPER_ONE, RIDGE), HEARD, SEEDS),
+    "start": Question(
+        "What is it worth that training starts from linear predictions?",
+        (METHOD, v.RANDOM_SHORT, v.LONGER_JOINT, v.RANDOM), HEARD, SEEDS),
     "other_parts": Question(
         "What does it cost to leave out or exchange other parts?",
         (METHOD, v.MEANS_ONLY, v.ONE, v.NO_TASK, v.LAYER_WEIGHTS, v.NARROW), HEARD),

@@ -169,6 +169,32 @@ def test_with_unheard_each_system_is_predicted_from_the_other_systems_alone(
     assert "hears nothing" not in out
 
 
+def test_with_new_groups_each_clip_is_predicted_from_other_systems_and_other_groups_alone(
+        quick, monkeypatch, capsys):
+    table = write_table(quick)
+    words = ("--backbone", "logmel", "--seeds", 1, "--unheard", "--new-groups")
+    assert call(monkeypatch, crossvalidate, table, *words) == 0
+    out = capsys.readouterr().out
+    clips = data.read_ratings(table)
+    x = data.extract_features(clips, moemos.load_backbone("logmel")).flatten(1).double().numpy()
+    rated = [i for i, clip in enumerate(clips) if clip.ratings]
+    number = dict(zip(rated, data.folds_of([clips[i] for i in rated], 6)))
+    mos = np.array([clips[i].mos for i in range(len(clips))])
+    line = []
+    for i in rated:
+        rows = [j for j in rated if clips[j].system != clips[i].system and number[j] != number[i]]
+        folds = data.folds_of([clips[j] for j in rows], 5)
+        penalty = moemos.best_penalty(x[rows], mos[rows], folds)
+        line.append(moemos.ridge(x[rows], mos[rows], x[[i]], [penalty])[0, 0])
+    reached = cells_of(out, "95 % intervals")
+    assert list(reached) == ["the method", "one expert", "ridge", "columns"]
+    numbers = moemos.metrics(line, mos[rated], [clips[i].system for i in rated])
+    for metric, cell in zip(reached["columns"], reached["ridge"]):
+        assert float(cell.split()[0]) == pytest.approx(numbers[metric], abs=6e-4)
+    assert "learned from other systems and groups only" in " ".join(out.split())
+    assert "predicted once, from clips of other systems and groups.\n" in out
+
+
 def test_kept_predictions_are_used_again_and_those_of_other_tables_are_kept_apart(
         quick, monkeypatch, capsys):
     tables_of = [quick / name for name in ("one", "other")]
@@ -207,7 +233,11 @@ def test_predictions_made_in_other_processes_are_the_same(quick, monkeypatch, ca
     (lambda rows: rows[:10], (), "has 3 rated clips in 1 groups"),
     (lambda rows: [row.replace(",bob,", ",ann,") for row in rows[:31]], (), "clips in 1 groups"),
     (lambda rows: [row.replace(",bob,", ",ann,") for row in rows[:28]] + rows[28:31], (),
-     "holds 9 of 10 rated clips"),
+     "only 1 of 10 rated clips remain"),
+    (lambda rows: [re.sub(",s[0-4],", ",s0,", row) for row in rows], ("--unheard",),
+     "by 1 systems"),
+    (lambda rows: rows[:1] + rows[1:31], ("--unheard", "--new-groups"), "only 4 of 10 rated clips"),
+    (lambda rows: rows, ("--new-groups",), "--new-groups needs --unheard"),
     (lambda rows: [re.sub(r",[\d.]+,1$", ",3,1", row) for row in rows], (), "1 different MOS"),
     (lambda rows: rows, ("--scale", 1, 2), "is off the scale of 1 to 2"),
     (lambda rows: rows, ("--scale", 5, 1), "--scale 5 1: the lower first"),

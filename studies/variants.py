@@ -133,6 +133,8 @@ FULL_WIDTH = Variant("with 18,432 features", features=at_full_width)
 RATED = Variant("rated clips only", unrated=False)
 FASTER_JOINT = Variant("stage 2 at a rate of 1e-3", stages=(
     CLASSIFICATION, JOINT._replace(lr=1e-3), MOS))
+LONGER_JOINT = Variant("the method, 500 steps at 1e-3", stages=FASTER)
+RANDOM_SHORT = Variant("random start", build=at_random)
 FEWER = Variant("100 steps a stage", stages=with_steps(100))
 MORE = Variant("300 steps a stage", stages=with_steps(300))
 ONE_STAGE = Variant("one stage, joint", stages=(JOINT._replace(steps=ALL),))
