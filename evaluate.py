@@ -90,7 +90,7 @@ def parts_of(system):
     if len(set(system)) >= FEWEST["systems"]:
         return np.asarray(system), "estimated by leaving out each system in turn"
     if len(system) >= FEWEST["clips"]:
-        return np.arange(len(system)) % PARTS, "estimated by leaving out clips in turn"
+        return np.arange(len(system)) % PARTS, "estimated for utterances, by leaving out clips"
     return np.zeros(len(system)), "none, as clips and systems are too few"
 
 
@@ -167,11 +167,15 @@ def verdict(name, difference, low, high):
 
 
 def reference_predictions(trained, clips, test):
-    """Plain predictions to compare a run with: {label: MOS (test clips,)}. Two hear nothing. One
-    predicts the mean MOS of all training clips. The other predicts the mean MOS of those training
-    clips that the same system made (or of all, if there are none). The third is ridge regression,
-    from the rated training clips alone, with the penalty that training found. clips: the run's
-    corpus. Returns {} if fewer than two training clips have ratings."""
+    """Plain predictions to compare a run with: {label: MOS (test clips,)}. There are three:
+
+        mean of training MOS   the mean MOS of all training clips
+        system's mean          that of the training clips by the same system; if there are none,
+                               that of all training clips
+        ridge                  ridge regression from the rated training clips alone, with the
+                               penalty that training found
+
+    clips: the run's corpus. Returns {} if fewer than two training clips have ratings."""
     training = [clip for clip in clips if clip.split == "train" and clip.ratings]
     if len(training) < 2:
         return {}
@@ -290,11 +294,11 @@ def evaluate(run, device="", corpus="", backbone="", scale=(), max_seconds=0.0):
 
 def show(run, result):
     """Prints the report of evaluate()."""
-    print("\nmean gate of each expert, in %, over the clips of each synthesis model")
+    print("\nmean gate of each expert, in %, over the clips of each class")
     for model, gates in result["gates"].items():
         print(f"  {data.printable(model):24}" + "".join(f"{100 * gate:6.1f}" for gate in gates))
     if result["accuracy"] is not None:
-        print(f"known models are recognised for {100 * result['accuracy']:.1f} % of their clips")
+        print(f"known classes are recognised for {100 * result['accuracy']:.1f} % of their clips")
     backbone = result["backbone"]["name"]
     stand_in = ", a stand-in and NOT the paper's wav2vec2" if backbone == "logmel" else ""
     what = (f"{run} on {result['data']}: {result['clips']} test clips, {result['systems']} "

@@ -136,7 +136,7 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x):                                                   # (B, A)
         gates = self.gate(x).softmax(1)                                     # (B, E)
         nonlinear = torch.stack([mlp(x) for mlp in self.mlps], 1)           # (B, E, 1 + C)
-        experts = self.linear(x)[:, None] + nonlinear                         # (B, E, 1 + C)
+        experts = self.linear(x)[:, None] + nonlinear                       # (B, E, 1 + C)
         y = (gates[:, :, None] * experts).sum(1)                            # (B, 1 + C)
         return y, gates, experts
 
@@ -273,9 +273,10 @@ def principal_axes(z, pivot):
         kept = variance / (variance + pivot),        pivot = penalty * P / r
 
     The variance is that of the clips along the axis, and r is the number of clips from which ridge
-    regression learns (the rated ones). To see why, look at one axis alone. Without a penalty its
-    weight is covariance / variance, where the covariance is that of the coordinate and the target.
-    With the penalty it is covariance / (variance + pivot).
+    regression learns (the rated ones). To see why, divide what ridge regression makes small by r.
+    For one axis with the weight w, it is then the mean of (w * coordinate - target)^2, plus pivot *
+    w^2. The smallest value is at w = covariance / (variance + pivot), where the covariance is that
+    of the coordinate and the target. Without a penalty it is at covariance / variance.
 
     So `kept` is near 1 if the clips differ much along the axis, and near 0 if they hardly differ:
     with a pivot of 1 and variances of 9, 1 and .1 it is .9, .5 and .09. We bring the coordinates
@@ -344,17 +345,17 @@ def start(features, mos, label, classes, fold):
     # These weights come from least squares. The coordinates in `position` are uncorrelated, and
     # have the mean 0 and the variance 1. So a target is best predicted by the sum over a of
     # position_a mean(target * position_a). In the two formulas x_a stands in place of position_a,
-    # so that each term is multiplied by kept_a, which shrinks it.
+    # which multiplies each term by kept_a. This is wanted for y_c, and not for y_0.
+    #
+    # For y_c the target is one_hot_c. With each term multiplied by kept_a, y_c is what ridge
+    # regression would predict. It predicts how far one_hot_c is above its mean. This mean is
+    # share_c, the share of clips that are in class c. So share_c + y_c is a rough estimate of the
+    # probability that a clip is in class c. (It may be below 0 or above 1.)
     #
     # For y_0 the target is ridge_mos, which is a prediction of ridge regression and so is shrunk
     # already. Therefore kept_a is divided out again. y_0 is then the prediction of ridge regression
     # minus the mean of these predictions. (It is not quite exact, because x lacks the axes that
-    # were left out.)
-    #
-    # For y_c the target is one_hot_c, which is not shrunk. So kept_a stays, and y_c is shrunk as by
-    # ridge regression. It predicts how far one_hot_c is above its mean. This mean is share_c, the
-    # share of clips that are in class c. So share_c + y_c is a rough estimate of the probability
-    # that a clip is in class c. (It may be below 0 or above 1.)
+    # were left out, and because ridge() standardises in a slightly other way.)
 
     # 5. The softmax of the logits should give the probabilities. It does so if logit_c is
     # log(share_c + y_c). The classification head is linear, and so it starts as the tangent to this

@@ -56,6 +56,7 @@ RESULTS = ("metrics.json", "predictions.csv", "answer.txt")  # what evaluate.py 
 
 
 def option(default, help, **limits):
+    """A setting, with its default, its help text and its limits; main() and check() read them."""
     return field(default=default, metadata={"help": help, **limits})
 
 
@@ -101,6 +102,16 @@ class Tensors(NamedTuple):
     def take(self, rows):
         """Only the clips of these rows, which are indices or a mask."""
         return Tensors(*(tensor[rows] for tensor in self))
+
+
+def as_tensors(clips, backbone, cache):
+    """A list of data.Clip -> (their Tensors, on the backbone's device; the classes of the second
+    task). A class is a synthesis model (III.C), that is, a value of the column `model` (ours)."""
+    features = data.extract_features(clips, backbone, cache).to(backbone.device)
+    mos = torch.tensor([clip.mos for clip in clips], device=backbone.device)
+    classes = sorted({clip.model for clip in clips})
+    label = torch.tensor([classes.index(clip.model) for clip in clips], device=backbone.device)
+    return Tensors(features, mos, label), classes
 
 
 def run_stage(model, stage, config, training, dev=None):
@@ -240,16 +251,6 @@ def read_clips(config):
     if sum(bool(clip.ratings) for clip in training) < 2:
         raise InputError(f"{config.data}: fewer than two training clips with ratings")
     return training, [clip for clip in clips if clip.split == "dev" and clip.ratings]
-
-
-def as_tensors(clips, backbone, cache):
-    """A list of data.Clip -> (their Tensors, on the backbone's device; the classes of the second
-    task). A class is a synthesis model (III.C), that is, a value of the column `model` (ours)."""
-    features = data.extract_features(clips, backbone, cache).to(backbone.device)
-    mos = torch.tensor([clip.mos for clip in clips], device=backbone.device)
-    classes = sorted({clip.model for clip in clips})
-    label = torch.tensor([classes.index(clip.model) for clip in clips], device=backbone.device)
-    return Tensors(features, mos, label), classes
 
 
 def flag(setting):

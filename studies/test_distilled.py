@@ -1,6 +1,11 @@
 """Tests of studies/distilled.py, a learned backbone that is installed by pip."""
 
 
+import os
+import re
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +16,7 @@ import moemos
 import train
 from corpora import simulated
 from studies import distilled, lab, variants
-from test_moemos import call, lay_out, no_network, table  # noqa: F401 - fixture
+from test_moemos import HERE, call, lay_out, no_network, table  # noqa: F401 - fixture
 
 needs_distillmos = pytest.mark.skipif(
     distilled.distillmos is None, reason="distillmos is not a requirement and not installed")
@@ -74,6 +79,19 @@ def test_distillmos_itself_predicts_a_mos_between_1_and_5(backbone):
     speech = simulated.synthesize(phones, talker, {}, 16000, rng) / 32768
     mos = distilled.zero_shot(backbone, torch.from_numpy(speech).float())
     assert 1 < mos < 5
+
+
+@needs_distillmos
+def test_the_guides_lines_of_python_print_the_mos_of_distillmos_itself(
+        backbone, tmp_path):
+    text = (HERE / "corpora" / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"(?:^    .*\n)*^    print\(distilled.*\n", text, re.MULTILINE)
+    lay_out(tmp_path, {}, ["one.wav"])
+    done = subprocess.run([sys.executable, "-c", re.sub("^    ", "", code, flags=re.MULTILINE)],
+                          cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(HERE)}, check=True,
+                          capture_output=True, text=True)
+    expected = distilled.zero_shot(backbone, data.read_wav(tmp_path / "one.wav", 16000))
+    assert float(done.stdout) == pytest.approx(expected, abs=1e-4)
 
 
 @needs_distillmos
