@@ -84,13 +84,14 @@ def parts_of(system):
 
     An interval is found by leaving out one part at a time. The parts should be independent of each
     other. The clips of one system are not, because predictions for them tend to be wrong in the
-    same way. So a part is a whole system. With fewer systems than FEWEST says, each clip is a part.
-    (With more than PARTS clips, several clips share a part.) If there are also fewer clips than
-    FEWEST says, all of them are one part, and there is no interval."""
+    same way. So a part is a whole system. With fewer systems than FEWEST says, each clip is a part,
+    although such intervals are probably too narrow. (With more than PARTS clips, several clips
+    share a part.) If there are also fewer clips than FEWEST says, all of them are one part, and
+    there is no interval."""
     if len(set(system)) >= FEWEST["systems"]:
         return np.asarray(system), "estimated by leaving out each system in turn"
     if len(system) >= FEWEST["clips"]:
-        return np.arange(len(system)) % PARTS, "estimated for utterances, by leaving out clips"
+        return np.arange(len(system)) % PARTS, "estimated from single clips; probably too narrow"
     return np.zeros(len(system)), "none, as clips and systems are too few"
 
 
@@ -139,7 +140,7 @@ def interval(value, left_out, name=""):
     from scipy.special import stdtrit  # here, so that --help need not wait for it
     n = len(left_out)
     reach = float(stdtrit(n - 1, 0.975)) * math.sqrt((n - 1) * np.var(left_out))
-    if not reach > 1e-9 * np.abs(left_out).max():  # this is so for NaN, too
+    if not reach > 1e-9 * np.abs(left_out).max():  # also if reach is NaN
         return [math.nan, math.nan]
     if name.endswith("MSE"):
         factor = math.exp(min((1 + 2 / n) * reach / value, 7))  # 1,100 at most

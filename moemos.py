@@ -181,8 +181,8 @@ class MoEMOS(nn.Module):
 # 1. The MOS and the features are standardised.
 # 2. Ridge regression, a linear model, learns to predict the MOS.
 # 3. The axes of the fusion are computed, the directions in which the clips differ most.
-# 4. V is set. From a clip's place on the axes it makes 1 + C guesses: of the MOS, and, for each
-#    class, of whether the clip belongs to that class.
+# 4. V is set. From a clip's place on the axes it makes 1 + C guesses, each minus its mean: of the
+#    MOS, and, for each class, of whether the clip belongs to that class.
 # 5. The heads are set, so that they turn these guesses into logits and a MOS.
 #
 # The functions ridge() and principal_axes() explain steps 2 and 3, and start() the others. A prime
@@ -273,10 +273,11 @@ def principal_axes(z, pivot):
         kept = variance / (variance + pivot),        pivot = penalty * P / r
 
     The variance is that of the clips along the axis, and r is the number of clips from which ridge
-    regression learns (the rated ones). To see why, divide what ridge regression makes small by r.
-    For one axis with the weight w, it is then the mean of (w * coordinate - target)^2, plus pivot *
-    w^2. The smallest value is at w = covariance / (variance + pivot), where the covariance is that
-    of the coordinate and the target. Without a penalty it is at covariance / variance.
+    regression learns (the rated ones). To see why, take the expression that ridge() minimises, and
+    divide it by r. The part of it that belongs to one axis, with the weight w, is the mean of (w *
+    coordinate - target)^2, plus pivot * w^2. It is smallest at w = covariance / (variance + pivot),
+    where the covariance is that of the coordinate and the target. Without a penalty it is smallest
+    at covariance / variance.
 
     So `kept` is near 1 if the clips differ much along the axis, and near 0 if they hardly differ:
     with a pivot of 1 and variances of 9, 1 and .1 it is .9, .5 and .09. We bring the coordinates
@@ -344,18 +345,19 @@ def start(features, mos, label, classes, fold):
 
     # These weights come from least squares. The coordinates in `position` are uncorrelated, and
     # have the mean 0 and the variance 1. So a target is best predicted by the sum over a of
-    # position_a mean(target * position_a). In the two formulas x_a stands in place of position_a,
-    # which multiplies each term by kept_a. This is wanted for y_c, and not for y_0.
+    # position_a mean(target * position_a). Our formulas have x_a in place of position_a, and so
+    # each term has the further factor kept_a. For y_c we want this factor; for y_0 we do not, and
+    # divide by it.
     #
-    # For y_c the target is one_hot_c. With each term multiplied by kept_a, y_c is what ridge
-    # regression would predict. It predicts how far one_hot_c is above its mean. This mean is
-    # share_c, the share of clips that are in class c. So share_c + y_c is a rough estimate of the
-    # probability that a clip is in class c. (It may be below 0 or above 1.)
+    # For y_c the target is one_hot_c. With the factor kept_a, y_c is shrunk as by ridge regression.
+    # It predicts how far one_hot_c is above its mean. This mean is share_c, the share of clips that
+    # are in class c. So share_c + y_c is a rough estimate of the probability that a clip is in
+    # class c. (It may be below 0 or above 1.)
     #
     # For y_0 the target is ridge_mos, which is a prediction of ridge regression and so is shrunk
-    # already. Therefore kept_a is divided out again. y_0 is then the prediction of ridge regression
-    # minus the mean of these predictions. (It is not quite exact, because x lacks the axes that
-    # were left out, and because ridge() standardises in a slightly other way.)
+    # already. Without the factor, y_0 is the prediction of ridge regression minus the mean of these
+    # predictions. (It is not quite exact, because x lacks the axes that were left out, and because
+    # ridge() standardises in a slightly other way.)
 
     # 5. The softmax of the logits should give the probabilities. It does so if logit_c is
     # log(share_c + y_c). The classification head is linear, and so it starts as the tangent to this

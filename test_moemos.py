@@ -2065,7 +2065,7 @@ def test_the_report_prints_every_number_of_the_result_and_states_each_comparison
     (words,) = [line.split()[3:] for line in lines if line.startswith("  shown to be")]
     assert words == list(verdicts)
     assert words[4:] == ["-"] * 4
-    assert "intervals: estimated for utterances, by leaving out clips" in lines
+    assert "intervals: estimated from single clips; probably too narrow" in lines
     assert "a stand-in and NOT the paper's wav2vec2" in printed
     mean = result["minus"]["system's mean"]["utterance LCC"]
     assert mean[0] == metrics["utterance LCC"] - reference["system's mean"][
@@ -2328,8 +2328,8 @@ def test_with_fewer_than_5_systems_clips_are_left_out_and_below_10_clips_there_i
 @pytest.mark.parametrize(("clips", "systems", "words"), [
     (5, 5, "estimated by leaving out each system in turn"),
     (40, 5, "estimated by leaving out each system in turn"),
-    (40, 4, "estimated for utterances, by leaving out clips"),
-    (10, 1, "estimated for utterances, by leaving out clips"),
+    (40, 4, "estimated from single clips; probably too narrow"),
+    (10, 1, "estimated from single clips; probably too narrow"),
     (9, 4, "none, as clips and systems are too few")])
 def test_the_report_says_what_its_intervals_hold_for(clips, systems, words, capsys):
     true = np.random.default_rng(0).uniform(1, 5, clips)

@@ -39,7 +39,7 @@ from data import InputError
 class Stage(NamedTuple):
     name: str
     steps: int
-    lr: float            # at the first step; it falls to 0 by the end of the stage
+    lr: float            # at the first step; it falls towards 0, see learning_rate()
     alpha_start: float   # weight of the MOS loss; beta is 1 - alpha
     alpha_end: float
 

@@ -67,4 +67,6 @@ def load():
 def zero_shot(backbone, waveform):
     """The MOS, 1 to 5, that DistillMOS itself predicts for a waveform (T,) at 16 kHz. backbone: the
     moemos.Backbone of a Network."""
-    return backbone.network.model(waveform[None].to(backbone.device)).item()
+    mos = backbone.network.model(waveform[None].to(backbone.device)).item()
+    backbone.network.heard.clear()  # so that many clips in a row do not fill the memory
+    return mos

@@ -294,7 +294,7 @@ def test_the_remarks_say_what_the_intervals_show():
     assert "it is better than a predictor that hears nothing" in said
     assert "more clips should help" in said
     assert "not even shown" not in said
-    assert "intervals are estimated for utterances, by leaving out clips." in said
+    assert "intervals are estimated from single clips; probably too narrow." in said
     assert "a system that nobody has rated; --unheard shows how much." in said
     assert "Are there enough clips to compare predictors?" in said
     assert "trained once" not in said
