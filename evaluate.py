@@ -79,15 +79,15 @@ def leave_one_out(predicted, true, system):
 
 
 def parts_of(system):
-    """system: (n,) the system of each clip or, for numbers at system level, the systems themselves.
-    Returns the part of each, (n,), and a text that says how the intervals are made.
+    """An interval is found by leaving out one part at a time. The parts should be independent of
+    each other. The clips of one system are not, because predictions for them tend to be wrong in
+    the same way. So a part is a whole system. With fewer systems than FEWEST says, each clip is a
+    part, although such intervals are probably too narrow. (With more than PARTS clips, several
+    clips share a part.) If there are also fewer clips than FEWEST says, all of them are one part,
+    and there is no interval.
 
-    An interval is found by leaving out one part at a time. The parts should be independent of each
-    other. The clips of one system are not, because predictions for them tend to be wrong in the
-    same way. So a part is a whole system. With fewer systems than FEWEST says, each clip is a part,
-    although such intervals are probably too narrow. (With more than PARTS clips, several clips
-    share a part.) If there are also fewer clips than FEWEST says, all of them are one part, and
-    there is no interval."""
+    system: (n,) the system of each clip or, for numbers at system level, the systems themselves.
+    Returns the part of each, (n,), and a text that says how the intervals are made."""
     if len(set(system)) >= FEWEST["systems"]:
         return np.asarray(system), "estimated by leaving out each system in turn"
     if len(system) >= FEWEST["clips"]:

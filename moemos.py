@@ -274,10 +274,10 @@ def principal_axes(z, pivot):
 
     The variance is that of the clips along the axis, and r is the number of clips from which ridge
     regression learns (the rated ones). To see why, take the expression that ridge() minimises, and
-    divide it by r. The part of it that belongs to one axis, with the weight w, is the mean of (w *
-    coordinate - target)^2, plus pivot * w^2. It is smallest at w = covariance / (variance + pivot),
-    where the covariance is that of the coordinate and the target. Without a penalty it is smallest
-    at covariance / variance.
+    divide it by r. Apart from a constant, what depends on the weight w of one axis is the mean of
+    (w * coordinate - target)^2, plus pivot * w^2. It is smallest at w = covariance / (variance +
+    pivot), where the covariance is that of the coordinate and the target. Without a penalty it is
+    smallest at covariance / variance.
 
     So `kept` is near 1 if the clips differ much along the axis, and near 0 if they hardly differ:
     with a pivot of 1 and variances of 9, 1 and .1 it is .9, .5 and .09. We bring the coordinates
@@ -332,32 +332,35 @@ def start(features, mos, label, classes, fold):
     # the rated clips, and here z is standardised over all of them.)
     position, kept, axes = principal_axes(z, penalty * z.shape[1] / rated.sum())
 
-    # 4. V reads x, whose coordinate along an axis a is x_a = position_a * kept_a. From it V makes
-    # 1 + C guesses. Each of them is a sum over the axes:
+    # 4. V makes 1 + C guesses. The coordinates in `position` are uncorrelated, and have the mean 0
+    # and the variance 1. So by least squares a target is best predicted, apart from its mean, by
+    #
+    #     sum over the axes a of  position_a mean(target * position_a)
+    #
+    # where the mean is over the training clips. But V reads x, whose coordinate along the axis a is
+    # x_a = position_a * kept_a.
+    #
+    # y_0 is to predict the MOS. Its target is ridge_mos, a prediction of ridge regression, which is
+    # shrunk already. So V divides by kept_a:
     #
     #     y_0 = sum over a of  x_a mean(ridge_mos * position_a) / kept_a
-    #     y_c = sum over a of  x_a mean(one_hot_c * position_a)             for each class c
     #
-    # The means are over the training clips; one_hot_c is 1 for the clips of class c and else 0.
+    # This is the prediction of ridge regression minus the mean of these predictions. (It is not
+    # quite exact, because x lacks the axes that were left out, and because ridge() standardises in
+    # a slightly other way.)
+    #
+    # y_c, for each class c, is to say whether a clip is in this class. Its target is one_hot_c,
+    # which is 1 for the clips of class c and else 0. It is not shrunk, so V leaves kept_a in x_a,
+    # which shrinks the prediction as ridge regression would:
+    #
+    #     y_c = sum over a of  x_a mean(one_hot_c * position_a)
+    #
+    # y_c predicts how far one_hot_c is above its mean. This mean is share_c, the share of clips
+    # that are in class c. So share_c + y_c is a rough estimate of the probability that a clip is in
+    # class c. (It may be below 0 or above 1.)
     one_hot = np.eye(classes)[label]                                        # (n, C)
     of_mos = ridge_mos @ position / len(z) / kept                           # (A,), for y_0
     of_classes = one_hot.T @ position / len(z)                              # (C, A), for y_c
-
-    # These weights come from least squares. The coordinates in `position` are uncorrelated, and
-    # have the mean 0 and the variance 1. So a target is best predicted by the sum over a of
-    # position_a mean(target * position_a). Our formulas have x_a in place of position_a, and so
-    # each term has the further factor kept_a. For y_c we want this factor; for y_0 we do not, and
-    # divide by it.
-    #
-    # For y_c the target is one_hot_c. With the factor kept_a, y_c is shrunk as by ridge regression.
-    # It predicts how far one_hot_c is above its mean. This mean is share_c, the share of clips that
-    # are in class c. So share_c + y_c is a rough estimate of the probability that a clip is in
-    # class c. (It may be below 0 or above 1.)
-    #
-    # For y_0 the target is ridge_mos, which is a prediction of ridge regression and so is shrunk
-    # already. Without the factor, y_0 is the prediction of ridge regression minus the mean of these
-    # predictions. (It is not quite exact, because x lacks the axes that were left out, and because
-    # ridge() standardises in a slightly other way.)
 
     # 5. The softmax of the logits should give the probabilities. It does so if logit_c is
     # log(share_c + y_c). The classification head is linear, and so it starts as the tangent to this
@@ -399,8 +402,8 @@ def start(features, mos, label, classes, fold):
 #
 # The paper says that its two regularisers keep one expert from doing everything, and gives no
 # equations for them. We use two losses of SpeechMoE (arXiv 2105.03036), which is our choice. As
-# defined here, only L_diversity keeps one expert from doing everything; L_sparsity is small if each
-# clip uses few experts.
+# defined here, only L_diversity can keep one expert from doing everything; L_sparsity is small if
+# each clip uses few experts.
 
 def mos_loss(predicted, mos):
     """Smooth L1. With d = predicted - mos it is the mean over the clips of

@@ -16,7 +16,7 @@ regularisers are always on (ours).
 
 The paper does not say, either, what it means by an "adaptive" weighting of the two losses. Here
 alpha, the weight of the MOS loss, rises during stage 2 and jumps between stages. beta, the weight
-of the second task, is 1 - alpha, as in all pairs that the paper gives.
+of the second task, is 1 - alpha, as in all pairs of alpha and beta that the paper gives.
 
 Letters of dimensions: see moemos.py.
 """
@@ -105,8 +105,9 @@ class Tensors(NamedTuple):
 
 
 def as_tensors(clips, backbone, cache):
-    """A list of data.Clip -> (their Tensors, on the backbone's device; the classes of the second
-    task). A class is a synthesis model (III.C), that is, a value of the column `model` (ours)."""
+    """Takes a list of data.Clip. Returns their Tensors, on the backbone's device, and the list of
+    the classes of the second task. A class is a synthesis model (III.C), that is, a value of the
+    column `model` (ours)."""
     features = data.extract_features(clips, backbone, cache).to(backbone.device)
     mos = torch.tensor([clip.mos for clip in clips], device=backbone.device)
     classes = sorted({clip.model for clip in clips})
@@ -117,7 +118,8 @@ def as_tensors(clips, backbone, cache):
 def run_stage(model, stage, config, training, dev=None):
     """Trains a model for one stage. training: the Tensors of the training clips. dev: those of the
     dev clips, if there are any. Every LOG_STEPS steps, and at the end, it yields a row of log.csv,
-    a dict. (So it is a generator, and trains only while somebody takes its rows.)
+    a dict. (As it contains `yield`, to call it trains nothing yet. It trains while a loop takes
+    its rows, as in run_stages().)
 
     There are no epochs: each step draws its batch anew from all clips, and a small corpus gets as
     many steps as a large one (ours). Raises FloatingPointError if a loss or a gradient is not

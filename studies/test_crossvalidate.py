@@ -272,7 +272,7 @@ def test_reliability_is_the_share_of_the_variance_of_the_mos_that_is_not_chance(
     assert np.isnan(crossvalidate.reliability(against))
 
 
-def say(lccs, ceiling=0.9, groups=4, systems=1, seeds=2):
+def say(lccs, ceiling=0.9, groups=4, systems=1, seeds=2, others="groups"):
     """The remarks on predictors that have about these LCC."""
     rng = np.random.default_rng(0)
     true = rng.normal(3, 1, 80)
@@ -284,7 +284,7 @@ def say(lccs, ceiling=0.9, groups=4, systems=1, seeds=2):
         said = lcc * true + np.sqrt(1 - lcc ** 2) * rng.normal(size=80)
         predicted[name] = tables.Predicted([said] * seeds, true, names)
     claims = crossvalidate.compare(predicted)
-    return " ".join(crossvalidate.in_words(clips, predicted, claims, ceiling, (1.0, 5.0)))
+    return " ".join(crossvalidate.in_words(clips, predicted, claims, ceiling, (1.0, 5.0), others))
 
 
 def test_the_remarks_say_what_the_intervals_show():
@@ -324,6 +324,11 @@ def test_a_remark_warns_if_the_groups_are_the_systems_so_that_no_model_has_heard
     assert "let the groups be sentences." in said
     assert "had learned from other clips of each system" not in said
     assert "in one fold" not in say(same, systems=4, groups=5)
+    unheard = {"the method": 0.6, "ridge": 0.6}
+    for others, warned in (("systems", False), ("systems and groups", True)):
+        said = say(unheard, systems=4, groups=80, others=others)
+        assert f"had learned from other {others} only." in said
+        assert ("No two clips are of one group." in said) is warned
 
 
 def test_a_score_is_explained_by_its_error_and_by_the_share_of_pairs_in_the_right_order():
