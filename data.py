@@ -333,8 +333,9 @@ def find_samples(path, content, order):
     left = len(content) - start
     # A stated length of 0 has two possible causes. (a) The length was not yet known when the header
     # was written; then we take all that is left. (b) There are no samples, and what follows is
-    # another chunk, such as a title. The header also states the length of the whole file, riff. If
-    # riff is a possible length, the header was written last, and so the 0 is true: this is (b).
+    # another chunk, such as a title. The header also states the length of the whole file, riff. A
+    # program that knew this length also knew that of the samples, and so its 0 is meant: this is
+    # (b).
     if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):
         size = left
     if content[8:12] != b"WAVE" or name != b"data" or size > left:

@@ -207,16 +207,16 @@ def ridge(features, target, new, penalties):
 
         w = (z'z + penalty * P * identity)^-1 z' t
 
-    The matrix z'z is (P, P), and P may be many thousands. But for any number c it is true that
+    The matrix z'z is (P, P), and P may be many thousands. But for any number k it is true that
 
-        (z'z + c * identity) z' = z' (zz' + c * identity)
+        (z'z + k * identity) z' = z' (zz' + k * identity)
 
-    because both sides are z'zz' + c * z'.
+    because both sides are z'zz' + k * z'.
 
     Multiply both sides by the inverse of the first bracket, from the left, and by the inverse of
     the second bracket, from the right. This gives
 
-        z' (zz' + c * identity)^-1 = (z'z + c * identity)^-1 z'
+        z' (zz' + k * identity)^-1 = (z'z + k * identity)^-1 z'
 
     and so
 
@@ -228,9 +228,9 @@ def ridge(features, target, new, penalties):
         zz' = u diag(v) u'        and        u u' = identity
 
     where diag(v) has v on its diagonal and 0 elsewhere. By these two equations
-    zz' + c * identity is u diag(v + c) u'. As u'u is the identity, too, the inverse of this is
+    zz' + k * identity is u diag(v + k) u'. As u'u is the identity, too, the inverse of this is
 
-        (zz' + c * identity)^-1 = u diag(1 / (v + c)) u'
+        (zz' + k * identity)^-1 = u diag(1 / (v + k)) u'
 
     and
 
@@ -274,10 +274,12 @@ def principal_axes(z, pivot):
 
     The variance is that of the clips along the axis, and r is the number of clips from which ridge
     regression learns (the rated ones). To see why, take the expression that ridge() minimises, and
-    divide it by r. Apart from a constant, what depends on the weight w of one axis is the mean of
-    (w * coordinate - target)^2, plus pivot * w^2. It is smallest at w = covariance / (variance +
-    pivot), where the covariance is that of the coordinate and the target. Without a penalty it is
-    smallest at covariance / variance.
+    divide it by r. As the coordinates are uncorrelated, it splits into one part for each axis. (The
+    directions have length 1 and stand at right angles, so |w|^2 is the same with weights for axes
+    as with weights for features.) The part with the weight w is, up to a constant, the mean of (w *
+    coordinate - target)^2, plus pivot * w^2. It is smallest at w = covariance / (variance + pivot),
+    where the covariance is that of the coordinate and the target. Without a penalty it is smallest
+    at covariance / variance.
 
     So `kept` is near 1 if the clips differ much along the axis, and near 0 if they hardly differ:
     with a pivot of 1 and variances of 9, 1 and .1 it is .9, .5 and .09. We bring the coordinates
@@ -350,8 +352,8 @@ def start(features, mos, label, classes, fold):
     # a slightly other way.)
     #
     # y_c, for each class c, is to say whether a clip is in this class. Its target is one_hot_c,
-    # which is 1 for the clips of class c and else 0. It is not shrunk, so V leaves kept_a in x_a,
-    # which shrinks the prediction as ridge regression would:
+    # which is 1 for the clips of class c and else 0. It is not shrunk. So V does not divide by
+    # kept_a; the factor in x_a then shrinks the prediction as ridge regression would:
     #
     #     y_c = sum over a of  x_a mean(one_hot_c * position_a)
     #

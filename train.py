@@ -118,8 +118,8 @@ def as_tensors(clips, backbone, cache):
 def run_stage(model, stage, config, training, dev=None):
     """Trains a model for one stage. training: the Tensors of the training clips. dev: those of the
     dev clips, if there are any. Every LOG_STEPS steps, and at the end, it yields a row of log.csv,
-    a dict. (As it contains `yield`, to call it trains nothing yet. It trains while a loop takes
-    its rows, as in run_stages().)
+    a dict. (Because of `yield`, calling this function does not train yet; it trains while a loop
+    takes its rows, as in run_stages().)
 
     There are no epochs: each step draws its batch anew from all clips, and a small corpus gets as
     many steps as a large one (ours). Raises FloatingPointError if a loss or a gradient is not

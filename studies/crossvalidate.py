@@ -195,6 +195,11 @@ def in_words(clips, predicted, claims, ceiling, scale, others="groups"):
     if math.sqrt(mse) > np.std(method.true):
         yield ("So the mean MOS would be a better guess than these scores; at most their order "
                "says something.")
+    if method.systems() >= evaluate.FEWEST["systems"]:
+        mse, tau = (method.numbers()[f"system {name}"] for name in ("MSE", "KTAU"))
+        yield (f"What does the score of a system mean, that is, the mean score of its clips? It is "
+               f"off by {tables.number(math.sqrt(mse))}. Of two systems, the one with the higher "
+               f"MOS gets the higher score in about {50 * (1 + tau):.0f} % of cases.")
     reach = lead[RIDGE.name]["high"] - lead[RIDGE.name]["value"]
     left_out = "systems" if method.systems() >= evaluate.FEWEST["systems"] else "clips"
     yield (f"Are there enough {left_out} to compare predictors? A difference in LCC from ridge is "
