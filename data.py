@@ -196,7 +196,8 @@ def read_corpus(path, scale=(1.0, 5.0), max_seconds=60.0):
 def extract_features(clips, backbone, cache="cache"):
     """Clips -> (clips, L, 2D) float32. What has been extracted before is read from the folder
     `cache`; there the name of a file is a digest (SHA-256), which changes with the clip's content
-    and with all that its features depend on. Raises InputError for a clip that read_wav refuses."""
+    and with all that its features depend on. Raises InputError for a clip that read_wav() or
+    clip_features() refuses."""
     key = cache_key(backbone)
     shape = (backbone.layers, 2 * backbone.width)
     result = torch.empty(len(clips), *shape)
@@ -333,9 +334,9 @@ def find_samples(path, content, order):
     left = len(content) - start
     # A stated length of 0 has two possible causes. (a) The length was not yet known when the header
     # was written; then we take all that is left. (b) There are no samples, and what follows is
-    # another chunk, such as a title. The header also states the length of the whole file, riff. A
-    # program that knew this length also knew that of the samples, and so its 0 is meant: this is
-    # (b).
+    # another chunk, such as a title. The header also states the length of the whole file, riff. If
+    # riff is a believable length, the program knew how long the file is. Then its 0 for the samples
+    # is true: this is (b).
     if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):
         size = left
     if content[8:12] != b"WAVE" or name != b"data" or size > left:

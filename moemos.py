@@ -181,8 +181,8 @@ class MoEMOS(nn.Module):
 # 1. The MOS and the features are standardised.
 # 2. Ridge regression, a linear model, learns to predict the MOS.
 # 3. The axes of the fusion are computed, the directions in which the clips differ most.
-# 4. V is set. From a clip's place on the axes it makes 1 + C guesses, each minus its mean: of the
-#    MOS, and, for each class, of whether the clip belongs to that class.
+# 4. V is set. From a clip's place on the axes it makes 1 + C guesses: one of the MOS and, for each
+#    class, one of whether the clip belongs to it. From each guess its mean is subtracted.
 # 5. The heads are set, so that they turn these guesses into logits and a MOS.
 #
 # The functions ridge() and principal_axes() explain steps 2 and 3, and start() the others. A prime
@@ -276,10 +276,12 @@ def principal_axes(z, pivot):
     regression learns (the rated ones). To see why, take the expression that ridge() minimises, and
     divide it by r. As the coordinates are uncorrelated, it splits into one part for each axis. (The
     directions have length 1 and stand at right angles, so |w|^2 is the same with weights for axes
-    as with weights for features.) The part with the weight w is, up to a constant, the mean of (w *
-    coordinate - target)^2, plus pivot * w^2. It is smallest at w = covariance / (variance + pivot),
-    where the covariance is that of the coordinate and the target. Without a penalty it is smallest
-    at covariance / variance.
+    as with weights for features.) The part of axis a, with the weight w_a, is up to a constant
+
+        mean((w_a * coordinate_a - target)^2) + pivot * w_a^2
+
+    It is smallest at w_a = covariance / (variance + pivot), where the covariance is that of the
+    coordinate and the target. Without a penalty it is smallest at covariance / variance.
 
     So `kept` is near 1 if the clips differ much along the axis, and near 0 if they hardly differ:
     with a pivot of 1 and variances of 9, 1 and .1 it is .9, .5 and .09. We bring the coordinates
@@ -335,7 +337,7 @@ def start(features, mos, label, classes, fold):
     position, kept, axes = principal_axes(z, penalty * z.shape[1] / rated.sum())
 
     # 4. V makes 1 + C guesses. The coordinates in `position` are uncorrelated, and have the mean 0
-    # and the variance 1. So by least squares a target is best predicted, apart from its mean, by
+    # and the variance 1. So by least squares the best prediction of a target minus its mean is
     #
     #     sum over the axes a of  position_a mean(target * position_a)
     #
@@ -404,8 +406,8 @@ def start(features, mos, label, classes, fold):
 #
 # The paper says that its two regularisers keep one expert from doing everything, and gives no
 # equations for them. We use two losses of SpeechMoE (arXiv 2105.03036), which is our choice. As
-# defined here, only L_diversity can keep one expert from doing everything; L_sparsity is small if
-# each clip uses few experts.
+# defined here, only L_diversity can keep one expert from doing everything. L_sparsity is small if
+# each clip uses few experts, even if they are the same for all clips.
 
 def mos_loss(predicted, mos):
     """Smooth L1. With d = predicted - mos it is the mean over the clips of
