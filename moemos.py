@@ -276,7 +276,8 @@ def principal_axes(z, pivot):
     regression learns (the rated ones). To see why, take the expression that ridge() minimises, and
     divide it by r. As the coordinates are uncorrelated, it splits into one part for each axis. (The
     directions have length 1 and stand at right angles, so |w|^2 is the same with weights for axes
-    as with weights for features.) The part of axis a, with the weight w_a, is up to a constant
+    as with weights for features.) The part of axis a, with the weight w_a, is, except for a
+    constant that does not depend on w_a,
 
         mean((w_a * coordinate_a - target)^2) + pivot * w_a^2
 
@@ -337,7 +338,8 @@ def start(features, mos, label, classes, fold):
     position, kept, axes = principal_axes(z, penalty * z.shape[1] / rated.sum())
 
     # 4. V makes 1 + C guesses. The coordinates in `position` are uncorrelated, and have the mean 0
-    # and the variance 1. So by least squares the best prediction of a target minus its mean is
+    # and the variance 1. So by least squares the best prediction of how far a target is above its
+    # mean is
     #
     #     sum over the axes a of  position_a mean(target * position_a)
     #
@@ -345,7 +347,7 @@ def start(features, mos, label, classes, fold):
     # x_a = position_a * kept_a.
     #
     # y_0 is to predict the MOS. Its target is ridge_mos, a prediction of ridge regression, which is
-    # shrunk already. So V divides by kept_a:
+    # shrunk already. The kept_a in x_a would shrink it again. So V divides by kept_a:
     #
     #     y_0 = sum over a of  x_a mean(ridge_mos * position_a) / kept_a
     #

@@ -1,7 +1,7 @@
 """Training: arXiv 2507.06116 section III.E, three stages over the features of a frozen backbone.
 
     python train.py                                simulates a corpus if there is none
-    python train.py --data DIR --out runs/mine     learns from the ratings.csv in a folder
+    python train.py --data PATH --out runs/mine    learns from a ratings.csv or its folder
     python train.py --help                         every setting, and which of them are ours
 
 A section number, such as (III.E), says where the paper speaks of a thing; "ours" says that a thing,
