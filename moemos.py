@@ -274,10 +274,11 @@ def principal_axes(z, pivot):
 
     The variance is that of the clips along the axis, and r is the number of clips from which ridge
     regression learns (the rated ones). To see why, take the expression that ridge() minimises, and
-    divide it by r. As the coordinates are uncorrelated, it splits into one part for each axis. (The
-    directions have length 1 and stand at right angles, so |w|^2 is the same with weights for axes
-    as with weights for features.) The part of axis a, with the weight w_a, is, except for a
-    constant that does not depend on w_a,
+    divide it by r. The best w is a sum of the directions. These have length 1 and stand at right
+    angles, so |w|^2 is the sum of the squares of the weights w_a for the axes. As the coordinates
+    are uncorrelated, the mixed terms in the square of the error, such as w_a w_b mean(coordinate_a
+    * coordinate_b), are 0. So the expression splits into one part for each axis a, which is, except
+    for a constant,
 
         mean((w_a * coordinate_a - target)^2) + pivot * w_a^2
 
@@ -295,7 +296,9 @@ def principal_axes(z, pivot):
     axis; kept: (A,); and axes: (P, A), for which z @ axes is position * kept."""
     # The matrix z'z / n has the directions as its eigenvectors, and the variances along them as its
     # eigenvalues. But it is (P, P), which may be too large. The matrix zz' / n is only (n, n) and
-    # has the same eigenvalues, except for zeros. From its eigenvectors u we compute the directions.
+    # has the same eigenvalues, except for zeros. A column of its eigenvectors u has the length 1
+    # and the mean 0. Times sqrt(n) it has the variance 1: these are the coordinates. From them we
+    # compute the directions.
     variance, u = np.linalg.eigh(z @ z.T / len(z))                          # (n,), (n, n)
     variance, u = np.maximum(variance[::-1], 1e-12), u[:, ::-1]             # largest first, no 0
     kept = variance / (variance + pivot)
@@ -344,7 +347,7 @@ def start(features, mos, label, classes, fold):
     #     sum over the axes a of  position_a mean(target * position_a)
     #
     # where the mean is over the training clips. But V reads x, whose coordinate along the axis a is
-    # x_a = position_a * kept_a.
+    # x_a = position_a * kept_a. Each prediction should be shrunk exactly once.
     #
     # y_0 is to predict the MOS. Its target is ridge_mos, a prediction of ridge regression, which is
     # shrunk already. The kept_a in x_a would shrink it again. So V divides by kept_a:
