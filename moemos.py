@@ -274,11 +274,11 @@ def principal_axes(z, pivot):
 
     The variance is that of the clips along the axis, and r is the number of clips from which ridge
     regression learns (the rated ones). To see why, take the expression that ridge() minimises, and
-    divide it by r. The best w is a sum of the directions. These have length 1 and stand at right
-    angles, so |w|^2 is the sum of the squares of the weights w_a for the axes. As the coordinates
-    are uncorrelated, the mixed terms in the square of the error, such as w_a w_b mean(coordinate_a
-    * coordinate_b), are 0. So the expression splits into one part for each axis a, which is, except
-    for a constant,
+    divide it by r. The best w is a sum of the directions, each multiplied by a weight w_a. The
+    directions have length 1 and stand at right angles, so |w|^2 is the sum of all w_a^2. As the
+    coordinates are uncorrelated, the mixed terms in the square of the error, such as w_a w_b
+    mean(coordinate_a * coordinate_b), are 0. So the expression splits into one part for each axis
+    a, which is, except for a constant,
 
         mean((w_a * coordinate_a - target)^2) + pivot * w_a^2
 
@@ -297,8 +297,8 @@ def principal_axes(z, pivot):
     # The matrix z'z / n has the directions as its eigenvectors, and the variances along them as its
     # eigenvalues. But it is (P, P), which may be too large. The matrix zz' / n is only (n, n) and
     # has the same eigenvalues, except for zeros. A column of its eigenvectors u has the length 1
-    # and the mean 0. Times sqrt(n) it has the variance 1: these are the coordinates. From them we
-    # compute the directions.
+    # and, as those of z have it, the mean 0. Multiplied by sqrt(n), it has the variance 1; these
+    # columns are the coordinates. From them we compute the directions.
     variance, u = np.linalg.eigh(z @ z.T / len(z))                          # (n,), (n, n)
     variance, u = np.maximum(variance[::-1], 1e-12), u[:, ::-1]             # largest first, no 0
     kept = variance / (variance + pivot)

@@ -7,12 +7,12 @@
 A section number, such as (III.E), says where the paper speaks of a thing; "ours" says that a thing,
 or its value, is not the paper's.
 
-The paper does not say which weights a stage trains. Here each stage trains all of them, except the
-fusion, which is computed before (ours). In stage 1 the gradient of the MOS head is 0, as alpha is
-0. Only the weight decay moves this head; it makes each weight a little smaller in every step. (The
-predicted MOS changes nevertheless, because both heads read y, which stage 1 trains.) The optimiser
-is AdamW (III.E). Each stage has a new one, which remembers nothing of the stage before (ours). Both
-regularisers are always on (ours).
+The paper does not say which weights a stage trains. Here each stage trains all, except those of the
+backbone, which is frozen, and of the fusion, which is computed before (ours). In stage 1 the
+gradient of the MOS head is 0, as alpha is 0. Only the weight decay moves this head; it makes each
+weight a little smaller in every step. (The predicted MOS changes nevertheless, because both heads
+read y, which stage 1 trains.) The optimiser is AdamW (III.E). Each stage has a new one, which
+remembers nothing of the stage before (ours). Both regularisers are always on (ours).
 
 The paper does not say, either, what it means by an "adaptive" weighting of the two losses. Here
 alpha, the weight of the MOS loss, rises during stage 2 and jumps between stages. beta, the weight
