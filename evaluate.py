@@ -296,8 +296,8 @@ def evaluate(run, device="", corpus="", backbone="", scale=(), max_seconds=0.0):
 def show(run, result):
     """Prints the report of evaluate()."""
     print("\nmean gate of each expert, in %, over the clips of each class")
-    for model, gates in result["gates"].items():
-        print(f"  {data.printable(model):24}" + "".join(f"{100 * gate:6.1f}" for gate in gates))
+    for name, gates in result["gates"].items():
+        print(f"  {data.printable(name):24}" + "".join(f"{100 * gate:6.1f}" for gate in gates))
     if result["accuracy"] is not None:
         print(f"known classes are recognised for {100 * result['accuracy']:.1f} % of their clips")
     backbone = result["backbone"]["name"]

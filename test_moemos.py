@@ -691,6 +691,7 @@ def test_stages_have_equal_length_and_the_papers_learning_rates_and_loss_weights
     first, second, third = train.STAGES
     assert [stage.name for stage in train.STAGES] == ["classification", "joint", "mos"]
     assert [stage.steps for stage in train.STAGES] == [200] * 3  # These are ours.
+    assert "0 means 200." in train.Config.__dataclass_fields__["steps"].metadata["help"]
     assert second.lr == first.lr  # The paper has none for stage 2.
     assert (first.lr, first.alpha_start, first.alpha_end) == (1e-4, 0, 0)
     assert (second.alpha_start, second.alpha_end) == (0.3, 0.7)

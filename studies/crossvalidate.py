@@ -33,8 +33,9 @@ from studies.variants import ONE
 VARIANTS = (METHOD, ONE, RIDGE, MEAN)  # the first is compared with each of the others
 HALF = "the method, half the clips"    # it learns from about half of each system's clips
 FEWEST = 5                             # rated clips to learn from must remain outside each part
-OTHERS = {"groups": "groups", "system": "systems", "system and groups": "systems and groups"}
 HALVINGS = 20                          # how often the raters are halved at random
+# How the clips are split, as for lab.split(), and from what other clips is then learned.
+OTHERS = {"groups": "groups", "system": "systems", "system and groups": "systems and groups"}
 
 
 def check(path, clips, how):
@@ -95,7 +96,7 @@ def half_of_a_system(corpus):
     return int(np.median(np.concatenate(counts))) // 2
 
 
-def cross_validate(table, backbone, seeds, how="groups"):
+def cross_validate(table, backbone, seeds, how):
     """{label: tables.Predicted} of VARIANTS and, if the systems have enough clips, of the method
     that learns from half of them. table: the absolute path of a ratings.csv. how: as for
     lab.split(). If systems are left out, no predictor can know their mean, and none learns from
@@ -160,7 +161,7 @@ def in_one_fold(clips):
     return [name for name, own in folds.items() if len(own) == 1]
 
 
-def in_words(clips, predicted, claims, ceiling, scale, others="groups"):
+def in_words(clips, predicted, claims, ceiling, scale, others):
     """Yields sentences that explain the numbers. clips: the rated ones. claims: as compare() gives
     them. ceiling: as reliability() gives it. others: one of OTHERS, from which was learned."""
     method = predicted[METHOD.name]
@@ -196,10 +197,10 @@ def in_words(clips, predicted, claims, ceiling, scale, others="groups"):
         yield ("So the mean MOS would be a better guess than these scores; at most their order "
                "says something.")
     if method.systems() >= evaluate.FEWEST["systems"]:
-        mse, tau = (method.numbers()[f"system {name}"] for name in ("MSE", "KTAU"))
+        system_mse, system_tau = (method.numbers()[f"system {name}"] for name in ("MSE", "KTAU"))
         yield (f"What does the score of a system mean, that is, the mean score of its clips? It is "
-               f"off by {tables.number(math.sqrt(mse))}. Of two systems, the one with the higher "
-               f"MOS gets the higher score in about {50 * (1 + tau):.0f} % of cases.")
+               f"off by {tables.number(math.sqrt(system_mse))}. Of two systems, the one with the "
+               f"higher MOS gets the higher score in about {50 * (1 + system_tau):.0f} % of cases.")
     reach = lead[RIDGE.name]["high"] - lead[RIDGE.name]["value"]
     left_out = "systems" if method.systems() >= evaluate.FEWEST["systems"] else "clips"
     yield (f"Are there enough {left_out} to compare predictors? A difference in LCC from ridge is "
@@ -212,13 +213,12 @@ def in_words(clips, predicted, claims, ceiling, scale, others="groups"):
         yield (f"Are there enough clips to learn from? With half of each system's clips the LCC is "
                f"{tables.number(half)}, with all of them {tables.number(lcc)}: {helps}.")
     yield f"The intervals are {evaluate.parts_of(method.system)[1]}."
-    alone = in_one_fold(clips)
     if not heard:
         yield f"Each clip was predicted by models that had learned from other {others} only."
-    elif alone:
+    elif alone := in_one_fold(clips):
         yield (f"Of {method.systems()} systems, {len(alone)} have all their clips in one fold. The "
-               "models had learned from no clip of these systems, and nobody could know their "
-               "mean. If your groups are talkers, and each system is a talker, then let the "
+               "models had learned from no clip of these systems, and no predictor could know "
+               "their mean. If your groups are talkers, and each system is a talker, then let the "
                "groups be sentences.")
     else:
         yield ("The models had learned from other clips of each system. Expect less for a system "
@@ -255,12 +255,12 @@ def main():
     with data.errors_in_one_sentence("studies.crossvalidate"):
         if not 1 <= options.seeds <= 100:
             raise InputError(f"--seeds {options.seeds}: must be at least 1 and at most 100")
+        if options.new_groups and not options.unheard:
+            raise InputError("--new-groups needs --unheard")
         train.check(train.Config(data=options.ratings, scale=tuple(options.scale),
                                  max_seconds=options.max_seconds))
         clips = data.read_ratings(options.ratings, options.scale)
         data.check_clips(clips, options.max_seconds)
-        if options.new_groups and not options.unheard:
-            raise InputError("--new-groups needs --unheard")
         how = "system" if options.unheard else "groups"
         how += " and groups" if options.new_groups else ""
         rated = [clip for clip in clips if clip.ratings]

@@ -23,8 +23,11 @@ def score(run, paths, device="", backbone="", max_seconds=0.0):
     files = [file for path in paths for file in data.find_wavs(path) or [Path(path)]]
     clips = [data.Clip(str(file), file, "test", "", "", "") for file in files]
     data.check_clips(clips, config.max_seconds)
-    mos = evaluate.reference_predictions(trained, table, clips)[evaluate.RIDGE]
-    return list(zip(map(str, files), mos.tolist()))
+    predicted = evaluate.reference_predictions(trained, table, clips)
+    if not predicted:
+        raise data.InputError(f"{config.data}: has lost its ratings of training clips; fewer than "
+                              "two are left, so train again")
+    return list(zip(map(str, files), predicted[evaluate.RIDGE].tolist()))
 
 
 def main():

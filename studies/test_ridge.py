@@ -38,3 +38,10 @@ def test_a_folder_is_scored_and_a_file_that_is_no_wav_is_refused_in_one_sentence
     assert np.isfinite(list(scored.values())).all()
     assert call(monkeypatch, ridge, str(run), "--wav", str(tmp_path / "bad.wav")) == 2
     assert "bad.wav: not a whole WAV file" in capsys.readouterr().err
+
+
+def test_a_table_that_has_lost_its_ratings_since_training_is_refused(run, tmp_path, monkeypatch):
+    lay_out(tmp_path, {}, wavs=["a.wav"])
+    monkeypatch.setattr(data, "read_ratings", lambda *_: [])
+    with pytest.raises(data.InputError, match="fewer than two are left, so train again"):
+        ridge.score(run, [tmp_path / "a.wav"])
