@@ -31,10 +31,11 @@ DEFAULT_BACKBONE = "WAV2VEC2_BASE"  # III.B; the paper does not say which wav2ve
 STALL_SECONDS = 30.0  # a download that sends nothing for this long is given up
 MAX_BYTES = 2 ** 28   # a larger file is refused; without a limit, reading a pipe might never end
 SILENCE = 45.0        # dB; ends of a clip that are this far below its loudest 10 ms are cut (ours)
-# (format, bytes a sample) of a WAV file -> (numpy's type, the number that stands for silence, the
-# distance from there to the loudest sample possible). Format 1 is PCM, whole numbers; format 3 is
-# floating point. For instance, (1, 2) is PCM of 16 bits: silence is 0, and the loudest sample is
-# 2^15 away from it. Samples of 3 bytes are first made 4 bytes long.
+# How a WAV file of each kind is read. The key is the format (1 is PCM, whole numbers; 3 is floating
+# point) and the bytes a sample takes. The value is numpy's type, the number that stands for
+# silence, and the distance from there to the loudest sample possible. For instance, (1, 2) is PCM
+# of 16 bits: silence is 0, and the loudest sample is 2^15 away from it. (1, 3) is read as 4 bytes,
+# because numpy has no integers of 3 bytes; decode() first adds a byte to each sample.
 TYPES = {(1, 1): ("u1", 128.0, 2 ** 7), (1, 2): ("i2", 0.0, 2 ** 15), (1, 3): ("i4", 0.0, 2 ** 31),
          (1, 4): ("i4", 0.0, 2 ** 31), (3, 4): ("f4", 0.0, 1), (3, 8): ("f8", 0.0, 1)}
 OTHER_AUDIO = (".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".aif", ".aiff", ".au")
@@ -63,17 +64,19 @@ def decode(path, content):
     silence at both ends is cut. Raises InputError, which names the file."""
     order = ">" if content[:4] == b"RIFX" else "<"
     header, samples = find_samples(path, content, order)
-    # 4x and 8x skip fields of the header that are not needed here.
+    # The header says: the format; how many channels there are; the rate; how many bytes one sample
+    # of all channels takes (block); how many bits a sample has. 4x and 8x skip what is not needed.
     kind, channels, rate, block, bits, subkind = struct.unpack_from(f"{order}HHI4xHH8xI", header)
     kind = subkind if kind == 0xFFFE else kind  # 0xFFFE says that the format stands further back
-    # How many bytes a sample takes follows from its bits, but 24 bits may be stored in four bytes.
+    # A sample takes as many bytes as its bits need. But samples of 24 bits may take four bytes
+    # each; `block` shows that.
     width = 4 if 16 < bits < 32 and block == 4 * channels else (bits + 7) // 8
     count = len(samples) // max(channels * width, 1) * channels
     if (kind, width) not in TYPES or count == 0 or not 1 <= rate <= 768000:
         raise InputError(f"{path}: {count} samples of {bits} bits in format {kind} at {rate} Hz; "
                          "save it as PCM of 8 to 32 bits or as float, at a rate up to 768 kHz")
     samples = np.frombuffer(samples, np.uint8, count * width)
-    if width == 3:  # numpy has no such integers: a byte of 0 makes them four bytes long
+    if width == 3:  # a byte of 0 makes them four bytes long
         samples = np.insert(samples.reshape(-1, 3), 0 if order == "<" else 3, 0, axis=1).ravel()
     name, zero, full_scale = TYPES[kind, width]
     scaled = (samples.view(order + name).astype(float) - zero) / full_scale
@@ -332,11 +335,10 @@ def find_samples(path, content, order):
     if content[:4] in (b"RF64", b"BW64"):  # here the length has 64 bits and stands near the start
         size = int.from_bytes(content[28:36], "little")
     left = len(content) - start
-    # A stated length of 0 has two possible causes. (a) The length was not yet known when the header
-    # was written; then we take all that is left. (b) There are no samples, and what follows is
-    # another chunk, such as a title. The header also states the length of the whole file, riff. If
-    # riff is a believable length, the program knew how long the file is. Then its 0 for the samples
-    # is true: this is (b).
+    # A stated length of 0 may be true: then there are no samples, and what follows is another
+    # chunk, such as a title. Or the program that wrote the header did not know the length yet; then
+    # we take all that is left. The header also states the length of the whole file, riff. If even
+    # that is not believable, the program did not know the length.
     if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):
         size = left
     if content[8:12] != b"WAVE" or name != b"data" or size > left:

@@ -67,8 +67,7 @@ def leave_one_out(predicted, true, system):
     each time: {"utterance MSE": (parts,), ...}. parts_of() says what a part is. The numbers are NaN
     if there are too few parts."""
     left_out = {}
-    # At system level there is one value for each system, and to leave out a value is to leave out a
-    # system.
+    # At system level p and t hold one mean for each system, which is a part of its own.
     systems = {"utterance": system, "system": np.unique(system)}
     for level, (p, t) in moemos.levels(predicted, true, system).items():
         part, _ = parts_of(systems[level])
@@ -118,10 +117,11 @@ def interval(value, left_out, name=""):
 
     A correlation cannot exceed 1, nor an MSE fall below 0. Near these limits an interval should not
     be symmetric. So a correlation r is replaced by atanh(r) (Fisher's scale), and an MSE by
-    log(MSE); neither of these two has such a limit. There the interval is symmetric; turned back to
-    the old scale it is not. If r changes by a small amount d, atanh(r) changes by about d times the
-    derivative of atanh at r. So on the new scale `reach` is multiplied by the derivative, which is
-    1 / (1 - r^2) for atanh(r), and 1 / MSE for log(MSE). The interval is
+    log(MSE); neither of these two has such a limit. We compute a symmetric interval on this new
+    scale, and turn its two ends back to the old scale. On the new scale we need another `reach`. If
+    r changes by a small amount d, atanh(r) changes by about d times the derivative of atanh at r.
+    So `reach` is multiplied by this derivative, which is 1 / (1 - r^2), or for log(MSE) by 1 / MSE.
+    The interval is
 
         of a correlation    tanh(atanh(value) -+ reach / (1 - value^2))
         of an MSE           exp(log(value) -+ (1 + 2 / n) reach / value)
@@ -154,10 +154,10 @@ def interval(value, left_out, name=""):
 
 def verdict(name, difference, low, high):
     """Is one predictor shown to be better than another? difference: the number of the first minus
-    that of the second, in the unit in which it is printed. [low, high]: the interval of the
-    difference, in any unit, because only the signs count. name: which of the eight numbers it is.
-    Returns "better" or "worse", "neither" if nothing is shown or the difference rounds to 0, and
-    "-" if there is no interval."""
+    that of the second, in the unit in which it is printed, as it is rounded here. [low, high]: the
+    interval of the difference, in any unit, because only the signs count. name: which of the eight
+    numbers it is. Returns "better" or "worse", "neither" if nothing is shown or the difference
+    rounds to 0, and "-" if there is no interval."""
     if math.isnan(low):
         return "-"
     if name.endswith("MSE"):  # here less is better

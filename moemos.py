@@ -277,13 +277,15 @@ def principal_axes(z, pivot):
     divide it by r. The best w is a sum of the directions, each multiplied by a weight w_a. The
     directions have length 1 and stand at right angles, so |w|^2 is the sum of all w_a^2. As the
     coordinates are uncorrelated, the mixed terms in the square of the error, such as w_a w_b
-    mean(coordinate_a * coordinate_b), are 0. So the expression splits into one part for each axis
-    a, which is, except for a constant,
+    mean(coordinate_a * coordinate_b), are 0. So each weight w_a can be found by itself: it is the
+    one for which
 
         mean((w_a * coordinate_a - target)^2) + pivot * w_a^2
 
-    It is smallest at w_a = covariance / (variance + pivot), where the covariance is that of the
-    coordinate and the target. Without a penalty it is smallest at covariance / variance.
+    is least.
+
+    That is w_a = covariance / (variance + pivot), where the covariance is that of the coordinate
+    and the target. Without a penalty it would be covariance / variance.
 
     So `kept` is near 1 if the clips differ much along the axis, and near 0 if they hardly differ:
     with a pivot of 1 and variances of 9, 1 and .1 it is .9, .5 and .09. We bring the coordinates
@@ -296,9 +298,10 @@ def principal_axes(z, pivot):
     axis; kept: (A,); and axes: (P, A), for which z @ axes is position * kept."""
     # The matrix z'z / n has the directions as its eigenvectors, and the variances along them as its
     # eigenvalues. But it is (P, P), which may be too large. The matrix zz' / n is only (n, n) and
-    # has the same eigenvalues, except for zeros. A column of its eigenvectors u has the length 1
-    # and, as those of z have it, the mean 0. Multiplied by sqrt(n), it has the variance 1; these
-    # columns are the coordinates. From them we compute the directions.
+    # has the same eigenvalues, except for zeros. Each column of its eigenvectors u has the length
+    # 1. Its mean is 0, because the columns of z have the mean 0 (unless its variance is 0; such a
+    # column is left out). Multiplied by sqrt(n), the columns have the variance 1, and are the
+    # coordinates. From them we compute the directions.
     variance, u = np.linalg.eigh(z @ z.T / len(z))                          # (n,), (n, n)
     variance, u = np.maximum(variance[::-1], 1e-12), u[:, ::-1]             # largest first, no 0
     kept = variance / (variance + pivot)
@@ -341,16 +344,18 @@ def start(features, mos, label, classes, fold):
     position, kept, axes = principal_axes(z, penalty * z.shape[1] / rated.sum())
 
     # 4. V makes 1 + C guesses. The coordinates in `position` are uncorrelated, and have the mean 0
-    # and the variance 1. So by least squares the best prediction of how far a target is above its
-    # mean is
+    # and the variance 1. So by least squares the weight of an axis is mean(target * position_a),
+    # its covariance with the target over the training clips. The best prediction of how far a
+    # target is above its mean is
     #
     #     sum over the axes a of  position_a mean(target * position_a)
     #
-    # where the mean is over the training clips. But V reads x, whose coordinate along the axis a is
-    # x_a = position_a * kept_a. Each prediction should be shrunk exactly once.
+    # But V reads x, whose coordinate along the axis a is x_a = position_a * kept_a. Each prediction
+    # should be shrunk exactly once.
     #
-    # y_0 is to predict the MOS. Its target is ridge_mos, a prediction of ridge regression, which is
-    # shrunk already. The kept_a in x_a would shrink it again. So V divides by kept_a:
+    # y_0 is to predict the MOS. Some clips have no MOS, so its target is ridge_mos, which is a
+    # prediction of ridge regression, and shrunk already. The kept_a in x_a would shrink it again.
+    # So V divides by kept_a:
     #
     #     y_0 = sum over a of  x_a mean(ridge_mos * position_a) / kept_a
     #
@@ -360,7 +365,7 @@ def start(features, mos, label, classes, fold):
     #
     # y_c, for each class c, is to say whether a clip is in this class. Its target is one_hot_c,
     # which is 1 for the clips of class c and else 0. It is not shrunk. So V does not divide by
-    # kept_a; the factor in x_a then shrinks the prediction as ridge regression would:
+    # kept_a; the factor in x_a then shrinks the prediction as ridge regression does for the MOS:
     #
     #     y_c = sum over a of  x_a mean(one_hot_c * position_a)
     #
@@ -378,7 +383,7 @@ def start(features, mos, label, classes, fold):
     #     logit_c = log share_c + y_c / share_c
     #
     # The tangent is near the logarithm only if y_c is small beside share_c. If y_c is large, the
-    # softmax is too sure of class c. (The predicted MOS does not depend on this.)
+    # softmax is too sure of class c. (The predicted MOS does not depend on the softmax, see below.)
     #
     # The MOS head starts as the mean of two predictions:
     #

@@ -127,8 +127,8 @@ def run_stage(model, stage, config, training, dev=None):
     parameters = list(model.parameters())
     # AdamW (III.E) is a gradient descent that scales its steps: in one step each weight moves by
     # about `lr`, or by a few times that at most, however large its gradient is. (The rates of all
-    # 600 steps sum to .021.) The weight decay is its default, 0.01 (ours). `lr` is set anew
-    # in each step, below. `fused` changes only the speed.
+    # 600 steps sum to .021. So in the whole training no weight moves far.) The weight decay is its
+    # default, 0.01 (ours). `lr` is set anew in each step, below. `fused` changes only the speed.
     optimiser = torch.optim.AdamW(parameters, fused=True)
     logged, gates = [], []
     for step in range(stage.steps):
