@@ -198,9 +198,8 @@ def read_corpus(path, scale=(1.0, 5.0), max_seconds=60.0):
 
 def extract_features(clips, backbone, cache="cache"):
     """Clips -> (clips, L, 2D) float32. What has been extracted before is read from the folder
-    `cache`; there the name of a file is a digest (SHA-256), which changes with the clip's content
-    and with all that its features depend on. Raises InputError for a clip that read_wav() or
-    clip_features() refuses."""
+    `cache`; there the name of a file is a digest (SHA-256) of the clip's content and of
+    cache_key(). Raises InputError for a clip that read_wav() or clip_features() refuses."""
     key = cache_key(backbone)
     shape = (backbone.layers, 2 * backbone.width)
     result = torch.empty(len(clips), *shape)
@@ -263,7 +262,7 @@ class InputError(ValueError):
 
 
 def printable(text):
-    """The text with its control characters escaped, as the name of a file may hold any."""
+    """The text with its control characters escaped, because the name of a file may hold any."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
@@ -335,10 +334,10 @@ def find_samples(path, content, order):
     if content[:4] in (b"RF64", b"BW64"):  # here the length has 64 bits and stands near the start
         size = int.from_bytes(content[28:36], "little")
     left = len(content) - start
-    # A stated length of 0 may be true: then there are no samples, and what follows is another
-    # chunk, such as a title. Or the program that wrote the header did not know the length yet; then
-    # we take all that is left. The header also states the length of the whole file, riff. If even
-    # that is not believable, the program did not know the length.
+    # The header also states the length of the whole file, riff. If that is possible, we believe a
+    # stated length of 0, too: there are no samples, and what follows is another chunk, such as a
+    # title. If it is not, the program did not know the lengths when it wrote the header, and we
+    # take all that is left.
     if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):
         size = left
     if content[8:12] != b"WAVE" or name != b"data" or size > left:

@@ -154,10 +154,10 @@ def interval(value, left_out, name=""):
 
 def verdict(name, difference, low, high):
     """Is one predictor shown to be better than another? difference: the number of the first minus
-    that of the second, in the unit in which it is printed, as it is rounded here. [low, high]: the
-    interval of the difference, in any unit, because only the signs count. name: which of the eight
-    numbers it is. Returns "better" or "worse", "neither" if nothing is shown or the difference
-    rounds to 0, and "-" if there is no interval."""
+    that of the second, in the unit in which it is printed, because it is rounded here, too. [low,
+    high]: the interval of the difference, in any unit, because only the signs count. name: which of
+    the eight numbers it is. Returns "better" or "worse", "neither" if nothing is shown or the
+    difference rounds to 0, and "-" if there is no interval."""
     if math.isnan(low):
         return "-"
     if name.endswith("MSE"):  # here less is better

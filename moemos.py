@@ -110,7 +110,9 @@ class MixtureOfExperts(nn.Module):
     In the paper the experts are independent small networks, multi-layer perceptrons. Here an expert
     is such a network, MLP_i, plus a linear map V that all experts share (ours):
 
-        E_i(x) = V x + MLP_i(x)     and so, as the gates sum to 1,     y = V x + sum_i g_i MLP_i(x)
+        E_i(x) = V x + MLP_i(x)
+
+    The gates sum to 1, and so y = V x + sum_i g_i(x) MLP_i(x).
 
     With few clips a linear model is hard to beat. So start() sets V to a linear model that is
     fitted to the training clips. From there V is trained, too, and the perceptrons are there to
@@ -228,7 +230,7 @@ def ridge(features, target, new, penalties):
         zz' = u diag(v) u'        and        u u' = identity
 
     where diag(v) has v on its diagonal and 0 elsewhere. By these two equations
-    zz' + k * identity is u diag(v + k) u'. As u'u is the identity, too, the inverse of this is
+    zz' + k * identity is u diag(v + k) u'. Because u'u is the identity, too, the inverse of this is
 
         (zz' + k * identity)^-1 = u diag(1 / (v + k)) u'
 
@@ -266,26 +268,16 @@ def principal_axes(z, pivot):
     The clips are points in a space with a dimension for each feature. The principal axes are
     directions in this space: the clips differ most along the first one, and less along each further
     one. A linear model can be written with a weight for each axis in place of one for each feature.
-    As the coordinates along any two axes are uncorrelated, each weight can be found by itself.
     Ridge regression gives each axis the weight that it would have without a penalty, times a factor
     between 0 and 1,
 
         kept = variance / (variance + pivot),        pivot = penalty * P / r
 
     The variance is that of the clips along the axis, and r is the number of clips from which ridge
-    regression learns (the rated ones). To see why, take the expression that ridge() minimises, and
-    divide it by r. The best w is a sum of the directions, each multiplied by a weight w_a. The
-    directions have length 1 and stand at right angles, so |w|^2 is the sum of all w_a^2. As the
-    coordinates are uncorrelated, the mixed terms in the square of the error, such as w_a w_b
-    mean(coordinate_a * coordinate_b), are 0. So each weight w_a can be found by itself: it is the
-    one for which
-
-        mean((w_a * coordinate_a - target)^2) + pivot * w_a^2
-
-    is least.
-
-    That is w_a = covariance / (variance + pivot), where the covariance is that of the coordinate
-    and the target. Without a penalty it would be covariance / variance.
+    regression learns (the rated ones). The penalty is divided by r because the variance is a mean
+    over clips, while ridge() has a sum over clips. (Section 3.4.1 of "The Elements of Statistical
+    Learning" by Hastie, Tibshirani and Friedman derives this, with d^2 for r * variance and lambda
+    for penalty * P.)
 
     So `kept` is near 1 if the clips differ much along the axis, and near 0 if they hardly differ:
     with a pivot of 1 and variances of 9, 1 and .1 it is .9, .5 and .09. We bring the coordinates
@@ -298,10 +290,10 @@ def principal_axes(z, pivot):
     axis; kept: (A,); and axes: (P, A), for which z @ axes is position * kept."""
     # The matrix z'z / n has the directions as its eigenvectors, and the variances along them as its
     # eigenvalues. But it is (P, P), which may be too large. The matrix zz' / n is only (n, n) and
-    # has the same eigenvalues, except for zeros. Each column of its eigenvectors u has the length
-    # 1. Its mean is 0, because the columns of z have the mean 0 (unless its variance is 0; such a
-    # column is left out). Multiplied by sqrt(n), the columns have the variance 1, and are the
-    # coordinates. From them we compute the directions.
+    # has the same eigenvalues, except for zeros. The columns of u, its eigenvectors, have the
+    # length 1. Their mean is 0, because each feature in z has the mean 0. (That need not hold for
+    # an axis along which nothing varies, but such an axis is left out.) Multiplied by sqrt(n), the
+    # columns have the variance 1, and are the coordinates. From them we compute the directions.
     variance, u = np.linalg.eigh(z @ z.T / len(z))                          # (n,), (n, n)
     variance, u = np.maximum(variance[::-1], 1e-12), u[:, ::-1]             # largest first, no 0
     kept = variance / (variance + pivot)

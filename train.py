@@ -9,9 +9,9 @@ or its value, is not the paper's.
 
 The paper does not say which weights a stage trains. Here each stage trains all, except those of the
 backbone, which is frozen, and of the fusion, which is computed before (ours). In stage 1 the
-gradient of the MOS head is 0, as alpha is 0. Only the weight decay moves this head; it makes each
-weight a little smaller in every step. (The predicted MOS changes nevertheless, because both heads
-read y, which stage 1 trains.) The optimiser is AdamW (III.E). Each stage has a new one, which
+gradient of the MOS head is 0, because alpha is 0. Only the weight decay moves this head; it makes
+each weight a little smaller in every step. (The predicted MOS changes nevertheless, because both
+heads read y, which stage 1 trains.) The optimiser is AdamW (III.E). Each stage has a new one, which
 remembers nothing of the stage before (ours). Both regularisers are always on (ours).
 
 The paper does not say, either, what it means by an "adaptive" weighting of the two losses. Here
@@ -205,7 +205,7 @@ def train(config):
 
     torch.manual_seed(config.seed)
     fold = data.folds_of([clip for clip in clips if clip.ratings], FOLDS)
-    on_cpu = [tensor.cpu() for tensor in training]  # as not every accelerator has float64
+    on_cpu = [tensor.cpu() for tensor in training]  # start() needs float64
     model = build_model(config, moemos.start(*on_cpu, len(classes), fold))
     print("training starts from linear predictions; the penalty of ridge regression is {:.2g} "
           "times the number of features (by cross-validation); {} features become {} axes".format(
