@@ -179,8 +179,8 @@ def add_row(clips, row, folder, scale, place):
 
 def folds_of(clips, folds):
     """Deals clips out into folds -> (clips,) int, the number of each clip's fold. Whole groups are
-    dealt out, in order of name, so that no group is split. If there is only one group, its clips
-    are dealt out."""
+    dealt out, in order of name, so that no group is split; only if there is just one group, its
+    clips are dealt out."""
     names, number = np.unique([clip.group for clip in clips], return_inverse=True)
     if len(names) < 2:
         return np.arange(len(clips)) % folds
@@ -334,10 +334,10 @@ def find_samples(path, content, order):
     if content[:4] in (b"RF64", b"BW64"):  # here the length has 64 bits and stands near the start
         size = int.from_bytes(content[28:36], "little")
     left = len(content) - start
-    # The header also states the length of the whole file, riff. If that is possible, we believe a
-    # stated length of 0, too: there are no samples, and what follows is another chunk, such as a
-    # title. If it is not, the program did not know the lengths when it wrote the header, and we
-    # take all that is left.
+    # The header also states the length of the whole file, riff. If riff is a plausible length, we
+    # believe a stated length of 0, too: there are no samples, and what follows is another chunk,
+    # such as a title. If riff is not plausible, the program did not know the lengths when it wrote
+    # the header, and we take all that is left.
     if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):
         size = left
     if content[8:12] != b"WAVE" or name != b"data" or size > left:

@@ -67,7 +67,7 @@ def leave_one_out(predicted, true, system):
     each time: {"utterance MSE": (parts,), ...}. parts_of() says what a part is. The numbers are NaN
     if there are too few parts."""
     left_out = {}
-    # At system level p and t hold one mean for each system, which is a part of its own.
+    # At system level p and t have one value for each system, and each value is a part.
     systems = {"utterance": system, "system": np.unique(system)}
     for level, (p, t) in moemos.levels(predicted, true, system).items():
         part, _ = parts_of(systems[level])
@@ -154,8 +154,8 @@ def interval(value, left_out, name=""):
 
 def verdict(name, difference, low, high):
     """Is one predictor shown to be better than another? difference: the number of the first minus
-    that of the second, in the unit in which it is printed, because it is rounded here, too. [low,
-    high]: the interval of the difference, in any unit, because only the signs count. name: which of
+    that of the second, in the unit in which it is printed, because it is rounded to three digits.
+    [low, high]: the interval of the difference, of which only the signs are used. name: which of
     the eight numbers it is. Returns "better" or "worse", "neither" if nothing is shown or the
     difference rounds to 0, and "-" if there is no interval."""
     if math.isnan(low):

@@ -152,7 +152,8 @@ class Output(NamedTuple):
 
 
 class MoEMOS(nn.Module):
-    """All that comes after the frozen backbone: features of clips -> MOS and synthesis models.
+    """All that comes after the frozen backbone and the pooling: features of clips -> MOS and
+    synthesis models.
 
     Each head is one linear layer, the plainest there is, and reads all 1 + C numbers of y (ours).
     The MOS head predicts how far a clip is from the mean MOS of the training clips, in standard
@@ -213,10 +214,9 @@ def ridge(features, target, new, penalties):
 
         (z'z + k * identity) z' = z' (zz' + k * identity)
 
-    because both sides are z'zz' + k * z'.
+    because both sides are z'zz' + k * z'. Multiply both sides by the inverse of (z'z + k *
+    identity) from the left, and by the inverse of (zz' + k * identity) from the right. This gives
 
-    Multiply both sides by the inverse of the first bracket, from the left, and by the inverse of
-    the second bracket, from the right. This gives
 
         z' (zz' + k * identity)^-1 = (z'z + k * identity)^-1 z'
 
@@ -275,7 +275,7 @@ def principal_axes(z, pivot):
 
     The variance is that of the clips along the axis, and r is the number of clips from which ridge
     regression learns (the rated ones). The penalty is divided by r because the variance is a mean
-    over clips, while ridge() has a sum over clips. (Section 3.4.1 of "The Elements of Statistical
+    over clips, while ridge() has a sum over r clips. (Section 3.4.1 of "The Elements of Statistical
     Learning" by Hastie, Tibshirani and Friedman derives this, with d^2 for r * variance and lambda
     for penalty * P.)
 
@@ -290,10 +290,13 @@ def principal_axes(z, pivot):
     axis; kept: (A,); and axes: (P, A), for which z @ axes is position * kept."""
     # The matrix z'z / n has the directions as its eigenvectors, and the variances along them as its
     # eigenvalues. But it is (P, P), which may be too large. The matrix zz' / n is only (n, n) and
-    # has the same eigenvalues, except for zeros. The columns of u, its eigenvectors, have the
-    # length 1. Their mean is 0, because each feature in z has the mean 0. (That need not hold for
-    # an axis along which nothing varies, but such an axis is left out.) Multiplied by sqrt(n), the
-    # columns have the variance 1, and are the coordinates. From them we compute the directions.
+    # has the same eigenvalues, except for zeros. The columns of u are its eigenvectors. The n
+    # numbers in a column have the mean 0, because each feature in z has the mean 0. (Along an axis
+    # on which nothing varies that may be otherwise, but such an axis is left out.) A column has the
+    # length 1. Multiplied by sqrt(n), it has the variance 1, and is the `position` of the clips
+    # along one axis. The positions along different axes are uncorrelated, and z is the sum over the
+    # axes of sqrt(variance) * position * direction'. So direction is z' position, divided by
+    # n * sqrt(variance).
     variance, u = np.linalg.eigh(z @ z.T / len(z))                          # (n,), (n, n)
     variance, u = np.maximum(variance[::-1], 1e-12), u[:, ::-1]             # largest first, no 0
     kept = variance / (variance + pivot)
@@ -343,11 +346,11 @@ def start(features, mos, label, classes, fold):
     #     sum over the axes a of  position_a mean(target * position_a)
     #
     # But V reads x, whose coordinate along the axis a is x_a = position_a * kept_a. Each prediction
-    # should be shrunk exactly once.
+    # should be shrunk exactly once. So V undoes the factor kept_a for the MOS, whose target is
+    # shrunk already, and leaves it for the classes, whose targets are not.
     #
     # y_0 is to predict the MOS. Some clips have no MOS, so its target is ridge_mos, which is a
-    # prediction of ridge regression, and shrunk already. The kept_a in x_a would shrink it again.
-    # So V divides by kept_a:
+    # prediction of ridge regression. V divides by kept_a:
     #
     #     y_0 = sum over a of  x_a mean(ridge_mos * position_a) / kept_a
     #
@@ -356,8 +359,8 @@ def start(features, mos, label, classes, fold):
     # a slightly other way.)
     #
     # y_c, for each class c, is to say whether a clip is in this class. Its target is one_hot_c,
-    # which is 1 for the clips of class c and else 0. It is not shrunk. So V does not divide by
-    # kept_a; the factor in x_a then shrinks the prediction as ridge regression does for the MOS:
+    # which is 1 for the clips of class c and else 0. V does not divide by kept_a, so that the
+    # factor in x_a shrinks the prediction, as ridge regression does for the MOS:
     #
     #     y_c = sum over a of  x_a mean(one_hot_c * position_a)
     #

@@ -205,7 +205,7 @@ def train(config):
 
     torch.manual_seed(config.seed)
     fold = data.folds_of([clip for clip in clips if clip.ratings], FOLDS)
-    on_cpu = [tensor.cpu() for tensor in training]  # start() needs float64
+    on_cpu = [tensor.cpu() for tensor in training]  # start() computes with numpy
     model = build_model(config, moemos.start(*on_cpu, len(classes), fold))
     print("training starts from linear predictions; the penalty of ridge regression is {:.2g} "
           "times the number of features (by cross-validation); {} features become {} axes".format(

@@ -691,7 +691,8 @@ def test_a_question_is_answered_stored_shown_and_checked(lone, monkeypatch, tmp_
     assert [row[0] for row in errors] == ["utterance MSE", "the method", "ridge", "system's mean"]
     ridge = lab.do(Job(RIDGE, Cell("a", "b", "groups"), 0))["mos"]
     rated = lone.rated
-    assert rows[2][2] == tables.number(moemos.lcc(ridge[rated], lone.mos[rated]))
+    assert rows[0] == ["utterance LCC", "mean", "lead of the method", "one", "two"]
+    assert rows[2][3] == tables.number(moemos.lcc(ridge[rated], lone.mos[rated]))
     assert errors[2][1] == tables.number(moemos.mse(ridge[rated], lone.mos[rated]))
     assert errors[0] == ["utterance MSE", "one", "two"]
     claims = stored["compared"]["ridge"]
@@ -699,8 +700,9 @@ def test_a_question_is_answered_stored_shown_and_checked(lone, monkeypatch, tmp_
         (claims["one"]["value"] + claims["two"]["value"]) / 2)
     reached, by_ridge = (row["numbers"] for row in stored["rows"][:2])
     assert claims["two"]["value"] == pytest.approx(reached[1] - by_ridge[1])
-    assert rows[0][1] == "lead of the method"
-    assert rows[2][1] == tables.with_interval(claims["all"])
+    assert rows[2][1] == tables.number(np.mean(by_ridge))
+    assert rows[1][2] == ""
+    assert rows[2][2] == tables.with_interval(claims["all"])
     (row,) = [row for row in stored["numbers"]
               if row["variant"] == "ridge" and row["cell"][2] == "groups"]
     low, high = row["interval_95"]
@@ -715,8 +717,8 @@ def test_a_question_is_answered_stored_shown_and_checked(lone, monkeypatch, tmp_
     assert questions.written(text).splitlines()[2:-2] == tables.table(rows).splitlines()
     monkeypatch.setattr(questions, "WIDEST", 1)
     heading, reached, *_ = questions.as_rows("good", "utterance LCC")
-    assert heading == ["utterance LCC", "lead of the method", "mean of 2 columns"]
-    assert reached[2] == tables.number(np.mean(stored["rows"][0]["numbers"]))
+    assert heading == ["utterance LCC", "mean of 2 columns", "lead of the method"]
+    assert reached[1] == tables.number(np.mean(stored["rows"][0]["numbers"]))
     assert questions.written(questions.written(text)) == questions.written(text)
 
     monkeypatch.setattr(lab, "do", lambda job: pytest.fail("--check predicts anew"))
