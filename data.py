@@ -32,10 +32,11 @@ STALL_SECONDS = 30.0  # a download that sends nothing for this long is given up
 MAX_BYTES = 2 ** 28   # a larger file is refused; without a limit, reading a pipe might never end
 SILENCE = 45.0        # dB; ends of a clip that are this far below its loudest 10 ms are cut (ours)
 # How a WAV file of each kind is read. The key is the format (1 is PCM, whole numbers; 3 is floating
-# point) and the bytes a sample takes. The value is numpy's type, the number that stands for
-# silence, and the distance from there to the loudest sample possible. For instance, (1, 2) is PCM
-# of 16 bits: silence is 0, and the loudest sample is 2^15 away from it. (1, 3) is read as 4 bytes,
-# because numpy has no integers of 3 bytes; decode() first adds a byte to each sample.
+# point) and the bytes a sample takes. The value is numpy's type, and the two numbers that bring a
+# sample between -1 and 1: the first is subtracted, and by the second the rest is divided. For
+# instance, (1, 2) is PCM of 16 bits: 0 is subtracted, and the rest is divided by 2^15. (1, 3) is
+# read as 4 bytes, because numpy has no integers of 3 bytes; decode() first adds a byte to each
+# sample.
 TYPES = {(1, 1): ("u1", 128.0, 2 ** 7), (1, 2): ("i2", 0.0, 2 ** 15), (1, 3): ("i4", 0.0, 2 ** 31),
          (1, 4): ("i4", 0.0, 2 ** 31), (3, 4): ("f4", 0.0, 1), (3, 8): ("f8", 0.0, 1)}
 OTHER_AUDIO = (".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".aif", ".aiff", ".au")
@@ -318,8 +319,10 @@ def read_bytes(path):
 
 
 def find_samples(path, content, order):
-    """The bytes of a WAV file -> (header, samples): the bytes of its chunk "fmt ", padded with
-    zeros, and those of its samples. A program that writes to a pipe does not yet know how long the
+    """The bytes of a WAV file -> (header, samples). After 12 bytes, such a file is a row of chunks,
+    each with a name of four letters, a length and a content. The chunk "fmt " is the header, which
+    says how the samples are written; it is padded with zeros here. The chunk "data" has the
+    samples. A program that writes to a pipe does not yet know how long the
     samples are, and gives 0 or a huge number as their length. Then all bytes up to the end of the
     file are taken as samples. Raises InputError."""
     header, start, name, size = b"", 12, b"", 0
@@ -334,10 +337,10 @@ def find_samples(path, content, order):
     if content[:4] in (b"RF64", b"BW64"):  # here the length has 64 bits and stands near the start
         size = int.from_bytes(content[28:36], "little")
     left = len(content) - start
-    # The header also states the length of the whole file, riff. If riff is a plausible length, we
-    # believe a stated length of 0, too: there are no samples, and what follows is another chunk,
-    # such as a title. If riff is not plausible, the program did not know the lengths when it wrote
-    # the header, and we take all that is left.
+    # A stated length of 0 is true if the header also states the length of the whole file, riff,
+    # which then lies between `start` and MAX_BYTES. There are then no samples, and what follows is
+    # another chunk, such as a title. Otherwise the length was not known when the header was
+    # written, and we take all that is left.
     if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):
         size = left
     if content[8:12] != b"WAVE" or name != b"data" or size > left:

@@ -67,7 +67,7 @@ def leave_one_out(predicted, true, system):
     each time: {"utterance MSE": (parts,), ...}. parts_of() says what a part is. The numbers are NaN
     if there are too few parts."""
     left_out = {}
-    # At system level p and t have one value for each system, and each value is a part.
+    # At system level p and t have one value for each system, in order of name.
     systems = {"utterance": system, "system": np.unique(system)}
     for level, (p, t) in moemos.levels(predicted, true, system).items():
         part, _ = parts_of(systems[level])
@@ -120,18 +120,18 @@ def interval(value, left_out, name=""):
     log(MSE); neither of these two has such a limit. We compute a symmetric interval on this new
     scale, and turn its two ends back to the old scale. On the new scale we need another `reach`. If
     r changes by a small amount d, atanh(r) changes by about d times the derivative of atanh at r.
-    So `reach` is multiplied by this derivative, which is 1 / (1 - r^2), or for log(MSE) by 1 / MSE.
-    The interval is
+    So `reach` is multiplied by this derivative. It is 1 / (1 - r^2) for atanh(r), and 1 / MSE for
+    log(MSE). The interval is
 
         of a correlation    tanh(atanh(value) -+ reach / (1 - value^2))
-        of an MSE           exp(log(value) -+ (1 + 2 / n) reach / value)
-
-    An example: a correlation is .9, and its reach is .05. On Fisher's scale .9 becomes 1.47, and
-    .05 becomes .05 / (1 - .81) = .26. So the interval goes from tanh(1.21) to tanh(1.73), which is
-    [.84, .94].
+                of an MSE           exp(log(value) -+ (1 + 2 / n) reach / value)
 
     The factor 1 + 2 / n is ours: in simulations, intervals from few parts were too narrow without
-    it. In the interval of an MSE the term after -+ is limited to 7, so that no bound is more than
+    it. An example: a correlation is .9, and its reach is .05. On Fisher's scale .9 becomes 1.47,
+    and .05 becomes .05 / (1 - .81) = .26. So the interval goes from tanh(1.21) to tanh(1.73), which
+    is [.84, .94].
+
+    In the interval of an MSE the term after -+ is limited to 7, so that no bound is more than
     about 1,100 times as large or as small as the MSE.
 
     The interval is NaN if the number stays the same, up to rounding, whichever part is left out.
@@ -154,8 +154,8 @@ def interval(value, left_out, name=""):
 
 def verdict(name, difference, low, high):
     """Is one predictor shown to be better than another? difference: the number of the first minus
-    that of the second, in the unit in which it is printed, because it is rounded to three digits.
-    [low, high]: the interval of the difference, of which only the signs are used. name: which of
+    that of the second, in the unit in which it is printed. low, high: the interval of the
+    difference, in any unit, because only their signs count. name: which of
     the eight numbers it is. Returns "better" or "worse", "neither" if nothing is shown or the
     difference rounds to 0, and "-" if there is no interval."""
     if math.isnan(low):

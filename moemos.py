@@ -206,46 +206,29 @@ def ridge(features, target, new, penalties):
 
         |z w - t|^2 + penalty * P * |w|^2
 
-    is least. (The factor P makes the same penalty fit any number of features.) The textbooks have
+    is least. (The numbers in zz' grow with the number of features. The penalty is multiplied by P,
+    so that the same penalty fits any number of them.) The textbooks have
 
         w = (z'z + penalty * P * identity)^-1 z' t
 
-    The matrix z'z is (P, P), and P may be many thousands. But for any number k it is true that
-
-        (z'z + k * identity) z' = z' (zz' + k * identity)
-
-    because both sides are z'zz' + k * z'. Multiply both sides by the inverse of (z'z + k *
-    identity) from the left, and by the inverse of (zz' + k * identity) from the right. This gives
-
-
-        z' (zz' + k * identity)^-1 = (z'z + k * identity)^-1 z'
-
-    and so
+    The matrix z'z is (P, P), and P may be many thousands. We use the smaller matrix zz', which is
+    only (n, n):
 
         w = z' (zz' + penalty * P * identity)^-1 t
 
-    The matrix zz' is only (n, n). Let v be its eigenvalues, and let the columns of u be its
-    eigenvectors, which have length 1 and stand at right angles to each other. Then
+    This is the same w. To see that, let k be any number. Then
 
-        zz' = u diag(v) u'        and        u u' = identity
+        (z'z + k * identity) z' = z' (zz' + k * identity)
 
-    where diag(v) has v on its diagonal and 0 elsewhere. By these two equations
-    zz' + k * identity is u diag(v + k) u'. Because u'u is the identity, too, the inverse of this is
-
-        (zz' + k * identity)^-1 = u diag(1 / (v + k)) u'
-
-    and
-
-        w = z' u diag(1 / (v + penalty * P)) u' t
-
-    As v and u do not depend on the penalty, they are computed once for all penalties."""
+    because both sides are z'zz' + k * z'. Multiply both sides by the inverse of the first bracket
+    from the left, and by the inverse of the second bracket from the right."""
     mean, deviation = features.mean(0), features.std(0)
     deviation[deviation <= 1e-6 * np.abs(mean)] = math.inf  # so that what never varies becomes 0
     z, z_new = (features - mean) / deviation, (new - mean) / deviation
-    v, u = np.linalg.eigh(z @ z.T)                                          # (n,), (n, n)
-    added = np.array(penalties)[:, None] * z.shape[1]                       # (penalties, 1)
-    shrunk = (target - target.mean()) @ u / (v + added)                     # (penalties, n)
-    return target.mean() + shrunk @ (u.T @ z) @ z_new.T                     # (penalties, m)
+    products, t = z @ z.T, target - target.mean()                           # (n, n), (n,)
+    solved = [np.linalg.solve(products + penalty * z.shape[1] * np.eye(len(z)), t)
+              for penalty in penalties]
+    return target.mean() + np.array(solved) @ z @ z_new.T                   # (penalties, m)
 
 
 def best_penalty(features, target, fold):
@@ -289,14 +272,11 @@ def principal_axes(z, pivot):
     position: (n, A), the coordinates of the clips, brought to the standard deviation 1 along each
     axis; kept: (A,); and axes: (P, A), for which z @ axes is position * kept."""
     # The matrix z'z / n has the directions as its eigenvectors, and the variances along them as its
-    # eigenvalues. But it is (P, P), which may be too large. The matrix zz' / n is only (n, n) and
-    # has the same eigenvalues, except for zeros. The columns of u are its eigenvectors. The n
-    # numbers in a column have the mean 0, because each feature in z has the mean 0. (Along an axis
-    # on which nothing varies that may be otherwise, but such an axis is left out.) A column has the
-    # length 1. Multiplied by sqrt(n), it has the variance 1, and is the `position` of the clips
-    # along one axis. The positions along different axes are uncorrelated, and z is the sum over the
-    # axes of sqrt(variance) * position * direction'. So direction is z' position, divided by
-    # n * sqrt(variance).
+    # eigenvalues. But it is (P, P), which may be too large. The matrix zz' / n is only (n, n). It
+    # has the same eigenvalues, except for zeros. Its eigenvectors, the columns of u, are the
+    # coordinates of the clips along the axes, but brought to length 1. Multiplied by sqrt(n), they
+    # have the standard deviation 1. A direction is the sum of the clips, the rows of z, each
+    # multiplied by its coordinate; then it is brought to length 1.
     variance, u = np.linalg.eigh(z @ z.T / len(z))                          # (n,), (n, n)
     variance, u = np.maximum(variance[::-1], 1e-12), u[:, ::-1]             # largest first, no 0
     kept = variance / (variance + pivot)
@@ -315,7 +295,8 @@ def start(features, mos, label, classes, fold):
     MixtureOfExperts makes them.
 
     features: (n, L, 2D). mos: (n,), NaN where a clip has none. label: (n,) int, the class of each
-    clip. fold: as for best_penalty(), of the clips that have a MOS. All are on the CPU."""
+    clip. classes: how many there are. fold: as for best_penalty(), but only for the clips that
+    have a MOS. All are on the CPU."""
     features, mos, label = features.double(), mos.double().numpy(), label.numpy()
 
     # 1. MOS and features are standardised.
@@ -345,12 +326,12 @@ def start(features, mos, label, classes, fold):
     #
     #     sum over the axes a of  position_a mean(target * position_a)
     #
-    # But V reads x, whose coordinate along the axis a is x_a = position_a * kept_a. Each prediction
-    # should be shrunk exactly once. So V undoes the factor kept_a for the MOS, whose target is
-    # shrunk already, and leaves it for the classes, whose targets are not.
+    # But V reads x, whose coordinate along the axis a is x_a = position_a * kept_a. The
+    # factor kept_a shrinks a prediction. The target of y_0 has been shrunk already, and so V takes
+    # the factor out. The targets of the y_c have not, and so V leaves it in.
     #
-    # y_0 is to predict the MOS. Some clips have no MOS, so its target is ridge_mos, which is a
-    # prediction of ridge regression. V divides by kept_a:
+    # y_0 is to predict the MOS. Some clips have no MOS. So its target is ridge_mos, which is itself
+    # a prediction of ridge regression. V divides by kept_a:
     #
     #     y_0 = sum over a of  x_a mean(ridge_mos * position_a) / kept_a
     #
@@ -359,8 +340,7 @@ def start(features, mos, label, classes, fold):
     # a slightly other way.)
     #
     # y_c, for each class c, is to say whether a clip is in this class. Its target is one_hot_c,
-    # which is 1 for the clips of class c and else 0. V does not divide by kept_a, so that the
-    # factor in x_a shrinks the prediction, as ridge regression does for the MOS:
+    # which is 1 for the clips of class c and else 0. V does not divide by kept_a:
     #
     #     y_c = sum over a of  x_a mean(one_hot_c * position_a)
     #
