@@ -32,11 +32,10 @@ STALL_SECONDS = 30.0  # a download that sends nothing for this long is given up
 MAX_BYTES = 2 ** 28   # a larger file is refused; without a limit, reading a pipe might never end
 SILENCE = 45.0        # dB; ends of a clip that are this far below its loudest 10 ms are cut (ours)
 # How a WAV file of each kind is read. The key is the format (1 is PCM, whole numbers; 3 is floating
-# point) and the bytes a sample takes. The value is numpy's type, and the two numbers that bring a
-# sample between -1 and 1: the first is subtracted, and by the second the rest is divided. For
-# instance, (1, 2) is PCM of 16 bits: 0 is subtracted, and the rest is divided by 2^15. (1, 3) is
-# read as 4 bytes, because numpy has no integers of 3 bytes; decode() first adds a byte to each
-# sample.
+# point) and the bytes that a sample takes. The value is numpy's type, and then zero and full_scale:
+# (sample - zero) / full_scale is between -1 and 1. The key (1, 2), for instance, is PCM of 16 bits.
+# (1, 3) is read as 4 bytes, because numpy has no integers of 3 bytes; decode() first adds a byte to
+# each sample.
 TYPES = {(1, 1): ("u1", 128.0, 2 ** 7), (1, 2): ("i2", 0.0, 2 ** 15), (1, 3): ("i4", 0.0, 2 ** 31),
          (1, 4): ("i4", 0.0, 2 ** 31), (3, 4): ("f4", 0.0, 1), (3, 8): ("f8", 0.0, 1)}
 OTHER_AUDIO = (".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".aif", ".aiff", ".au")
@@ -66,7 +65,8 @@ def decode(path, content):
     order = ">" if content[:4] == b"RIFX" else "<"
     header, samples = find_samples(path, content, order)
     # The header says: the format; how many channels there are; the rate; how many bytes one sample
-    # of all channels takes (block); how many bits a sample has. 4x and 8x skip what is not needed.
+    # takes in all channels together (block); how many bits a sample has. 4x and 8x skip what is not
+    # needed.
     kind, channels, rate, block, bits, subkind = struct.unpack_from(f"{order}HHI4xHH8xI", header)
     kind = subkind if kind == 0xFFFE else kind  # 0xFFFE says that the format stands further back
     # A sample takes as many bytes as its bits need. But samples of 24 bits may take four bytes
@@ -105,10 +105,10 @@ def cut_silence(mono, rate):
 @dataclass
 class Clip:
     """A clip and its ratings. system: what made the clip; numbers at system level compare the means
-    of systems. model: the synthesis model, which the second task names. group: what the clip
-    has in common with others, such as its talker or its sentence; folds_of() keeps the clips of a
-    group in one fold. ratings: {rater: score}, or {"": mean} if only the clip's mean is known, or
-    {} if it has no MOS."""
+    of systems. model: the synthesis model, which the second task is to recognise. group: what the
+    clip has in common with others, such as its talker or its sentence; folds_of() keeps the clips
+    of a group in one fold. ratings: {rater: score}, or {"": mean} if only the clip's mean is known,
+    or {} if it has no MOS."""
     wav: str
     path: Path
     split: str
@@ -233,8 +233,8 @@ def clip_features(waveform, backbone, path):
 
 def cache_key(backbone):
     """What features depend on besides the file: the identity and rate of the backbone, and the
-    source code that computes them. After any change of that code, even of a comment, they are made
-    anew."""
+    source code that computes them. After any change of that code, even of a comment, the features
+    are extracted anew."""
     code = [decode, find_samples, cut_silence, read_wav, moemos.Backbone, type(backbone),
             inspect.getmodule(type(backbone.network)), moemos.pool_statistics, clip_features]
     numbers = f"{backbone.sample_rate} {TYPES} {SILENCE}"
@@ -319,12 +319,12 @@ def read_bytes(path):
 
 
 def find_samples(path, content, order):
-    """The bytes of a WAV file -> (header, samples). After 12 bytes, such a file is a row of chunks,
-    each with a name of four letters, a length and a content. The chunk "fmt " is the header, which
-    says how the samples are written; it is padded with zeros here. The chunk "data" has the
-    samples. A program that writes to a pipe does not yet know how long the
-    samples are, and gives 0 or a huge number as their length. Then all bytes up to the end of the
-    file are taken as samples. Raises InputError."""
+    """The bytes of a WAV file -> (header, samples). After 12 bytes, such a file is a row of
+    chunks, each with a name of four letters, a length and a content. The chunk "fmt " is the
+    header, which says how the samples are written; it is padded with zeros here. The chunk
+    "data" has the samples. A program that writes to a pipe does not yet know how long the
+    samples are, and gives 0 or a huge number as their length. Then all bytes up to the end of
+    the file are taken as samples. Raises InputError."""
     header, start, name, size = b"", 12, b"", 0
     while name != b"data" and start + 8 <= len(content):
         name, size = struct.unpack_from(f"{order}4sI", content, start)
@@ -337,10 +337,9 @@ def find_samples(path, content, order):
     if content[:4] in (b"RF64", b"BW64"):  # here the length has 64 bits and stands near the start
         size = int.from_bytes(content[28:36], "little")
     left = len(content) - start
-    # A stated length of 0 is true if the header also states the length of the whole file, riff,
-    # which then lies between `start` and MAX_BYTES. There are then no samples, and what follows is
-    # another chunk, such as a title. Otherwise the length was not known when the header was
-    # written, and we take all that is left.
+    # If the stated length is 0, we look at riff, the stated length of the whole file. If that is
+    # plausible, the 0 is true: the file has no samples, and what follows is another chunk, such as
+    # a title. Otherwise 0 means that the length was not known, and we take all that is left.
     if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):
         size = left
     if content[8:12] != b"WAVE" or name != b"data" or size > left:

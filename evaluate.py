@@ -2,14 +2,13 @@
 
     python evaluate.py                    evaluates runs/default
     python evaluate.py runs/mine          evaluates another run
-    python evaluate.py RUN --data PATH    evaluates it on another corpus; writes to RUN/on_...
+    python evaluate.py RUN --data PATH    evaluates it on another corpus; writes into RUN/on_...
     python evaluate.py RUN --wav a.wav    prints a line wav,mos for each of your own clips
 
-Writes metrics.json and predictions.csv into the run's folder, and answer.txt if some test clips
-have no ratings. The intervals and the predictions that a run is compared with are ours. The eight
-numbers are always one dict, with the keys "utterance MSE" to "system KTAU". Letters of dimensions:
-see moemos.py.
-"""
+The first three write metrics.json and predictions.csv about the test clips that have ratings, and
+answer.txt about those that have none. The intervals and the predictions that a run is compared with
+are ours. The eight numbers are always one dict, with the keys "utterance MSE" to "system KTAU".
+Letters of dimensions: see moemos.py. """
 
 import argparse
 import csv
@@ -85,7 +84,7 @@ def parts_of(system):
     clips share a part.) If there are also fewer clips than FEWEST says, all of them are one part,
     and there is no interval.
 
-    system: (n,) the system of each clip or, for numbers at system level, the systems themselves.
+    system: (n,) the system of each clip or, for numbers at system level, each system once.
     Returns the part of each, (n,), and a text that says how the intervals are made."""
     if len(set(system)) >= FEWEST["systems"]:
         return np.asarray(system), "estimated by leaving out each system in turn"
@@ -118,18 +117,18 @@ def interval(value, left_out, name=""):
     A correlation cannot exceed 1, nor an MSE fall below 0. Near these limits an interval should not
     be symmetric. So a correlation r is replaced by atanh(r) (Fisher's scale), and an MSE by
     log(MSE); neither of these two has such a limit. We compute a symmetric interval on this new
-    scale, and turn its two ends back to the old scale. On the new scale we need another `reach`. If
-    r changes by a small amount d, atanh(r) changes by about d times the derivative of atanh at r.
-    So `reach` is multiplied by this derivative. It is 1 / (1 - r^2) for atanh(r), and 1 / MSE for
-    log(MSE). The interval is
+    scale, and turn its two ends back to the old scale. But `reach` is on the old scale, and must be
+    converted to the new one. If r changes by a small amount d, atanh(r) changes by about d times
+    the derivative of atanh at r. So `reach` is multiplied by this derivative. It is 1 / (1 - r^2)
+    for atanh(r), and 1 / MSE for log(MSE). The interval is
 
         of a correlation    tanh(atanh(value) -+ reach / (1 - value^2))
                 of an MSE           exp(log(value) -+ (1 + 2 / n) reach / value)
 
-    The factor 1 + 2 / n is ours: in simulations, intervals from few parts were too narrow without
-    it. An example: a correlation is .9, and its reach is .05. On Fisher's scale .9 becomes 1.47,
-    and .05 becomes .05 / (1 - .81) = .26. So the interval goes from tanh(1.21) to tanh(1.73), which
-    is [.84, .94].
+    The factor 1 + 2 / n is from no textbook: in our simulations, intervals from few parts were too
+    narrow without it. An example: a correlation is .9, and its reach is .05. On Fisher's scale .9
+    becomes 1.47, and .05 becomes .05 / (1 - .81) = .26. So the interval goes from tanh(1.21) to
+    tanh(1.73), which is [.84, .94].
 
     In the interval of an MSE the term after -+ is limited to 7, so that no bound is more than
     about 1,100 times as large or as small as the MSE.
@@ -153,11 +152,11 @@ def interval(value, left_out, name=""):
 
 
 def verdict(name, difference, low, high):
-    """Is one predictor shown to be better than another? difference: the number of the first minus
-    that of the second, in the unit in which it is printed. low, high: the interval of the
-    difference, in any unit, because only their signs count. name: which of
-    the eight numbers it is. Returns "better" or "worse", "neither" if nothing is shown or the
-    difference rounds to 0, and "-" if there is no interval."""
+    """Is one predictor shown to be better than another? difference: the number of the first
+    minus that of the second, in the unit in which it is printed. low, high: the interval of the
+    difference, in any unit, because only their signs count. name: which of the eight numbers it
+    is. Returns "better" or "worse", "neither" if nothing is shown or the difference rounds to 0,
+    and "-" if there is no interval."""
     if math.isnan(low):
         return "-"
     if name.endswith("MSE"):  # here less is better
@@ -170,11 +169,11 @@ def verdict(name, difference, low, high):
 def reference_predictions(trained, clips, test):
     """Plain predictions to compare a run with: {label: MOS (test clips,)}. There are three:
 
-        mean of training MOS   the mean MOS of all training clips
-        system's mean          that of the training clips by the same system; if there are none,
-                               that of all training clips
-        ridge                  ridge regression from the rated training clips alone, with the
-                               penalty that training found
+        mean of training MOS   the mean MOS of all rated training clips
+        system's mean          that of the rated training clips by the same system; if there are
+                               none, that of all rated training clips
+        ridge                  ridge regression from the rated training clips, with the penalty
+                               that training found
 
     clips: the run's corpus. Returns {} if fewer than two training clips have ratings."""
     training = [clip for clip in clips if clip.split == "train" and clip.ratings]

@@ -114,15 +114,16 @@ class MixtureOfExperts(nn.Module):
 
     The gates sum to 1, and so y = V x + sum_i g_i(x) MLP_i(x).
 
-    With few clips a linear model is hard to beat. So start() sets V to a linear model that is
-    fitted to the training clips. From there V is trained, too, and the perceptrons are there to
+    With few clips a linear model is hard to beat. So start() computes a V that is itself a linear
+    model of the training clips. From there V is trained, too, and the perceptrons are there to
     learn what it misses.
 
     MLP_i has two layers, A -> H -> 1 + C, with GELU between them, a smooth form of max(0, z). The
     second layers start at 0, so that at first the perceptrons add nothing. The first layers start
-    random. So, although all experts say the same at first, training moves them in different
-    directions, and the gate has something to choose from. The gate starts random, too. It acts
-    once for each clip, and not on each frame. All of that is ours."""
+    random; otherwise all experts would stay alike. The gradient of a second layer depends on what
+    its first layer gives, and so training moves the experts in different directions. The gate
+    starts random, too. It acts once for each clip, and not on each frame. All in this paragraph is
+    ours."""
 
     def __init__(self, axes, experts, hidden, outputs):
         super().__init__()
@@ -185,7 +186,8 @@ class MoEMOS(nn.Module):
 # 2. Ridge regression, a linear model, learns to predict the MOS.
 # 3. The axes of the fusion are computed, the directions in which the clips differ most.
 # 4. V is set. From a clip's place on the axes it makes 1 + C guesses: one of the MOS and, for each
-#    class, one of whether the clip belongs to it. From each guess its mean is subtracted.
+#    class, one of whether the clip belongs to it. Each guess is a difference from its mean over
+#    the training clips.
 # 5. The heads are set, so that they turn these guesses into logits and a MOS.
 #
 # The functions ridge() and principal_axes() explain steps 2 and 3, and start() the others. A prime
@@ -206,8 +208,7 @@ def ridge(features, target, new, penalties):
 
         |z w - t|^2 + penalty * P * |w|^2
 
-    is least. (The numbers in zz' grow with the number of features. The penalty is multiplied by P,
-    so that the same penalty fits any number of them.) The textbooks have
+    is least. The textbooks have
 
         w = (z'z + penalty * P * identity)^-1 z' t
 
@@ -221,7 +222,9 @@ def ridge(features, target, new, penalties):
         (z'z + k * identity) z' = z' (zz' + k * identity)
 
     because both sides are z'zz' + k * z'. Multiply both sides by the inverse of the first bracket
-    from the left, and by the inverse of the second bracket from the right."""
+    from the left, and by the inverse of the second bracket from the right. (The penalty is
+    multiplied by P because the numbers in zz' grow with the number of features. So the same penalty
+    fits any number of them.)"""
     mean, deviation = features.mean(0), features.std(0)
     deviation[deviation <= 1e-6 * np.abs(mean)] = math.inf  # so that what never varies becomes 0
     z, z_new = (features - mean) / deviation, (new - mean) / deviation
@@ -258,9 +261,8 @@ def principal_axes(z, pivot):
 
     The variance is that of the clips along the axis, and r is the number of clips from which ridge
     regression learns (the rated ones). The penalty is divided by r because the variance is a mean
-    over clips, while ridge() has a sum over r clips. (Section 3.4.1 of "The Elements of Statistical
-    Learning" by Hastie, Tibshirani and Friedman derives this, with d^2 for r * variance and lambda
-    for penalty * P.)
+    over clips, while |z w - t|^2 in ridge() is a sum over r clips. (Section 3.4.1 of "The Elements
+    of Statistical Learning" by Hastie, Tibshirani and Friedman derives this.)
 
     So `kept` is near 1 if the clips differ much along the axis, and near 0 if they hardly differ:
     with a pivot of 1 and variances of 9, 1 and .1 it is .9, .5 and .09. We bring the coordinates
@@ -271,12 +273,11 @@ def principal_axes(z, pivot):
     z: (n, P), the standardised features. pivot: the variance at which `kept` is one half. Returns
     position: (n, A), the coordinates of the clips, brought to the standard deviation 1 along each
     axis; kept: (A,); and axes: (P, A), for which z @ axes is position * kept."""
-    # The matrix z'z / n has the directions as its eigenvectors, and the variances along them as its
-    # eigenvalues. But it is (P, P), which may be too large. The matrix zz' / n is only (n, n). It
-    # has the same eigenvalues, except for zeros. Its eigenvectors, the columns of u, are the
-    # coordinates of the clips along the axes, but brought to length 1. Multiplied by sqrt(n), they
-    # have the standard deviation 1. A direction is the sum of the clips, the rows of z, each
-    # multiplied by its coordinate; then it is brought to length 1.
+    # The singular value decomposition is z = u diag(d) directions'. A column of u has the
+    # coordinates of all clips along one axis, but the column is scaled to length 1. The variance
+    # along the axis is d^2 / n. As numpy's svd() is slow here, we take the matrix zz' / n, which
+    # has the columns of u as its eigenvectors and d^2 / n as its eigenvalues. From these it follows
+    # that directions = z' u diag(1 / d).
     variance, u = np.linalg.eigh(z @ z.T / len(z))                          # (n,), (n, n)
     variance, u = np.maximum(variance[::-1], 1e-12), u[:, ::-1]             # largest first, no 0
     kept = variance / (variance + pivot)
@@ -319,34 +320,33 @@ def start(features, mos, label, classes, fold):
     # the rated clips, and here z is standardised over all of them.)
     position, kept, axes = principal_axes(z, penalty * z.shape[1] / rated.sum())
 
-    # 4. V makes 1 + C guesses. The coordinates in `position` are uncorrelated, and have the mean 0
-    # and the variance 1. So by least squares the weight of an axis is mean(target * position_a),
-    # its covariance with the target over the training clips. The best prediction of how far a
-    # target is above its mean is
+    # 4. V makes 1 + C guesses about a clip: y_0 about the MOS and, for each class c, y_c about
+    # whether the clip is in this class.
     #
-    #     sum over the axes a of  position_a mean(target * position_a)
+    # Let position_a be the coordinate of a clip along the axis a, with the mean 0 and the standard
+    # deviation 1 over the training clips. The coordinates along different axes are uncorrelated. So
+    # by least squares each weight can be found alone: it is the covariance of coordinate and
+    # target, mean(target * position_a). V reads x_a = position_a * kept_a. So with the same weight
+    # on x_a the guess is shrunk by kept_a, as the penalty of ridge regression shrinks it.
     #
-    # But V reads x, whose coordinate along the axis a is x_a = position_a * kept_a. The
-    # factor kept_a shrinks a prediction. The target of y_0 has been shrunk already, and so V takes
-    # the factor out. The targets of the y_c have not, and so V leaves it in.
+    # For y_c we want this. Its target is one_hot_c, which is 1 for the clips of class c and
+    # else 0:
     #
-    # y_0 is to predict the MOS. Some clips have no MOS. So its target is ridge_mos, which is itself
-    # a prediction of ridge regression. V divides by kept_a:
-    #
-    #     y_0 = sum over a of  x_a mean(ridge_mos * position_a) / kept_a
-    #
-    # This is the prediction of ridge regression minus the mean of these predictions. (It is not
-    # quite exact, because x lacks the axes that were left out, and because ridge() standardises in
-    # a slightly other way.)
-    #
-    # y_c, for each class c, is to say whether a clip is in this class. Its target is one_hot_c,
-    # which is 1 for the clips of class c and else 0. V does not divide by kept_a:
-    #
-    #     y_c = sum over a of  x_a mean(one_hot_c * position_a)
+    #     y_c = sum over the axes a of  x_a mean(one_hot_c * position_a)
     #
     # y_c predicts how far one_hot_c is above its mean. This mean is share_c, the share of clips
     # that are in class c. So share_c + y_c is a rough estimate of the probability that a clip is in
     # class c. (It may be below 0 or above 1.)
+    #
+    # For y_0 we do not want it. Its target, ridge_mos, is a prediction of ridge regression, and so
+    # it is shrunk already. (The target is not the MOS, because some clips have none.) V divides by
+    # kept_a, so that y_0 is not shrunk a second time:
+    #
+    #     y_0 = sum over the axes a of  (x_a / kept_a) mean(ridge_mos * position_a)
+    #
+    # This is the prediction of ridge regression minus the mean of these predictions. (It is not
+    # quite exact, because x lacks the axes that were left out, and because ridge() standardises
+    # slightly differently.)
     one_hot = np.eye(classes)[label]                                        # (n, C)
     of_mos = ridge_mos @ position / len(z) / kept                           # (A,), for y_0
     of_classes = one_hot.T @ position / len(z)                              # (C, A), for y_c
@@ -415,14 +415,14 @@ def classification_loss(logits, label):
 def diversity_loss(gates):
     """(B, E) gates -> E sum_j p_j^2, where p is the mean gate over the clips. It is 1 if all
     experts have equal shares, and E if one has everything. This is SpeechMoE's mean importance
-    loss, which its authors use to "improve the diversity of gate values"."""
+    loss (to take that is ours), which its authors use to "improve the diversity of gate values"."""
     return gates.shape[1] * gates.mean(0).square().sum()
 
 
 def sparsity_loss(gates):
     """(B, E) gates -> the mean over clips of sum_j g_j / sqrt(sum_j g_j^2). It is 1 if each clip
-    has one expert, and sqrt(E) if all experts count the same. This is SpeechMoE's sparsity L1 loss.
-    Without the division it would always be 1, as a softmax sums to 1."""
+    has one expert, and sqrt(E) if all experts count the same. This is SpeechMoE's sparsity L1 loss
+    (to take that is ours). Without the division it would always be 1, as a softmax sums to 1."""
     return (gates.sum(1) / gates.norm(dim=1)).mean()
 
 
@@ -431,7 +431,7 @@ def losses(output, mos, label, alpha, beta, lambda_1, lambda_2, deviation=1.0):
 
         total = alpha L_MOS + beta L_classification + lambda_1 L_diversity + lambda_2 L_sparsity
 
-    That all four are added in one sum is how we read the paper.
+    That all four are added in one sum is how we read the paper (ours).
 
     mos: (B,), NaN where a clip has none. label: (B,) int. deviation: the standard deviation of the
     training MOS, by which errors of the MOS are divided (ours). Raises ValueError if `mos` and
@@ -552,8 +552,8 @@ def gate_entropies(gates):
 
 def load_backbone(name, device="cpu"):
     """name is one of three. (1) The name of a torchaudio bundle, a network whose weights are in
-    torch.hub's folder or are downloaded into it. (2) "logmel". (3) The name of a Python
-    module of your own; its load() gives (network, sample_rate), and the network has an
+    torch.hub's folder or are downloaded into it. (2) "logmel". (3) The name of a Python module
+    of your own; its load() gives (network, sample_rate), and the network has an
     extract_features() like that of LogMel. Raises ValueError for any other name, and whatever
     torchaudio raises if it cannot get the weights."""
     bundle, code = torchaudio_bundle(name), ""

@@ -15,8 +15,9 @@ heads read y, which stage 1 trains.) The optimiser is AdamW (III.E). Each stage 
 remembers nothing of the stage before (ours). Both regularisers are always on (ours).
 
 The paper does not say, either, what it means by an "adaptive" weighting of the two losses. Here
-alpha, the weight of the MOS loss, rises during stage 2 and jumps between stages. beta, the weight
-of the second task, is 1 - alpha, as in all pairs of alpha and beta that the paper gives.
+alpha, the weight of the MOS loss, rises during stage 2 and jumps between stages. That is ours.
+beta, the weight of the second task, is 1 - alpha, as in all pairs of alpha and beta that the paper
+gives.
 
 Letters of dimensions: see moemos.py.
 """
@@ -106,8 +107,8 @@ class Tensors(NamedTuple):
 
 def as_tensors(clips, backbone, cache):
     """Takes a list of data.Clip. Returns their Tensors, on the backbone's device, and the list of
-    the classes of the second task. A class is a synthesis model (III.C), that is, a value of the
-    column `model` (ours)."""
+    the classes of the second task. A class is a synthesis model (III.C). The paper leaves open what
+    counts as one; here it is what stands in the column `model` (ours)."""
     features = data.extract_features(clips, backbone, cache).to(backbone.device)
     mos = torch.tensor([clip.mos for clip in clips], device=backbone.device)
     classes = sorted({clip.model for clip in clips})

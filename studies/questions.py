@@ -121,7 +121,8 @@ QUESTIONS = {
         (METHOD, v.NO_DIVERSITY, v.NO_SPARSITY), HEARD, gates=True),
     "unrated": Question(
         "How much do parts of the method help for an unheard synthesis model?",
-        (METHOD, v.NO_TASK, v.RATED, v.MEANS_ONLY, RIDGE, v.START), SIMULATED, SEEDS),
+        (METHOD, v.NO_TASK, v.RATED, v.RATED_NO_TASK, v.MEANS_ONLY, RIDGE, v.START),
+        SIMULATED, SEEDS),
     "prosody": Question(
         "Do pitch, energy and duration help?",
         (METHOD, Variant("with prosody", features=with_prosody)), HEARD),
@@ -308,13 +309,14 @@ def as_rows(name, metric):
     return rows
 
 
-def as_text(name):
+def as_text(name, apart=()):
+    """The question and its tables, except those of the metrics in `apart`."""
     stored = read(name)
     seeds = len(stored["numbers"][0]["seeds"])
     few = f", only {seeds} seeds" if seeds < SEEDS else ""
     shown = [f"**{data.printable(stored['asks'])}** (`{name}`{few})"]
-    for metric in dict.fromkeys(row["metric"] for row in stored["rows"]):
-        shown.append(tables.table(as_rows(name, metric)))
+    metrics = dict.fromkeys(row["metric"] for row in stored["rows"])
+    shown += [tables.table(as_rows(name, metric)) for metric in metrics if metric not in apart]
     if stored["gates"]:
         rows = [[gates, *map(tables.number, use)] for gates, use in stored["gates"].items()]
         shown.append(tables.table([["gates", *tables.FOLLOWED], *rows]))
@@ -322,11 +324,15 @@ def as_text(name):
 
 
 def written(text):
-    """The text of a README, into which the stored tables are put. The tables of a question go
-    between <!-- NAME --> and <!-- end -->, and after <!-- NAME METRIC --> only that of a metric."""
+    """The text of a README, into which the stored tables are put. A question and its tables go
+    between <!-- NAME --> and <!-- end -->. If the text has a place for one of its metrics, between
+    <!-- NAME METRIC --> and <!-- end -->, the table of this metric goes there instead."""
+    places = re.findall(r"<!-- (?!end)(.*?) -->", text)
+
     def filled(mark):
         name, _, metric = mark[1].partition(" ")
-        shown = tables.table(as_rows(name, metric)) if metric else as_text(name)
+        apart = [place.partition(" ")[2] for place in places if place.startswith(f"{name} ")]
+        shown = tables.table(as_rows(name, metric)) if metric else as_text(name, apart)
         return f"<!-- {mark[1]} -->\n{shown}\n<!-- end -->"
     return re.sub(r"<!-- (?!end)(.*?) -->\n.*?<!-- end -->", filled, text, flags=re.DOTALL)
 

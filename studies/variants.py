@@ -131,6 +131,7 @@ PLAIN = Variant("one expert, no second task, rated clips only", {"experts": 1}, 
                 unrated=False)
 FULL_WIDTH = Variant("with 18,432 features", features=at_full_width)
 RATED = Variant("rated clips only", unrated=False)
+RATED_NO_TASK = Variant("rated clips only, no second task", label=nothing, unrated=False)
 FASTER_JOINT = Variant("stage 2 at a rate of 1e-3", stages=(
     CLASSIFICATION, JOINT._replace(lr=1e-3), MOS))
 LONGER_JOINT = Variant("the method, 500 steps at 1e-3", stages=FASTER)
