@@ -338,8 +338,9 @@ def find_samples(path, content, order):
         size = int.from_bytes(content[28:36], "little")
     left = len(content) - start
     # If the stated length is 0, we look at riff, the stated length of the whole file. If that is
-    # plausible, the 0 is true: the file has no samples, and what follows is another chunk, such as
-    # a title. Otherwise 0 means that the length was not known, and we take all that is left.
+    # plausible, the lengths were known when the header was written. So the file really has no
+    # samples, and what follows is another chunk, such as a title. Otherwise the lengths were not
+    # known, and we take all that is left.
     if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):
         size = left
     if content[8:12] != b"WAVE" or name != b"data" or size > left:

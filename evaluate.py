@@ -66,7 +66,7 @@ def leave_one_out(predicted, true, system):
     each time: {"utterance MSE": (parts,), ...}. parts_of() says what a part is. The numbers are NaN
     if there are too few parts."""
     left_out = {}
-    # At system level p and t have one value for each system, in order of name.
+    # At system level, moemos.levels() gives one value for each system, in order of name.
     systems = {"utterance": system, "system": np.unique(system)}
     for level, (p, t) in moemos.levels(predicted, true, system).items():
         part, _ = parts_of(systems[level])

@@ -120,8 +120,8 @@ class MixtureOfExperts(nn.Module):
 
     MLP_i has two layers, A -> H -> 1 + C, with GELU between them, a smooth form of max(0, z). The
     second layers start at 0, so that at first the perceptrons add nothing. The first layers start
-    random; otherwise all experts would stay alike. The gradient of a second layer depends on what
-    its first layer gives, and so training moves the experts in different directions. The gate
+    random; otherwise all experts would stay nearly alike. The gradient of a second layer depends on
+    what its first layer gives, and so training moves the experts in different directions. The gate
     starts random, too. It acts once for each clip, and not on each frame. All in this paragraph is
     ours."""
 
@@ -186,8 +186,8 @@ class MoEMOS(nn.Module):
 # 2. Ridge regression, a linear model, learns to predict the MOS.
 # 3. The axes of the fusion are computed, the directions in which the clips differ most.
 # 4. V is set. From a clip's place on the axes it makes 1 + C guesses: one of the MOS and, for each
-#    class, one of whether the clip belongs to it. Each guess is a difference from its mean over
-#    the training clips.
+#    class, one of whether the clip belongs to it. Each guess says by how much something is
+#    above its mean over the training clips.
 # 5. The heads are set, so that they turn these guesses into logits and a MOS.
 #
 # The functions ridge() and principal_axes() explain steps 2 and 3, and start() the others. A prime
@@ -260,9 +260,10 @@ def principal_axes(z, pivot):
         kept = variance / (variance + pivot),        pivot = penalty * P / r
 
     The variance is that of the clips along the axis, and r is the number of clips from which ridge
-    regression learns (the rated ones). The penalty is divided by r because the variance is a mean
-    over clips, while |z w - t|^2 in ridge() is a sum over r clips. (Section 3.4.1 of "The Elements
-    of Statistical Learning" by Hastie, Tibshirani and Friedman derives this.)
+    regression learns (the rated ones). To see where r comes from, divide what ridge() minimises by
+    r: the first term becomes a mean over clips, and the variance is such a mean, too. (Section
+    3.4.1 of "The Elements of Statistical Learning" by Hastie, Tibshirani and Friedman derives
+    this.)
 
     So `kept` is near 1 if the clips differ much along the axis, and near 0 if they hardly differ:
     with a pivot of 1 and variances of 9, 1 and .1 it is .9, .5 and .09. We bring the coordinates
@@ -277,7 +278,8 @@ def principal_axes(z, pivot):
     # coordinates of all clips along one axis, but the column is scaled to length 1. The variance
     # along the axis is d^2 / n. As numpy's svd() is slow here, we take the matrix zz' / n, which
     # has the columns of u as its eigenvectors and d^2 / n as its eigenvalues. From these it follows
-    # that directions = z' u diag(1 / d).
+    # that directions = z' u diag(1 / d), where u is position / sqrt(n), and d is sqrt(n *
+    # variance).
     variance, u = np.linalg.eigh(z @ z.T / len(z))                          # (n,), (n, n)
     variance, u = np.maximum(variance[::-1], 1e-12), u[:, ::-1]             # largest first, no 0
     kept = variance / (variance + pivot)
@@ -326,11 +328,11 @@ def start(features, mos, label, classes, fold):
     # Let position_a be the coordinate of a clip along the axis a, with the mean 0 and the standard
     # deviation 1 over the training clips. The coordinates along different axes are uncorrelated. So
     # by least squares each weight can be found alone: it is the covariance of coordinate and
-    # target, mean(target * position_a). V reads x_a = position_a * kept_a. So with the same weight
-    # on x_a the guess is shrunk by kept_a, as the penalty of ridge regression shrinks it.
+    # target, mean(target * position_a). V reads x_a = position_a * kept_a. So if V has this weight,
+    # the guess is shrunk by kept_a, as the penalty of ridge regression shrinks it.
     #
-    # For y_c we want this. Its target is one_hot_c, which is 1 for the clips of class c and
-    # else 0:
+    # The guesses y_c should be shrunk in this way. The target of y_c is one_hot_c, which is 1 for
+    # the clips of class c and else 0:
     #
     #     y_c = sum over the axes a of  x_a mean(one_hot_c * position_a)
     #
@@ -338,9 +340,9 @@ def start(features, mos, label, classes, fold):
     # that are in class c. So share_c + y_c is a rough estimate of the probability that a clip is in
     # class c. (It may be below 0 or above 1.)
     #
-    # For y_0 we do not want it. Its target, ridge_mos, is a prediction of ridge regression, and so
-    # it is shrunk already. (The target is not the MOS, because some clips have none.) V divides by
-    # kept_a, so that y_0 is not shrunk a second time:
+    # y_0 should not be shrunk in this way. Its target, ridge_mos, is a prediction of ridge
+    # regression, and so it is shrunk already. (The target is not the MOS, because some clips have
+    # none.) V divides by kept_a, so that y_0 is not shrunk a second time:
     #
     #     y_0 = sum over the axes a of  (x_a / kept_a) mean(ridge_mos * position_a)
     #
@@ -352,8 +354,8 @@ def start(features, mos, label, classes, fold):
     of_classes = one_hot.T @ position / len(z)                              # (C, A), for y_c
 
     # 5. The softmax of the logits should give the probabilities. It does so if logit_c is
-    # log(share_c + y_c). The classification head is linear, and so it starts as the tangent to this
-    # logarithm at y_c = 0:
+    # log(share_c + y_c), because these estimates sum to 1. The classification head is linear, and
+    # so it starts as the tangent to this logarithm at y_c = 0:
     #
     #     logit_c = log share_c + y_c / share_c
     #

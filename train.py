@@ -15,9 +15,9 @@ heads read y, which stage 1 trains.) The optimiser is AdamW (III.E). Each stage 
 remembers nothing of the stage before (ours). Both regularisers are always on (ours).
 
 The paper does not say, either, what it means by an "adaptive" weighting of the two losses. Here
-alpha, the weight of the MOS loss, rises during stage 2 and jumps between stages. That is ours.
-beta, the weight of the second task, is 1 - alpha, as in all pairs of alpha and beta that the paper
-gives.
+alpha, the weight of the MOS loss, rises during stage 2 and jumps between stages. To read the word
+in this way is ours. beta, the weight of the second task, is 1 - alpha, as in all pairs of alpha and
+beta that the paper gives.
 
 Letters of dimensions: see moemos.py.
 """
@@ -197,8 +197,9 @@ def train(config):
     backbone = data.open_backbone(config.backbone, device)
     config = replace(config, backbone=backbone.name)
     training, classes = as_tensors(clips, backbone, config.cache)
-    # The labels of the dev clips are not used. (They do not match those of training, because
-    # as_tensors() numbers the classes of the dev clips alone.)
+    # Only the features and the MOS of the dev clips are used. Their labels must not be:
+    # as_tensors() numbers the classes anew for these clips, so that a number may mean another
+    # class.
     dev = as_tensors(dev_clips, backbone, config.cache)[0] if dev_clips else None
     rated = int((~training.mos.isnan()).sum())
     print(f"{len(clips)} clips to train on, {rated} with MOS; {len(classes)} classes; backbone "
