@@ -8,7 +8,8 @@
 The first three write metrics.json and predictions.csv about the test clips that have ratings, and
 answer.txt about those that have none. The intervals and the predictions that a run is compared with
 are ours. The eight numbers are always one dict, with the keys "utterance MSE" to "system KTAU".
-Letters of dimensions: see moemos.py. """
+Letters of dimensions: see moemos.py.
+"""
 
 import argparse
 import csv
@@ -123,7 +124,7 @@ def interval(value, left_out, name=""):
     for atanh(r), and 1 / MSE for log(MSE). The interval is
 
         of a correlation    tanh(atanh(value) -+ reach / (1 - value^2))
-                of an MSE           exp(log(value) -+ (1 + 2 / n) reach / value)
+        of an MSE           exp(log(value) -+ (1 + 2 / n) reach / value)
 
     The factor 1 + 2 / n is from no textbook: in our simulations, intervals from few parts were too
     narrow without it. An example: a correlation is .9, and its reach is .05. On Fisher's scale .9
