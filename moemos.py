@@ -260,8 +260,9 @@ def principal_axes(z, pivot):
         kept = variance / (variance + pivot),        pivot = penalty * P / r
 
     The variance is that of the clips along the axis, and r is the number of clips from which ridge
-    regression learns (the rated ones). To see where r comes from, divide what ridge() minimises by
-    r: the first term becomes a mean over clips, and the variance is such a mean, too. (Section
+    regression learns (the rated ones). To see where r comes from, divide what ridge() minimises
+    by r: the first term becomes a mean over clips, as a variance is a mean, and the penalty becomes
+    penalty * P / r, which is the pivot. (Section
     3.4.1 of "The Elements of Statistical Learning" by Hastie, Tibshirani and Friedman derives
     this.)
 
@@ -308,7 +309,7 @@ def start(features, mos, label, classes, fold):
     mos_deviation = mos[rated].std() if np.ptp(mos[rated]) > 0 else 1.0
     mos = (mos - mos_mean) / mos_deviation                                  # (n,)
     deviation, mean = torch.std_mean(features, 0, correction=0)
-    deviation = deviation.clamp_min(1e-3)  # so that nothing is divided by nearly 0
+    deviation = deviation.clamp_min(1e-3)  # so that nothing is divided by nearly 0 (ours)
     z = ((features - mean) / deviation).flatten(1).numpy()                  # (n, P)
 
     # 2. Ridge regression learns from the rated clips, and predicts the MOS of all clips.
@@ -624,7 +625,7 @@ class LogMel(nn.Module):
     computes the logarithm of the energy in 80 bands of frequency. These are narrow at low
     frequencies and wide at high ones. The other layer is how fast this spectrum changes. Every clip
     is first brought to the same level, so that how loud it is does not count. The wav2vec2 networks
-    of torchaudio do not hear how loud a clip is, either."""
+    of torchaudio hardly hear how loud a clip is, either."""
 
     def __init__(self):
         super().__init__()
