@@ -287,25 +287,28 @@ def as_rows(name, metric):
     columns = stored["columns"]
     narrow = len(columns) <= WIDEST
     # MSEs have no mean, because the tests have different scales.
-    has_mean = metric.endswith(("LCC", "SRCC", tables.WITHIN))
-    rows = [[metric]]
+    has_mean = metric.endswith(("LCC", "SRCC")) or metric == tables.WITHIN
+    heading = [metric]
     if has_mean:
-        rows[0].append("mean" if narrow else f"mean of {len(columns)} columns")
+        heading.append("mean" if narrow else f"mean of {len(columns)} columns")
     if claims:
-        rows[0].append(f"lead of {stored['rows'][0]['variant']}")
-    rows[0] += columns if narrow else []
+        heading.append(f"lead of {stored['rows'][0]['variant']}")
+    rows = [heading + (columns if narrow else [])]
     for row in stored["rows"]:
-        label, numbers, cells = row["variant"], row["numbers"], []
+        if row["metric"] != metric:
+            continue
+        label, numbers = row["variant"], row["numbers"]
+        cells = [label]
         if has_mean:
             known = all(isinstance(value, float) for value in numbers)
             cells.append(tables.number(np.mean(numbers) if known else None))
-        if claims:
-            claim, p_value = claims.get(label), p.get((name, label), 1.0)
-            cells.append(tables.with_interval(claim["all"], p_value) if claim else "")
+        if label in claims:
+            cells.append(tables.with_interval(claims[label]["all"], p.get((name, label), 1.0)))
+        elif claims:
+            cells.append("")
         if narrow:
             cells += map(tables.number, numbers)
-        if row["metric"] == metric:
-            rows.append([label, *cells])
+        rows.append(cells)
     return rows
 
 

@@ -715,6 +715,11 @@ def test_a_question_is_answered_stored_shown_and_checked(lone, monkeypatch, tmp_
     assert "Is it good?" in capsys.readouterr().out
     text = "a\n<!-- good utterance LCC -->\nold\n<!-- end -->\nb\n"
     assert questions.written(text).splitlines()[2:-2] == tables.table(rows).splitlines()
+    whole = "<!-- good -->\n<!-- end -->\n"
+    assert questions.written(whole).count("| utterance MSE") == 1
+    apart = questions.written(whole + "between\n<!-- good utterance MSE -->\n<!-- end -->\n")
+    assert "| utterance MSE" not in apart.partition("between")[0]
+    assert tables.table(errors) in apart.partition("between")[2]
     monkeypatch.setattr(questions, "WIDEST", 1)
     heading, reached, *_ = questions.as_rows("good", "utterance LCC")
     assert heading == ["utterance LCC", "mean of 2 columns", "lead of the method"]

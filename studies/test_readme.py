@@ -87,6 +87,31 @@ def test_every_question_has_a_stored_answer_whose_tables_stand_in_the_readme():
         assert questions.written(text) == text
 
 
+def test_every_stored_answer_has_the_predictors_and_the_columns_that_its_question_asks_for():
+    for name, question in questions.QUESTIONS.items():
+        stored = questions.read(name)
+        predictors = [row["variant"] for row in stored["rows"]
+                      if row["metric"] == "utterance LCC"]
+        chosen = ["the best on the other tests"] if question.nested else []
+        assert predictors == [variant.name for variant in question.variants] + chosen, name
+        assert stored["columns"] == list(question.columns), name
+
+
+def test_the_readmes_say_how_many_comparisons_there_are_and_how_many_are_shown():
+    p = questions.corrected()
+    simulated = sum(name in ("logmel", "unrated") for name, _ in p)
+    intervals = [questions.read(name)["compared"][variant]["all"] for name, variant in p]
+    miss = sum(not one["low"] <= 0 <= one["high"] for one in intervals)
+    shown = sum(value < 0.05 for value in p.values())
+    said = " ".join(README.split())
+    assert f"We made {len(p)} comparisons with five seeds ({len(p) - simulated} on the four" in said
+    assert f"and {simulated} on simulated corpora). {miss} of the {len(p)} intervals" in said
+    assert f"with which {shown} of the {len(p)} differences are shown" in said
+    studies = " ".join(TEXTS["studies/README.md"].split())
+    assert f"there are {len(p)} comparisons that were made with five seeds" in studies
+    assert f"must be below .05 / {len(p)}, the next smallest below .05 / {len(p) - 1}," in studies
+
+
 def test_no_line_of_the_texts_is_longer_than_100_characters():
     for text in TEXTS.values():
         lines = [line for line in text.splitlines() if not line.startswith("|")]
