@@ -2677,14 +2677,15 @@ def test_a_waveform_has_the_score_of_the_file_that_holds_its_samples(
         assert evaluate.score_waveform(trained, waveform.float(), rate) == expected
 
 
-def test_the_readmes_lines_of_python_score_a_file_when_run_in_another_folder(run, tmp_path):
-    text = (HERE / "README.md").read_text(encoding="utf-8")
+def test_the_guides_lines_of_python_score_a_file_when_run_in_another_folder(run, tmp_path):
+    text = (HERE / "corpora" / "README.md").read_text(encoding="utf-8")
     lines = r"(?:^    .*\n)*^    print\(evaluate.score_waveform.*\n"
     (block,) = re.findall(lines, text, re.MULTILINE)
     (tmp_path / "elsewhere").mkdir()
     noise = np.random.default_rng(0).normal(0, 3000, 16000).astype(np.int16)
     wavfile.write(tmp_path / "elsewhere" / "one.wav", 16000, noise)
-    code = re.sub(r"^    ", "", block, flags=re.MULTILINE).replace("runs/default", str(run))
+    code = re.sub(r"^    ", "", block, flags=re.MULTILINE)
+    code = code.replace('"runs/mine", backbone="studies.distilled"', f'"{run}"')
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "elsewhere", check=True,
                           capture_output=True, text=True,
                           env=os.environ | {"PYTHONPATH": str(HERE)})

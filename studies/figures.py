@@ -37,6 +37,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vPX*"
 LINES = ("-", "--", ":", "-.")
 MOST = 24  # synthesis models that are told apart; a legend has no room for more
+COMPARED = ("the method", "one expert", "ridge", "system's mean")  # answers.png has no more
 
 # What is read: the form of metrics.json, as tables.fits() describes it, and columns of the tables.
 LCC, INTERVAL = (float, None), ([float, float], [None, None])
@@ -216,12 +217,14 @@ def plot_training(log):
 
 
 def plot_answers(numbers):
-    """The utterance LCC, with interval, of each variant on each listening test with each backbone.
+    """The utterance LCC, with interval, of each variant in COMPARED on each listening test with
+    each backbone.
 
     numbers: those of results/plainer.json.
     """
     drawing, (axis,) = figure(1, 1, width=9.6, height=3.6)
     letters = {backbone: letter for letter, backbone in questions.BACKBONES.items()}
+    numbers = [row for row in numbers if row["variant"] in COMPARED]
     names = [row["cell"][0] + letters.get(row["cell"][1], "") for row in numbers]
     columns = list(dict.fromkeys(names))
     variants = list(dict.fromkeys(row["variant"] for row in numbers))

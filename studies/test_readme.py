@@ -97,6 +97,16 @@ def test_every_stored_answer_has_the_predictors_and_the_columns_that_its_questio
         assert stored["columns"] == list(question.columns), name
 
 
+def test_the_table_of_results_in_the_readme_has_the_means_of_the_stored_answers():
+    table = README.partition("| utterance LCC | heard systems |")[2].partition("\n\n")[0]
+    rows = [re.split(r" *\| *", line)[1:5] for line in table.splitlines()[2:]]
+    assert len(rows) == 5
+    for label, *cells in rows:
+        for name, cell in zip(("plainer", "unheard", "families"), cells, strict=True):
+            means = {row[0]: row[1] for row in questions.as_rows(name, "utterance LCC")}
+            assert means.get(label.partition(":")[0], "") == cell, (label, name)
+
+
 def test_the_readmes_say_how_many_comparisons_there_are_and_how_many_are_shown():
     p = questions.corrected()
     simulated = sum(name in ("logmel", "unrated") for name, _ in p)
