@@ -126,13 +126,13 @@ def interval(value, left_out, name=""):
         of a correlation    tanh(atanh(value) -+ reach / (1 - value^2))
         of an MSE           exp(log(value) -+ (1 + 2 / n) reach / value)
 
-    The factor 1 + 2 / n is from no textbook: in our simulations, intervals from few parts were too
-    narrow without it. An example: a correlation is .9, and its reach is .05. On Fisher's scale .9
-    becomes 1.47, and .05 becomes .05 / (1 - .81) = .26. So the interval goes from tanh(1.21) to
-    tanh(1.73), which is [.84, .94].
+    An example: a correlation is .9, and its reach is .05. On Fisher's scale .9 becomes 1.47, and
+    .05 becomes .05 / (1 - .81) = .26. So the interval goes from tanh(1.21) to tanh(1.73), which is
+    [.84, .94].
 
-    In the interval of an MSE the term after -+ is limited to 7, so that no bound is more than
-    about 1,100 times as large or as small as the MSE.
+    In the interval of an MSE the factor 1 + 2 / n is from no textbook: in our simulations,
+    intervals from few parts were too narrow without it. The term after -+ is limited to 7, so that
+    no bound is more than about 1,100 times as large or as small as the MSE.
 
     The interval is NaN if the number stays the same, up to rounding, whichever part is left out.
     With few systems that can happen to SRCC and KTAU, for instance if all systems are in the right

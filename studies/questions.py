@@ -94,6 +94,9 @@ QUESTIONS = {
     "ours": Question(
         "What does it cost to leave out a part that is ours?",
         (METHOD, v.PAPER, v.UNSHRUNK), HEARD, SEEDS),
+        "head_start": Question(
+        "What is it worth that the MOS head starts as the mean of two predictions?",
+        (METHOD, v.LINE_ALONE), HEARD, SEEDS),
     "paper": Question(
         "Is the form nearest to the paper better than a linear model, and do experts help?",
         (v.PAPER, v.PAPER_ONE, RIDGE), HEARD, SEEDS),

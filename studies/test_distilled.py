@@ -83,16 +83,21 @@ def test_distillmos_itself_predicts_a_mos_between_1_and_5(backbone):
 
 
 @needs_distillmos
-def test_the_guides_lines_of_python_print_the_mos_of_distillmos_itself(
+def test_the_guides_lines_of_python_print_the_lcc_of_distillmos_itself_on_the_rated_clips(
         backbone, tmp_path):
     text = (HERE / "corpora" / "README.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"(?:^    .*\n)*^    print\(distilled.*\n", text, re.MULTILINE)
-    lay_out(tmp_path, {}, ["one.wav"])
+    (code,) = re.findall(r"(?:^    .*\n)*^    print\(moemos.lcc.*\n", text, re.MULTILINE)
+    wavs = ["a.wav", "b.wav", "c.wav", "d.wav"]
+    scores = ["1", "4", "2", ""]
+    rows = [f"{wav},train,s,{'r' if score else ''},{score}\n" for wav, score in zip(wavs, scores)]
+    table = "wav,split,system,rater,score\n" + "".join(rows)
+    lay_out(tmp_path, {"ratings.csv": table}, wavs)
     done = subprocess.run([sys.executable, "-c", re.sub("^    ", "", code, flags=re.MULTILINE)],
                           cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(HERE)}, check=True,
                           capture_output=True, text=True)
-    expected = distilled.zero_shot(backbone, data.read_wav(tmp_path / "one.wav", 16000))
-    assert float(done.stdout) == pytest.approx(expected, abs=1e-4)
+    predicted = [distilled.zero_shot(backbone, data.read_wav(tmp_path / wav, 16000))
+                 for wav in wavs[:3]]
+    assert float(done.stdout) == pytest.approx(np.corrcoef(predicted, [1, 4, 2])[0, 1], abs=1e-4)
 
 
 @needs_distillmos
