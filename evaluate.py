@@ -97,16 +97,16 @@ def parts_of(system):
 def interval(value, left_out, name=""):
     """[low, high], the 95 % interval of a number, by the jackknife and Student's t.
 
-    value: the number. left_out: (n,), the same number with each of n parts left out. name: which of
+    value: the number. left_out: (k,), the same number with each of k parts left out. name: which of
     the eight numbers it is; "" for a difference of two. Let
 
-        reach = t(.975, n - 1) sqrt((n - 1) * variance of left_out)
+        reach = t(.975, k - 1) sqrt((k - 1) * variance of left_out)
 
-    The variance is the mean squared distance from the mean. The n numbers are computed from nearly
-    the same clips, and so they differ little; the factor n - 1 makes up for that.
+    The variance is the mean squared distance from the mean. The k numbers are computed from nearly
+    the same clips, and so they differ little; the factor k - 1 makes up for that.
 
-    t(.975, n - 1) is a quantile of Student's t distribution with n - 1 degrees of freedom: of all
-    numbers drawn from this distribution, 97.5 % are below it. It is about 2 if n is large. For a
+    t(.975, k - 1) is a quantile of Student's t distribution with k - 1 degrees of freedom: of all
+    numbers drawn from this distribution, 97.5 % are below it. It is about 2 if k is large. For a
     difference of two numbers the interval is
 
         value -+ reach
@@ -124,26 +124,32 @@ def interval(value, left_out, name=""):
     for atanh(r), and 1 / MSE for log(MSE). The interval is
 
         of a correlation    tanh(atanh(value) -+ reach / (1 - value^2))
-        of an MSE           exp(log(value) -+ (1 + 2 / n) reach / value)
+        of an MSE           exp(log(value) -+ (1 + 2 / k) reach / value)
 
     An example: a correlation is .9, and its reach is .05. On Fisher's scale .9 becomes 1.47, and
     .05 becomes .05 / (1 - .81) = .26. So the interval goes from tanh(1.21) to tanh(1.73), which is
     [.84, .94].
 
-    In the interval of an MSE the factor 1 + 2 / n is from no textbook: in our simulations,
+    In the interval of an MSE the factor 1 + 2 / k is from no textbook: in our simulations,
     intervals from few parts were too narrow without it. The term after -+ is limited to 7, so that
     no bound is more than about 1,100 times as large or as small as the MSE.
+
+    How far can one rely on it? In simulations with 5 to 20 independent systems, in which
+    predictions and MOS have a correlation of .8, six of the eight kinds of interval contain the
+    true number in 92 to 98 of 100 cases. Those of SRCC and KTAU at system level contain it more
+    often, because they are too wide if there are few systems. We did not simulate systems that are
+    related.
 
     The interval is NaN if the number stays the same, up to rounding, whichever part is left out.
     With few systems that can happen to SRCC and KTAU, for instance if all systems are in the right
     order."""
     from scipy.special import stdtrit  # here, so that --help need not wait for it
-    n = len(left_out)
-    reach = float(stdtrit(n - 1, 0.975)) * math.sqrt((n - 1) * np.var(left_out))
+    k = len(left_out)
+    reach = float(stdtrit(k - 1, 0.975)) * math.sqrt((k - 1) * np.var(left_out))
     if not reach > 1e-9 * np.abs(left_out).max():  # also if reach is NaN
         return [math.nan, math.nan]
     if name.endswith("MSE"):
-        factor = math.exp(min((1 + 2 / n) * reach / value, 7))  # 1,100 at most
+        factor = math.exp(min((1 + 2 / k) * reach / value, 7))  # 1,100 at most
         return [value / factor, value * factor]
     if name:
         inside = (1 - 1e-12) * value  # because 1 itself has no atanh

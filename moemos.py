@@ -260,10 +260,10 @@ def principal_axes(z, pivot):
         kept = variance / (variance + pivot),        pivot = penalty * P / r
 
     The variance is that of the clips along the axis, and r is the number of clips from which ridge
-    regression learns (the rated ones). To see where r comes from, divide what ridge() minimises
-    by r: the first term becomes a mean over clips, as a variance is a mean, and the penalty becomes
-    penalty * P / r, which is the pivot. (Section 3.4.1 of "The Elements of Statistical Learning" by
-    Hastie, Tibshirani and Friedman derives this.)
+    regression learns (the rated ones). To see where r comes from, divide what ridge() minimises by
+    r. Its first term is then a mean over clips, like the variance, and the penalty is penalty * P /
+    r, the pivot. (Section 3.4.1 of "The Elements of Statistical Learning" by Hastie, Tibshirani and
+    Friedman derives this.)
 
     So `kept` is near 1 if the clips differ much along the axis, and near 0 if they hardly differ:
     with a pivot of 1 and variances of 9, 1 and .1 it is .9, .5 and .09. We bring the coordinates

@@ -197,9 +197,8 @@ def train(config):
     backbone = data.open_backbone(config.backbone, device)
     config = replace(config, backbone=backbone.name)
     training, classes = as_tensors(clips, backbone, config.cache)
-    # Only the features and the MOS of the dev clips are used. Their labels must not be:
-    # as_tensors() numbers the classes anew for these clips, so that a number may mean another
-    # class.
+    # Of the dev clips only the features and the MOS are used, and not the labels: as_tensors()
+    # numbers the classes anew for these clips, so that a label may mean another class.
     dev = as_tensors(dev_clips, backbone, config.cache)[0] if dev_clips else None
     rated = int((~training.mos.isnan()).sum())
     print(f"{len(clips)} clips to train on, {rated} with MOS; {len(classes)} classes; backbone "

@@ -104,7 +104,8 @@ def test_the_table_of_results_in_the_readme_has_the_means_of_the_stored_answers(
     for label, *cells in rows:
         for name, cell in zip(("plainer", "unheard", "families"), cells, strict=True):
             means = {row[0]: row[1] for row in questions.as_rows(name, "utterance LCC")}
-            assert means.get(label.partition(":")[0], "") == cell, (label, name)
+            known = means.get(label.partition(":")[0])
+            assert cell == known or known is None and cell in ("not measured", "impossible")
 
 
 def test_the_readmes_say_how_many_comparisons_there_are_and_how_many_are_shown():
