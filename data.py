@@ -131,8 +131,9 @@ def read_ratings(path, scale=(1.0, 5.0)):
 
     Each row is one rating, or a clip's mean if `rater` is empty. A clip without MOS has one row in
     which `rater` and `score` are empty. `wav` is a path, starting from the table's folder. `split`
-    is train, dev or test. The columns `model` and `group` may be missing: then the synthesis model
-    is the system, and each clip is a group of its own. Raises InputError, which names the row."""
+    is train, test, or dev for clips on which training is only watched. The columns `model` and
+    `group` may be missing: then the synthesis model is the system, and each clip is a group of its
+    own. Raises InputError, which names the row."""
     path = table_of(path)
     clips = {}
     for place, row in read_rows(path, HEADER, optional=("model", "group")):
@@ -337,10 +338,10 @@ def find_samples(path, content, order):
     if content[:4] in (b"RF64", b"BW64"):  # here the length has 64 bits and stands near the start
         size = int.from_bytes(content[28:36], "little")
     left = len(content) - start
-    # If the stated length is 0, we look at riff, the stated length of the whole file. If that is
-    # plausible, the lengths were known when the header was written. So the file really has no
-    # samples, and what follows is another chunk, such as a title. Otherwise the lengths were not
-    # known, and we take all that is left.
+    # The header has a length of the samples, size, and one of the whole file, riff. A size of 0 can
+    # mean two things. If riff is plausible, the lengths were known when the header was written: the
+    # file has no samples, and what follows is another chunk, such as a title. If riff is not
+    # plausible, the lengths were not known, and we take all that is left.
     if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):
         size = left
     if content[8:12] != b"WAVE" or name != b"data" or size > left:

@@ -545,6 +545,8 @@ def gate_entropies(gates):
         low                       low           collapse: one expert does everything
         low                       high          specialised: each clip has its expert
         high                      high          all experts count for every clip
+
+    (The second of the two is never less than the first.)
     """
     entr = torch.special.entr  # entr(g) = -g log g, and 0 where g is 0
     return entr(gates).sum(1).mean(), entr(gates.mean(0)).sum()

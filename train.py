@@ -118,9 +118,10 @@ def as_tensors(clips, backbone, cache):
 
 def run_stage(model, stage, config, training, dev=None):
     """Trains a model for one stage. training: the Tensors of the training clips. dev: those of the
-    dev clips, if there are any. Every LOG_STEPS steps, and at the end, it yields a row of log.csv,
-    a dict. (Because of `yield`, calling this function does not train yet; it trains while a loop
-    takes its rows, as in run_stages().)
+    dev clips, if there are any; they are not trained on, only their error is logged. Every
+    LOG_STEPS steps, and at the end, it yields a row of log.csv, a dict. (Because of `yield`,
+    calling this function does not train yet; it trains while a loop takes its rows, as in
+    run_stages().)
 
     There are no epochs: each step draws its batch anew from all clips, and a small corpus gets as
     many steps as a large one (ours). Raises FloatingPointError if a loss or a gradient is not
