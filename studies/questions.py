@@ -73,7 +73,7 @@ QUESTIONS = {
         (METHOD, RIDGE, LABELS, v.START), real("system"), SEEDS,
         (UTTERANCE, MSE, "system LCC", "system SRCC")),
     "both_new": Question(
-        "Is it better than ridge if the system and the sentence or talker are new?",
+        "Does it beat ridge for new systems with new sentences or talkers?",
         (METHOD, RIDGE), real("system and groups"),
         metrics=(UTTERANCE, tables.WITHIN)),
     "families": Question(
