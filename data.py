@@ -31,13 +31,6 @@ DEFAULT_BACKBONE = "WAV2VEC2_BASE"  # III.B; the paper does not say which wav2ve
 STALL_SECONDS = 30.0  # a download that sends nothing for this long is given up
 MAX_BYTES = 2 ** 28   # a larger file is refused; without a limit, reading a pipe might never end
 SILENCE = 45.0        # dB; ends of a clip that are this far below its loudest 10 ms are cut (ours)
-# How a WAV file of each kind is read. The key is the format (1 is PCM, whole numbers; 3 is floating
-# point) and the bytes that a sample takes. The value is numpy's type, and then zero and full_scale:
-# (sample - zero) / full_scale is between -1 and 1. The key (1, 2), for instance, is PCM of 16 bits.
-# (1, 3) is read as 4 bytes, because numpy has no integers of 3 bytes; decode() first adds a byte to
-# each sample.
-TYPES = {(1, 1): ("u1", 128.0, 2 ** 7), (1, 2): ("i2", 0.0, 2 ** 15), (1, 3): ("i4", 0.0, 2 ** 31),
-         (1, 4): ("i4", 0.0, 2 ** 31), (3, 4): ("f4", 0.0, 1), (3, 8): ("f8", 0.0, 1)}
 OTHER_AUDIO = (".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".aif", ".aiff", ".au")
 
 
@@ -51,44 +44,13 @@ def read_wav(path, sample_rate, content=None):
     content: the bytes of the file, if they have been read. Raises InputError, which names the
     file."""
     from scipy.signal import resample_poly  # here, so that --help need not wait for it
+    # decode() averages the channels, and cuts the silence by cut_silence().
     rate, mono = decode(path, read_bytes(path) if content is None else content)
     # The ratio of the rates is rounded to a fraction with a denominator of 100,000 at most, because
     # a larger one would make the resampling filter very long.
     ratio = Fraction(sample_rate, rate).limit_denominator(100_000)
     resampled = resample_poly(mono, ratio.numerator, ratio.denominator)
     return torch.from_numpy(resampled.astype(np.float32))
-
-
-def decode(path, content):
-    """The bytes of a WAV file -> (rate, (T,) floats at that rate). Channels are averaged, and
-    silence at both ends is cut. Raises InputError, which names the file."""
-    order = ">" if content[:4] == b"RIFX" else "<"
-    header, samples = find_samples(path, content, order)
-    # The header says: the format; how many channels there are; the rate; how many bytes one sample
-    # takes in all channels together (block); how many bits a sample has. 4x and 8x skip what is not
-    # needed.
-    kind, channels, rate, block, bits, subkind = struct.unpack_from(f"{order}HHI4xHH8xI", header)
-    kind = subkind if kind == 0xFFFE else kind  # 0xFFFE says that the format stands further back
-    # A sample takes as many bytes as its bits need. But samples of 24 bits may take four bytes
-    # each; `block` shows that.
-    width = 4 if 16 < bits < 32 and block == 4 * channels else (bits + 7) // 8
-    count = len(samples) // max(channels * width, 1) * channels
-    if (kind, width) not in TYPES or count == 0 or not 1 <= rate <= 768000:
-        raise InputError(f"{path}: {count} samples of {bits} bits in format {kind} at {rate} Hz; "
-                         "save it as PCM of 8 to 32 bits or as float, at a rate up to 768 kHz")
-    samples = np.frombuffer(samples, np.uint8, count * width)
-    if width == 3:  # a byte of 0 makes them four bytes long
-        samples = np.insert(samples.reshape(-1, 3), 0 if order == "<" else 3, 0, axis=1).ravel()
-    name, zero, full_scale = TYPES[kind, width]
-    scaled = (samples.view(order + name).astype(float) - zero) / full_scale
-    mono = scaled.reshape(-1, channels).mean(axis=1)  # (T,)
-    if not (np.abs(mono) < 1e6).all():  # full scale is 1, and what is far above it is not sound
-        raise InputError(f"{path}: holds NaN, infinite or huge samples")
-    sound = cut_silence(mono, rate)
-    if len(sound) / rate < moemos.MIN_SECONDS:
-        raise InputError(f"{path}: {1000 * len(sound) / rate:.1f} ms long, silence at its ends "
-                         "not counted; the backbone needs 25 ms")
-    return rate, sound
 
 
 def cut_silence(mono, rate):
@@ -253,7 +215,7 @@ def read_entry(entry, shape):
     return torch.frombuffer(bytearray(numbers), dtype=torch.float32).view(shape)
 
 
-# -- What follows is not part of the method: error messages, checks, files, folders ----------------
+# -- What follows is not part of the method: errors, checks, the bytes of WAV files, folders -------
 
 class InputError(ValueError):
     """Something that was handed in cannot be used. The text is one sentence, which says what is
@@ -317,6 +279,47 @@ def read_bytes(path):
     if len(content) > MAX_BYTES:
         raise InputError(f"{path}: is above {MAX_BYTES >> 20} MiB or never ends; cut it")
     return content
+
+
+# How a WAV file of each kind is read. The key is the format (1 is PCM, whole numbers; 3 is floating
+# point) and the bytes that a sample takes. The value is numpy's type, and then zero and full_scale:
+# (sample - zero) / full_scale is between -1 and 1. The key (1, 2), for instance, is PCM of 16 bits.
+# (1, 3) is read as 4 bytes, because numpy has no integers of 3 bytes; decode() first adds a byte to
+# each sample.
+TYPES = {(1, 1): ("u1", 128.0, 2 ** 7), (1, 2): ("i2", 0.0, 2 ** 15), (1, 3): ("i4", 0.0, 2 ** 31),
+         (1, 4): ("i4", 0.0, 2 ** 31), (3, 4): ("f4", 0.0, 1), (3, 8): ("f8", 0.0, 1)}
+
+
+def decode(path, content):
+    """The bytes of a WAV file -> (rate, (T,) floats at that rate). Channels are averaged, and
+    silence at both ends is cut. Raises InputError, which names the file."""
+    order = ">" if content[:4] == b"RIFX" else "<"
+    header, samples = find_samples(path, content, order)
+    # The header says: the format; how many channels there are; the rate; how many bytes one sample
+    # takes in all channels together (block); how many bits a sample has. 4x and 8x skip what is not
+    # needed.
+    kind, channels, rate, block, bits, subkind = struct.unpack_from(f"{order}HHI4xHH8xI", header)
+    kind = subkind if kind == 0xFFFE else kind  # 0xFFFE says that the format stands further back
+    # A sample takes as many bytes as its bits need. But samples of 24 bits may take four bytes
+    # each; `block` shows that.
+    width = 4 if 16 < bits < 32 and block == 4 * channels else (bits + 7) // 8
+    count = len(samples) // max(channels * width, 1) * channels
+    if (kind, width) not in TYPES or count == 0 or not 1 <= rate <= 768000:
+        raise InputError(f"{path}: {count} samples of {bits} bits in format {kind} at {rate} Hz; "
+                         "save it as PCM of 8 to 32 bits or as float, at a rate up to 768 kHz")
+    samples = np.frombuffer(samples, np.uint8, count * width)
+    if width == 3:  # a byte of 0 makes them four bytes long
+        samples = np.insert(samples.reshape(-1, 3), 0 if order == "<" else 3, 0, axis=1).ravel()
+    name, zero, full_scale = TYPES[kind, width]
+    scaled = (samples.view(order + name).astype(float) - zero) / full_scale
+    mono = scaled.reshape(-1, channels).mean(axis=1)  # (T,)
+    if not (np.abs(mono) < 1e6).all():  # full scale is 1, and what is far above it is not sound
+        raise InputError(f"{path}: holds NaN, infinite or huge samples")
+    sound = cut_silence(mono, rate)
+    if len(sound) / rate < moemos.MIN_SECONDS:
+        raise InputError(f"{path}: {1000 * len(sound) / rate:.1f} ms long, silence at its ends "
+                         "not counted; the backbone needs 25 ms")
+    return rate, sound
 
 
 def find_samples(path, content, order):

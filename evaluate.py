@@ -137,9 +137,9 @@ def interval(value, left_out, name=""):
     How far can one rely on it? In simulations with 5 to 20 independent systems, in which
     predictions and MOS have a correlation of .8, six of the eight kinds of interval contain the
     true number in 92 to 98 of 100 cases. Those of SRCC and KTAU at system level contain it more
-    often, because they are too wide if there are few systems. By the intervals of differences in
-    MSE and LCC, one of two equally good predictors was called better than the other in 6 or fewer
-    of 100 cases. We did not simulate systems that are related.
+    often, because they are too wide if there are few systems. We also simulated two equally good
+    predictors. By the interval of their difference in MSE or LCC, one of them was wrongly called
+    better than the other in at most 6 of 100 cases. We did not simulate systems that are related.
 
     The interval is NaN if the number stays the same, up to rounding, whichever part is left out.
     With few systems that can happen to SRCC and KTAU, for instance if all systems are in the right
@@ -501,7 +501,7 @@ def main():
                         help="Print wav,mos for these WAV files, and for all in these folders.")
     parser.add_argument("--max-seconds", type=float, default=0.0,
                         help="Longer clips are refused (default: the setting of the run).")
-    parser.add_argument("--device", default="", help="It is cpu, cuda, ..., as in train.py.")
+    parser.add_argument("--device", default="", help="Compute on cpu, cuda, ..., as in train.py.")
     parser.add_argument("--backbone", default="", help="Name it if it is a Python module.")
     options = parser.parse_args()
     skipped = False

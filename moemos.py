@@ -185,9 +185,9 @@ class MoEMOS(nn.Module):
 # 1. The MOS and the features are standardised.
 # 2. Ridge regression, a linear model, learns to predict the MOS.
 # 3. The axes of the fusion are computed, the directions in which the clips differ most.
-# 4. V is set. From a clip's place on the axes it makes 1 + C guesses: one of the MOS and, for each
-#    class, one of whether the clip belongs to it. Each guess says by how much something is
-#    above its mean over the training clips.
+# 4. V is set. From a clip's place on the axes it makes 1 + C guesses. One is about the MOS: by how
+#    much is it above the mean MOS of the training clips? One more is about each class: is the clip
+#    in this class?
 # 5. The heads are set, so that they turn these guesses into logits and a MOS.
 #
 # The functions ridge() and principal_axes() explain steps 2 and 3, and start() the others. A prime
@@ -261,9 +261,9 @@ def principal_axes(z, pivot):
 
     The variance is that of the clips along the axis, and r is the number of clips from which ridge
     regression learns (the rated ones). To see where r comes from, divide what ridge() minimises by
-    r. Its first term is then a mean over clips, like the variance, and the penalty is penalty * P /
-    r, the pivot. (Section 3.4.1 of "The Elements of Statistical Learning" by Hastie, Tibshirani and
-    Friedman derives this.)
+    r. Its first term is then a mean over clips, like the variance. The factor of its second term is
+    then penalty * P / r, which is the pivot. (Section 3.4.1 of "The Elements of Statistical
+    Learning" by Hastie, Tibshirani and Friedman derives this.)
 
     So `kept` is near 1 if the clips differ much along the axis, and near 0 if they hardly differ:
     with a pivot of 1 and variances of 9, 1 and .1 it is .9, .5 and .09. We bring the coordinates

@@ -64,20 +64,20 @@ def option(default, help, **limits):
 @dataclass(frozen=True)
 class Config:
     """The settings. Each is an option of the command line, with - in place of _."""
-    data: str = option("corpus", "It is a ratings.csv or its folder. A missing corpus/ is made.")
+    data: str = option("corpus", "Train on this ratings.csv or folder. A missing corpus/ is made.")
     scale: tuple = option((1.0, 5.0), "No rating is below LOW or above HIGH.")
     max_seconds: float = option(60.0, "Longer clips are refused (the limit is ours).", least=0)
-    backbone: str = option("", "It is a torchaudio bundle, logmel or your own module. If none is "
-                           "named, it is WAV2VEC2_BASE (ours), or logmel if that is missing.")
+    backbone: str = option("", "Use this torchaudio bundle, logmel or your own module. The default "
+                           "is WAV2VEC2_BASE (ours), or logmel if its weights are missing.")
     out: str = option("runs/default", "The run is written into this folder.")
     cache: str = option("cache", "Features are kept in this folder.")
-    device: str = option("", "It is cpu, cuda, ...; by default an accelerator, if there is one.")
-    seed: int = option(0, "It decides all that is random here (ours).", least=0, below=2 ** 63)
-    experts: int = option(4, "It is the number of experts, N of III.B (ours).", least=1, below=100)
-    hidden: int = option(32, "It is the width of an expert, H (ours).", least=1, below=2000)
+    device: str = option("", "Compute on cpu, cuda, ...; the default is an accelerator, if any.")
+    seed: int = option(0, "Draw all random numbers from this seed (ours).", least=0, below=2 ** 63)
+    experts: int = option(4, "Use this many experts, N of III.B (ours).", least=1, below=100)
+    hidden: int = option(32, "Make experts this wide, H (ours).", least=1, below=2000)
     batch_size: int = option(32, "A batch has this many clips (ours).", least=1, below=1e9)
-    lambda_1: float = option(0.02, "It is the weight of L_diversity in III.B (ours).", least=0)
-    lambda_2: float = option(0.02, "It is the weight of L_sparsity in III.B (ours).", least=0)
+    lambda_1: float = option(0.02, "Give L_diversity of III.B this weight (ours).", least=0)
+    lambda_2: float = option(0.02, "Give L_sparsity of III.B this weight (ours).", least=0)
     steps: int = option(0, "A stage has this many steps (ours); 0 means 200.", least=0, below=1e9)
 
 

@@ -28,8 +28,8 @@ def main():
     parser = argparse.ArgumentParser(
         allow_abbrev=False, description="Checks a corpus and extracts its features into the cache.")
     parser.add_argument("path", help="Name a ratings.csv or its folder.")
-    parser.add_argument("--backbone", default="", help="It is as in train.py.")
-    parser.add_argument("--device", default="", help="It is as in train.py.")
+    parser.add_argument("--backbone", default="", help="Choose it as in train.py.")
+    parser.add_argument("--device", default="", help="Choose it as in train.py.")
     parser.add_argument("--cache", default="cache", help="Features are kept in this folder.")
     parser.add_argument("--scale", type=float, nargs=2, default=(1.0, 5.0))
     parser.add_argument("--max-seconds", type=float, default=60.0)

@@ -110,8 +110,8 @@ def main():
     parser.add_argument("wav", metavar="WAV")
     parser.add_argument("run", nargs="?", default="runs/default",
                         help="Name a run (default: runs/default).")
-    parser.add_argument("--device", default="", help="It is as in train.py.")
-    parser.add_argument("--backbone", default="", help="It is as in evaluate.py.")
+    parser.add_argument("--device", default="", help="Choose it as in train.py.")
+    parser.add_argument("--backbone", default="", help="Choose it as in evaluate.py.")
     options = parser.parse_args()
     with data.errors_in_one_sentence("course.explain"):
         explain(options.run, options.wav, options.device, options.backbone)

@@ -173,8 +173,8 @@ def main():
         allow_abbrev=False, description="Writes a page to look at clips and listen to them.")
     parser.add_argument("run", nargs="?", default="runs/default",
                         help="Name a run (default: runs/default).")
-    parser.add_argument("--device", default="", help="It is as in train.py.")
-    parser.add_argument("--backbone", default="", help="It is as in evaluate.py.")
+    parser.add_argument("--device", default="", help="Choose it as in train.py.")
+    parser.add_argument("--backbone", default="", help="Choose it as in evaluate.py.")
     options = parser.parse_args()
     with data.errors_in_one_sentence("course.listen"):
         text = page(options.run, options.device, options.backbone)

@@ -236,8 +236,8 @@ def main():
         allow_abbrev=False, description="Cross-validates the method on your ratings.")
     parser.add_argument("ratings", metavar="RATINGS", help="Name a ratings.csv or its folder.")
     parser.add_argument("--backbone", default="",
-                        help="It is a torchaudio bundle, logmel or a Python module. If none is "
-                        "named, it is WAV2VEC2_BASE, or logmel if its weights are missing.")
+                        help="Use this torchaudio bundle, logmel or Python module. The default is "
+                        "WAV2VEC2_BASE, or logmel if its weights are missing.")
     parser.add_argument("--scale", type=float, nargs=2, default=(1.0, 5.0),
                         metavar=("LOW", "HIGH"),
                         help="No rating is below LOW or above HIGH (default: 1 5).")

@@ -39,7 +39,7 @@ def main():
     parser.add_argument("--max-seconds", type=float, default=0.0,
                         help="Longer clips are refused (default: the setting of the run).")
     parser.add_argument("--backbone", default="", help="Name it if it is a Python module.")
-    parser.add_argument("--device", default="", help="It is cpu, cuda, ..., as in train.py.")
+    parser.add_argument("--device", default="", help="Compute on cpu, cuda, ..., as in train.py.")
     options = parser.parse_args()
     with data.errors_in_one_sentence("studies.ridge"):
         scores = score(options.run, options.wav, options.device, options.backbone,
