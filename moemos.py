@@ -217,7 +217,7 @@ def ridge(features, target, new, penalties):
 
         w = z' (zz' + penalty * P * identity)^-1 t
 
-    This is the same w. To see that, let k be any number. Then
+    This is the same w. To see that, let k be any number above 0. Then
 
         (z'z + k * identity) z' = z' (zz' + k * identity)
 
@@ -248,8 +248,8 @@ def best_penalty(features, target, fold):
 
 
 def principal_axes(z, pivot):
-    """The principal axes of n clips, each scaled so that axes along which clips differ little count
-    little.
+    """The principal axes of n clips, each scaled so that an axis along which clips hardly differ
+    gives small numbers.
 
     The clips are points in a space with a dimension for each feature. The principal axes are
     directions in this space: the clips differ most along the first one, and less along each further
