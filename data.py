@@ -341,10 +341,10 @@ def find_samples(path, content, order):
     if content[:4] in (b"RF64", b"BW64"):  # here the length has 64 bits and stands near the start
         size = int.from_bytes(content[28:36], "little")
     left = len(content) - start
-    # The header has a length of the samples, size, and one of the whole file, riff. A size of 0 can
-    # mean two things. If riff is plausible, the lengths were known when the header was written: the
-    # file has no samples, and what follows is another chunk, such as a title. If riff is not
-    # plausible, the lengths were not known, and we take all that is left.
+    # Two lengths are stated: `size` is that of the samples, and `riff` that of the whole file. A
+    # size of 0 can mean two things. If riff is plausible, the lengths were known when the header
+    # was written: the file has no samples, and what follows is another chunk, such as a title. If
+    # riff is not plausible, the lengths were not known, and we take all that is left.
     if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):
         size = left
     if content[8:12] != b"WAVE" or name != b"data" or size > left:

@@ -132,7 +132,7 @@ def interval(value, left_out, name=""):
 
     In the interval of an MSE the factor 1 + 2 / k is from no textbook: in our simulations,
     intervals from few parts were too narrow without it. The term after -+ is limited to 7, so that
-    no bound is more than about 1,100 times as large or as small as the MSE.
+    each bound is between about MSE / 1,100 and MSE * 1,100.
 
     How far can one rely on it? In simulations with 5 to 20 independent systems, in which
     predictions and MOS have a correlation of .8, six of the eight kinds of interval contain the
@@ -263,7 +263,8 @@ def evaluate(run, device="", corpus="", backbone="", scale=(), max_seconds=0.0):
     compared with plain predictors: they would learn from the training clips of that corpus, which
     the run has never heard.
 
-    scale, max_seconds: of the corpus; () and 0 mean those of the run. Raises InputError."""
+    scale, max_seconds: those of the corpus; () and 0 stand for those of the run. Raises
+    InputError."""
     trained = load_run(run, device, backbone, max_seconds)
     config = trained.config
     corpus, scale = str(corpus or config.data), tuple(scale) or config.scale

@@ -401,8 +401,8 @@ def mos_loss(predicted, mos):
 
         d^2 / 2  where |d| < 1,  else  |d| - 1/2
 
-    Clips without MOS (NaN) are left out; if no clip has a MOS, it is 0. That the square turns into
-    a line at 1 is ours."""
+    Clips without MOS (NaN) are left out, so that it is a mean over the others; if no clip has a
+    MOS, it is 0. This, and that the square turns into a line at 1, is ours."""
     known = ~mos.isnan()
     total = nn.functional.smooth_l1_loss(predicted[known], mos[known], reduction="sum")
     return total / known.sum().clamp_min(1)
