@@ -67,7 +67,7 @@ def cut_silence(mono, rate):
 @dataclass
 class Clip:
     """A clip and its ratings. system: what made the clip; numbers at system level compare the means
-    of systems. model: the synthesis model, which the second task is to recognise. group: what the
+    of systems. model: the synthesis model, the class that the second task names. group: what the
     clip has in common with others, such as its talker or its sentence; folds_of() keeps the clips
     of a group in one fold. ratings: {rater: score}, or {"": mean} if only the clip's mean is known,
     or {} if it has no MOS."""

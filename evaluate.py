@@ -85,8 +85,9 @@ def parts_of(system):
     clips share a part.) If there are also fewer clips than FEWEST says, all of them are one part,
     and there is no interval.
 
-    system: (n,) the system of each clip or, for numbers at system level, each system once.
-    Returns the part of each, (n,), and a text that says how the intervals are made."""
+    system: (n,) the system of each of n clips. For numbers at system level each system stands here
+    once, and counts as a clip. Returns the part of each, (n,), and a text that says how the
+    intervals are made."""
     if len(set(system)) >= FEWEST["systems"]:
         return np.asarray(system), "estimated by leaving out each system in turn"
     if len(system) >= FEWEST["clips"]:
@@ -140,6 +141,8 @@ def interval(value, left_out, name=""):
     often, because they are too wide if there are few systems. We also simulated two equally good
     predictors. By the interval of their difference in MSE or LCC, one of them was wrongly called
     better than the other in at most 6 of 100 cases. We did not simulate systems that are related.
+    And the models are not trained anew when a part is left out, so that the interval does not
+    contain what another training would change.
 
     The interval is NaN if the number stays the same, up to rounding, whichever part is left out.
     With few systems that can happen to SRCC and KTAU, for instance if all systems are in the right

@@ -186,8 +186,7 @@ class MoEMOS(nn.Module):
 # 2. Ridge regression, a linear model, learns to predict the MOS.
 # 3. The axes of the fusion are computed, the directions in which the clips differ most.
 # 4. V is set. From a clip's place on the axes it makes 1 + C guesses. One is about the MOS: by how
-#    much is it above the mean MOS of the training clips? One more is about each class: is the clip
-#    in this class?
+#    much is it above the mean? The C others are about the classes: is the clip in this class?
 # 5. The heads are set, so that they turn these guesses into logits and a MOS.
 #
 # The functions ridge() and principal_axes() explain steps 2 and 3, and start() the others. A prime
@@ -331,8 +330,8 @@ def start(features, mos, label, classes, fold):
     # target, mean(target * position_a). V reads x_a = position_a * kept_a. So if V has this weight,
     # the guess is shrunk by kept_a, as the penalty of ridge regression shrinks it.
     #
-    # The guesses y_c should be shrunk in this way. The target of y_c is one_hot_c, which is 1 for
-    # the clips of class c and else 0:
+    # The guesses y_c should be shrunk in this way, because nothing else keeps their weights small.
+    # The target of y_c is one_hot_c, which is 1 for the clips of class c and else 0:
     #
     #     y_c = sum over the axes a of  x_a mean(one_hot_c * position_a)
     #
@@ -354,8 +353,9 @@ def start(features, mos, label, classes, fold):
     of_classes = one_hot.T @ position / len(z)                              # (C, A), for y_c
 
     # 5. The softmax of the logits should give the probabilities. It does so if logit_c is
-    # log(share_c + y_c), because these estimates sum to 1. The classification head is linear, and
-    # so it starts as the tangent to this logarithm at y_c = 0:
+    # log(share_c + y_c), because these estimates sum to 1. (So do the targets one_hot_c of each
+    # clip.) The classification head is linear, and so it starts as the tangent to this logarithm at
+    # y_c = 0:
     #
     #     logit_c = log share_c + y_c / share_c
     #

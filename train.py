@@ -73,7 +73,7 @@ class Config:
     cache: str = option("cache", "Features are kept in this folder.")
     device: str = option("", "Compute on cpu, cuda, ...; the default is an accelerator, if any.")
     seed: int = option(0, "Draw all random numbers from this seed (ours).", least=0, below=2 ** 63)
-    experts: int = option(4, "Use this many experts, N of III.B (ours).", least=1, below=100)
+    experts: int = option(4, "Use this many experts, E, or N of III.B (ours).", least=1, below=100)
     hidden: int = option(32, "Make experts this wide, H (ours).", least=1, below=2000)
     batch_size: int = option(32, "A batch has this many clips (ours).", least=1, below=1e9)
     lambda_1: float = option(0.02, "Give L_diversity of III.B this weight (ours).", least=0)

@@ -91,7 +91,7 @@ def test_the_guides_lines_of_python_print_the_lcc_of_distillmos_itself_on_the_ra
     scores = ["1", "4", "2", ""]
     rows = [f"{wav},train,s,{'r' if score else ''},{score}\n" for wav, score in zip(wavs, scores)]
     table = "wav,split,system,rater,score\n" + "".join(rows)
-    lay_out(tmp_path, {"ratings.csv": table}, wavs)
+    lay_out(tmp_path, {"split.csv": table}, wavs)
     done = subprocess.run([sys.executable, "-c", re.sub("^    ", "", code, flags=re.MULTILINE)],
                           cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(HERE)}, check=True,
                           capture_output=True, text=True)

@@ -119,6 +119,13 @@ def test_the_studies_name_the_means_of_the_metrics_that_have_no_table():
     assert sentences in " ".join(TEXTS["studies/README.md"].split())
 
 
+def test_the_studies_name_the_intervals_of_the_method_for_unheard_systems():
+    intervals = [row["interval_95"] for row in questions.read("unheard")["numbers"]
+                 if row["variant"] == "the method"]
+    for name, ends in zip(("from", "to"), zip(*intervals)):
+        assert f"| {name} | {' | '.join(map(tables.number, ends))} |" in TEXTS["studies/README.md"]
+
+
 def test_the_readmes_say_how_many_comparisons_there_are_and_how_many_are_shown():
     p = questions.corrected()
     simulated = sum(name in ("logmel", "unrated") for name, _ in p)
