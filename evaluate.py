@@ -85,8 +85,8 @@ def parts_of(system):
     clips share a part.) If there are also fewer clips than FEWEST says, all of them are one part,
     and there is no interval.
 
-    system: (n,) the system of each of n clips. For numbers at system level each system stands here
-    once, and counts as a clip. Returns the part of each, (n,), and a text that says how the
+    system: (n,) the system of each of n clips; for the numbers at system level, n systems, each of
+    which then counts as one clip. Returns the part of each, (n,), and a text that says how the
     intervals are made."""
     if len(set(system)) >= FEWEST["systems"]:
         return np.asarray(system), "estimated by leaving out each system in turn"
