@@ -93,9 +93,9 @@ def read_ratings(path, scale=(1.0, 5.0)):
 
     Each row is one rating, or a clip's mean if `rater` is empty. A clip without MOS has one row in
     which `rater` and `score` are empty. `wav` is a path, starting from the table's folder. `split`
-    is train, test, or dev for clips on which training is only watched. The columns `model` and
-    `group` may be missing: then the synthesis model is the system, and each clip is a group of its
-    own. Raises InputError, which names the row."""
+    is train, test or dev. (Training is only watched on dev clips.) The columns `model` and `group`
+    may be missing: then the synthesis model is the system, and each clip is a group of its own.
+    Raises InputError, which names the row."""
     path = table_of(path)
     clips = {}
     for place, row in read_rows(path, HEADER, optional=("model", "group")):

@@ -353,9 +353,9 @@ def start(features, mos, label, classes, fold):
     of_classes = one_hot.T @ position / len(z)                              # (C, A), for y_c
 
     # 5. The softmax of the logits should give the probabilities. It does so if logit_c is
-    # log(share_c + y_c), because these estimates sum to 1, as the targets one_hot_c of a clip do.
-    # The classification head is linear, and so it starts as the tangent to this logarithm at
-    # y_c = 0:
+    # log(share_c + y_c), because these estimates sum to 1. (The targets one_hot_c of a clip sum to
+    # 1, and so do their estimates.) The classification head is linear, and so it starts as the
+    # tangent to this logarithm at y_c = 0:
     #
     #     logit_c = log share_c + y_c / share_c
     #
