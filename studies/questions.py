@@ -118,7 +118,7 @@ QUESTIONS = {
         (METHOD, v.PLAIN), HEARD, SEEDS),
     "experts": Question(
         "Do experts help, and what do the gates depend on?",
-        (METHOD, v.ONE, v.EIGHT), HEARD, gates=True),
+        (METHOD, v.ONE, v.NO_MLPS, v.EIGHT), HEARD, gates=True),
     "regularisers": Question(
         "Do the two regularisers change anything?",
         (METHOD, v.NO_DIVERSITY, v.NO_SPARSITY), HEARD, gates=True),

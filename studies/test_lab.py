@@ -291,6 +291,15 @@ def test_a_random_start_is_drawn_in_torchs_usual_way_and_without_the_linear_path
     assert random.moe.mlps[0][2].weight.any()
 
 
+def test_without_perceptrons_their_output_stays_0_while_the_linear_path_is_trained():
+    weights, clips, (without,) = starts(variants.without_mlps)
+    train.run_stages(without, [train.STAGES[1]._replace(steps=3, lr=0.1)], train.Config(),
+                     clips._replace(mos=clips.mos.float()))
+    x = without.fusion(clips.features)
+    torch.testing.assert_close(without(clips.features).y, without.moe.linear(x))
+    assert not torch.equal(without.moe.linear.weight, weights["moe.linear.weight"])
+
+
 def test_the_softmax_weights_of_layers_scale_each_layer_about_its_mean_and_are_trained():
     _, clips, (usual, weighted) = starts(lab.build, variants.with_layer_weights)
     x, center = clips.features, usual.fusion.mean

@@ -30,6 +30,13 @@ def without_v(config, weights, clips):
     return model
 
 
+def without_mlps(config, weights, clips):
+    """No perceptrons, so that y = V x. Their last layers start at 0, and are not trained."""
+    model = train.build_model(config, weights)
+    model.moe.mlps.requires_grad_(False)
+    return model
+
+
 def line_alone(config, weights, clips):
     """The MOS head starts as ridge regression of the MOS alone, without what the classes say."""
     head = torch.zeros_like(weights["mos_head.weight"])
@@ -123,6 +130,7 @@ MEANS_ONLY = Variant("means only, no deviations", features=means_only)
 LAYER_WEIGHTS = Variant("layers weighted by a softmax", build=with_layer_weights)
 ONE = Variant("one expert", {"experts": 1})
 EIGHT = Variant("eight experts", {"experts": 8})
+NO_MLPS = Variant("no perceptrons, V alone", {"experts": 1}, build=without_mlps)
 NARROW = Variant("hidden width 16", {"hidden": 16})
 NO_DIVERSITY = Variant("no L_diversity", {"lambda_1": 0.0})
 NO_SPARSITY = Variant("no L_sparsity", {"lambda_2": 0.0})
