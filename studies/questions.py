@@ -94,7 +94,7 @@ QUESTIONS = {
     "ours": Question(
         "What does it cost to leave out a part that is ours?",
         (METHOD, v.PAPER, v.UNSHRUNK), HEARD, SEEDS),
-        "head_start": Question(
+    "head_start": Question(
         "What is it worth that the MOS head starts as the mean of two predictions?",
         (METHOD, v.LINE_ALONE), HEARD, SEEDS),
     "paper": Question(
