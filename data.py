@@ -93,9 +93,9 @@ def read_ratings(path, scale=(1.0, 5.0)):
 
     Each row is one rating, or a clip's mean if `rater` is empty. A clip without MOS has one row in
     which `rater` and `score` are empty. `wav` is a path, starting from the table's folder. `split`
-    is train, test or dev. (Training is only watched on dev clips.) The columns `model` and `group`
-    may be missing: then the synthesis model is the system, and each clip is a group of its own.
-    Raises InputError, which names the row."""
+    is train, test or dev. (Nothing is learned from dev clips; they show how training goes.) The
+    columns `model` and `group` may be missing or empty: then the synthesis model is the system, and
+    each clip is a group of its own. Raises InputError, which names the row."""
     path = table_of(path)
     clips = {}
     for place, row in read_rows(path, HEADER, optional=("model", "group")):
@@ -342,9 +342,9 @@ def find_samples(path, content, order):
         size = int.from_bytes(content[28:36], "little")
     left = len(content) - start
     # Two lengths are stated: `size` is that of the samples, and `riff` that of the whole file. A
-    # size of 0 can mean two things. If riff is plausible, the lengths were known when the header
-    # was written: the file has no samples, and what follows is another chunk, such as a title. If
-    # riff is not plausible, the lengths were not known, and we take all that is left.
+    # program that records does not know them when it writes the header, and some write 0 or a huge
+    # number. So if size is 0, we look at riff. If that is a possible length, the file really has no
+    # samples, and another chunk follows, such as a title. If not, all that is left are samples.
     if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):
         size = left
     if content[8:12] != b"WAVE" or name != b"data" or size > left:

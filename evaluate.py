@@ -104,13 +104,14 @@ def interval(value, left_out, name=""):
         reach = t(.975, k - 1) sqrt((k - 1) * variance of left_out)
 
     The variance is the mean squared distance from the mean. The k numbers are computed from nearly
-    the same clips, and so they differ little; the factor k - 1 makes up for that.
+    the same clips, and so they differ little; the factor k - 1 makes up for that. (For the mean of
+    k values the root is exactly the standard error of the textbooks.)
 
     t(.975, k - 1) is a quantile of Student's t distribution with k - 1 degrees of freedom: of all
     numbers drawn from this distribution, 97.5 % are below it. It is about 2 if k is large. For a
     difference of two numbers the interval is
 
-        value -+ reach
+        value - reach  to  value + reach
 
     An example: the difference is .02, and with each of five systems left out it is .02, .01, .03,
     .02 and .02. The variance of these five is .00004, and t(.975, 4) is 2.78. So reach is
@@ -124,25 +125,25 @@ def interval(value, left_out, name=""):
     the derivative of atanh at r. So `reach` is multiplied by this derivative. It is 1 / (1 - r^2)
     for atanh(r), and 1 / MSE for log(MSE). The interval is
 
-        of a correlation    tanh(atanh(value) -+ reach / (1 - value^2))
-        of an MSE           exp(log(value) -+ (1 + 2 / k) reach / value)
+        of a correlation    tanh(atanh(value) ± reach / (1 - value^2))
+        of an MSE           exp(log(value) ± (1 + 2 / k) reach / value)
 
     An example: a correlation is .9, and its reach is .05. On Fisher's scale .9 becomes 1.47, and
     .05 becomes .05 / (1 - .81) = .26. So the interval goes from tanh(1.21) to tanh(1.73), which is
     [.84, .94].
 
     In the interval of an MSE the factor 1 + 2 / k is from no textbook: in our simulations,
-    intervals from few parts were too narrow without it. The term after -+ is limited to 7, so that
+    intervals from few parts were too narrow without it. The term after ± is limited to 7, so that
     each bound is between about MSE / 1,100 and MSE * 1,100.
 
     How far can one rely on it? In simulations with 5 to 20 independent systems, in which
     predictions and MOS have a correlation of .8, six of the eight kinds of interval contain the
     true number in 92 to 98 of 100 cases. Those of SRCC and KTAU at system level contain it more
     often, because they are too wide if there are few systems. We also simulated two equally good
-    predictors. By the interval of their difference in MSE or LCC, one of them was wrongly called
-    better than the other in at most 6 of 100 cases. We did not simulate systems that are related.
-    And the models are not trained anew when a part is left out, so that the interval does not
-    contain what another training would change.
+    predictors. In at most 6 of 100 cases the interval of their difference in MSE or LCC did not
+    contain 0, so that one of them was wrongly called better. We did not simulate systems that are
+    related. And the models are not trained anew when a part is left out, so the interval leaves out
+    how much another training would change the number.
 
     The interval is NaN if the number stays the same, up to rounding, whichever part is left out.
     With few systems that can happen to SRCC and KTAU, for instance if all systems are in the right
@@ -163,9 +164,9 @@ def interval(value, left_out, name=""):
 
 
 def verdict(name, difference, low, high):
-    """Is one predictor shown to be better than another? difference: the number of the first
-    minus that of the second, in the unit in which it is printed. low, high: the interval of the
-    difference, in any unit, because only their signs count. name: which of the eight numbers it
+    """Is one predictor shown to be better than another? difference: the number of the first minus
+    that of the second, in the unit in which it is printed. low, high: the ends of its interval;
+    only their signs count, so that their unit does not matter. name: which of the eight numbers it
     is. Returns "better" or "worse", "neither" if nothing is shown or the difference rounds to 0,
     and "-" if there is no interval."""
     if math.isnan(low):
@@ -203,7 +204,8 @@ def reference_predictions(trained, clips, test):
 def summary(trained, test, output, references, scale):
     """What metrics.json says about the predictions. references: what reference_predictions() gives.
     scale: the scale of the ratings; if the run was trained on another scale, an MSE has no meaning
-    and is NaN. In the result, "unit" is what each number is divided by when it is printed."""
+    and is NaN. An MSE is printed as on a scale of 1 to 5; "unit" in the result is what each number
+    is divided by for that."""
     predicted, true = output.mos.tolist(), [clip.mos for clip in test]
     system, models = [clip.system for clip in test], [clip.model for clip in test]
     # The eight numbers.

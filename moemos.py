@@ -120,9 +120,8 @@ class MixtureOfExperts(nn.Module):
 
     MLP_i has two layers, A -> H -> 1 + C, with GELU between them, a smooth form of max(0, z). The
     second layers start at 0, so that at first the perceptrons add nothing. The first layers start
-    random; otherwise all experts would stay nearly alike. The gradient of a second layer depends on
-    what its first layer gives, and so training moves the experts in different directions. The gate
-    starts random, too. It acts once for each clip, and not on each frame. All in this paragraph is
+    random, each with other numbers, so that the experts do not all learn the same. The gate starts
+    random, too. It acts once for each clip, and not on each frame. All in this paragraph is
     ours."""
 
     def __init__(self, axes, experts, hidden, outputs):
@@ -259,10 +258,9 @@ def principal_axes(z, pivot):
         kept = variance / (variance + pivot),        pivot = penalty * P / r
 
     The variance is that of the clips along the axis, and r is the number of clips from which ridge
-    regression learns (the rated ones). To see where r comes from, divide what ridge() minimises by
-    r. Its first term is then a mean over clips, like the variance. The factor of its second term is
-    then penalty * P / r, which is the pivot. (Section 3.4.1 of "The Elements of Statistical
-    Learning" by Hastie, Tibshirani and Friedman derives this.)
+    regression learns (the rated ones). Section 3.4.1 of "The Elements of Statistical Learning" by
+    Hastie, Tibshirani and Friedman derives the factor. There it is d^2 / (d^2 + lambda); in our
+    letters d^2 is r * variance, and lambda is penalty * P. Divide both by r.
 
     So `kept` is near 1 if the clips differ much along the axis, and near 0 if they hardly differ:
     with a pivot of 1 and variances of 9, 1 and .1 it is .9, .5 and .09. We bring the coordinates
@@ -276,8 +274,8 @@ def principal_axes(z, pivot):
     # The singular value decomposition is z = u diag(d) directions'. A column of u has the
     # coordinates of all clips along one axis, but the column is scaled to length 1. The variance
     # along the axis is d^2 / n. As numpy's svd() is slow here, we take the matrix zz' / n, which
-    # has the columns of u as its eigenvectors and d^2 / n as its eigenvalues. From these it follows
-    # that directions = z' u diag(1 / d), where u is position / sqrt(n), and d is sqrt(n *
+    # has the columns of u as its eigenvectors and d^2 / n as its eigenvalues. Then z' u is
+    # directions * d, and so directions = z' u / d. Here u is position / sqrt(n), and d is sqrt(n *
     # variance).
     variance, u = np.linalg.eigh(z @ z.T / len(z))                          # (n,), (n, n)
     variance, u = np.maximum(variance[::-1], 1e-12), u[:, ::-1]             # largest first, no 0
@@ -401,8 +399,8 @@ def mos_loss(predicted, mos):
 
         d^2 / 2  where |d| < 1,  else  |d| - 1/2
 
-    Clips without MOS (NaN) are left out, so that it is a mean over the others; if no clip has a
-    MOS, it is 0. This, and that the square turns into a line at 1, is ours."""
+    Ours: the square turns into a line at 1; clips without MOS (NaN) are left out of the mean; and
+    if no clip has a MOS, it is 0."""
     known = ~mos.isnan()
     total = nn.functional.smooth_l1_loss(predicted[known], mos[known], reduction="sum")
     return total / known.sum().clamp_min(1)

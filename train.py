@@ -15,8 +15,8 @@ heads read y, which stage 1 trains.) The optimiser is AdamW (III.E). Each stage 
 remembers nothing of the stage before (ours). Both regularisers are always on (ours).
 
 The paper does not say, either, what it means by an "adaptive" weighting of the two losses. Here
-alpha, the weight of the MOS loss, rises during stage 2 and jumps between stages. To read the word
-in this way is ours. beta, the weight of the second task, is 1 - alpha, as in all pairs of alpha and
+alpha, the weight of the MOS loss, rises during stage 2 and jumps between stages. This reading of
+the word is ours. beta, the weight of the second task, is 1 - alpha, as in all pairs of alpha and
 beta that the paper gives.
 
 Letters of dimensions: see moemos.py.
@@ -45,8 +45,8 @@ class Stage(NamedTuple):
     alpha_end: float
 
 
-# III.E. That lr falls to 0 in each stage is ours. So are the 200 steps of each, which were chosen
-# by results on four listening tests.
+# III.E. That lr falls towards 0 in each stage is ours. So are the 200 steps of each, which were
+# chosen by results on four listening tests.
 STAGES = (
     Stage("classification", 200, 1e-4, 0.0, 0.0),  # that alpha is 0 is ours
     Stage("joint", 200, 1e-4, 0.3, 0.7),  # ours: the same lr as in stage 1
@@ -74,8 +74,8 @@ class Config:
     out: str = option("runs/default", "The run is written into this folder.")
     cache: str = option("cache", "Features are kept in this folder.")
     device: str = option("", "Compute on cpu, cuda, ...; the default is an accelerator, if any.")
-    seed: int = option(0, "Draw all random numbers from this seed (ours).", least=0, below=2 ** 63)
-    experts: int = option(4, "Use this many experts, E, or N of III.B (ours).", least=1, below=100)
+    seed: int = option(0, "All chance in training comes from it (ours).", least=0, below=2 ** 63)
+    experts: int = option(4, "Use this many experts, E (ours).", least=1, below=100)
     hidden: int = option(32, "Make experts this wide, H (ours).", least=1, below=2000)
     batch_size: int = option(32, "A batch has this many clips (ours).", least=1, below=1e9)
     lambda_1: float = option(0.02, "Give L_diversity of III.B this weight (ours).", least=0)
@@ -110,7 +110,7 @@ class Tensors(NamedTuple):
 def as_tensors(clips, backbone, cache):
     """Takes a list of data.Clip. Returns their Tensors, on the backbone's device, and the list of
     the classes of the second task. A class is a synthesis model (III.C). The paper leaves open what
-    counts as one; here it is what stands in the column `model` (ours)."""
+    counts as one; here it is what stands in the column `model`, or else in `system` (ours)."""
     features = data.extract_features(clips, backbone, cache).to(backbone.device)
     mos = torch.tensor([clip.mos for clip in clips], device=backbone.device)
     classes = sorted({clip.model for clip in clips})
@@ -120,7 +120,7 @@ def as_tensors(clips, backbone, cache):
 
 def run_stage(model, stage, config, training, dev=None):
     """Trains a model for one stage. training: the Tensors of the training clips. dev: those of the
-    dev clips, if there are any; they are not trained on, only their error is logged. Every
+    dev clips, if there are any; they are not trained on, but only predicted for the log. Every
     LOG_STEPS steps, and at the end, it yields a row of log.csv, a dict. (Because of `yield`,
     calling this function does not train yet; it trains while a loop takes its rows, as in
     run_stages().)

@@ -98,18 +98,28 @@ def test_every_stored_answer_has_the_predictors_and_the_columns_that_its_questio
         assert stored["columns"] == list(question.columns), name
 
 
-def test_the_table_of_results_in_the_readme_has_the_means_of_the_stored_answers():
-    table = README.partition("| utterance LCC | heard systems |")[2].partition("\n\n")[0]
-    rows = [re.split(r" *\| *", line)[1:5] for line in table.splitlines()[2:]]
-    assert len(rows) == 6
-    for label, *cells in rows:
-        for name, cell in zip(("plainer", "unheard", "families"), cells, strict=True):
-            means = {row[0]: row[1] for row in questions.as_rows(name, "utterance LCC")}
-            predictor = label.partition(":")[0]
-            if predictor in means:
-                assert cell == means[predictor], (label, name)
-            else:
-                assert cell in ("not measured", "impossible"), (label, name)
+def test_the_answers_in_the_readme_have_the_numbers_of_the_stored_answers():
+    def mean(name, predictor):
+        rows = questions.as_rows(name, "utterance LCC")
+        return dict(row[:2] for row in rows)[predictor]
+
+    def lead(name, predictor):
+        return questions.read(name)["compared"][predictor]["all"]["value"]
+
+    assert abs(lead("plainer", "one expert")) < 0.001
+    assert abs(lead("experts", "no perceptrons, V alone")) < 0.001
+    for sentence, value in (
+            ("Its LCC, {}, is", mean("plainer", "the method")),
+            ("is {} higher.", tables.number(lead("plainer", "ridge"))),
+            ("Its LCC is {} lower.", tables.number(-lead("plainer", "system's mean"))),
+            ("Its LCC is {}.", mean("unheard", "the method")),
+            ("Before training the LCC is {} higher.",
+             tables.number(-lead("plainer", "the method before training"))),
+            ("With a random start the LCC is {} lower.",
+             tables.number(lead("start", "random start"))),
+            ("the mean LCC is {}, and on", mean("both_new", "the method")),
+            ("there its mean LCC is {}.", mean("families", "the method"))):
+        assert sentence.format(value) in " ".join(README.split()), sentence
 
 
 def test_the_studies_name_the_means_of_the_metrics_that_have_no_table():
