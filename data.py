@@ -326,9 +326,7 @@ def find_samples(path, content, order):
     """The bytes of a WAV file -> (header, samples). After 12 bytes, such a file is a row of
     chunks, each with a name of four letters, a length and a content. The chunk "fmt " is the
     header, which says how the samples are written; it is padded with zeros here. The chunk
-    "data" has the samples. A program that writes to a pipe does not yet know how long the
-    samples are, and gives 0 or a huge number as their length. Then all bytes up to the end of
-    the file are taken as samples. Raises InputError."""
+    "data" has the samples. Raises InputError."""
     header, start, name, size = b"", 12, b"", 0
     while name != b"data" and start + 8 <= len(content):
         name, size = struct.unpack_from(f"{order}4sI", content, start)
@@ -342,9 +340,9 @@ def find_samples(path, content, order):
         size = int.from_bytes(content[28:36], "little")
     left = len(content) - start
     # Two lengths are stated: `size` is that of the samples, and `riff` that of the whole file. A
-    # program that records does not know them when it writes the header, and some write 0 or a huge
-    # number. So if size is 0, we look at riff. If that is a possible length, the file really has no
-    # samples, and another chunk follows, such as a title. If not, all that is left are samples.
+    # program that writes to a pipe does not know them yet, and gives 0 or a huge number for both.
+    # Then all bytes that are left are samples. But if size is 0 and riff is a possible length, the
+    # file really has no samples, and another chunk follows, such as a title.
     if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):
         size = left
     if content[8:12] != b"WAVE" or name != b"data" or size > left:

@@ -85,9 +85,9 @@ def parts_of(system):
     clips share a part.) If there are also fewer clips than FEWEST says, all of them are one part,
     and there is no interval.
 
-    system: (n,) the system of each of n clips; for the numbers at system level, n systems, each of
-    which then counts as one clip. Returns the part of each, (n,), and a text that says how the
-    intervals are made."""
+    system: (n,) the system of each of n clips. (For the numbers at system level there is one value
+    for each system, and so each name stands there once.) Returns the part of each, (n,), and a text
+    that says how the intervals are made."""
     if len(set(system)) >= FEWEST["systems"]:
         return np.asarray(system), "estimated by leaving out each system in turn"
     if len(system) >= FEWEST["clips"]:
@@ -104,8 +104,8 @@ def interval(value, left_out, name=""):
         reach = t(.975, k - 1) sqrt((k - 1) * variance of left_out)
 
     The variance is the mean squared distance from the mean. The k numbers are computed from nearly
-    the same clips, and so they differ little; the factor k - 1 makes up for that. (For the mean of
-    k values the root is exactly the standard error of the textbooks.)
+    the same clips, and so they differ little; the factor k - 1 makes up for that. (If the number is
+    the mean of k values, the square root above is exactly its standard error.)
 
     t(.975, k - 1) is a quantile of Student's t distribution with k - 1 degrees of freedom: of all
     numbers drawn from this distribution, 97.5 % are below it. It is about 2 if k is large. For a
@@ -142,8 +142,8 @@ def interval(value, left_out, name=""):
     often, because they are too wide if there are few systems. We also simulated two equally good
     predictors. In at most 6 of 100 cases the interval of their difference in MSE or LCC did not
     contain 0, so that one of them was wrongly called better. We did not simulate systems that are
-    related. And the models are not trained anew when a part is left out, so the interval leaves out
-    how much another training would change the number.
+    related. And the models are not trained anew when a part is left out, so the interval does not
+    include how much another training would change the number.
 
     The interval is NaN if the number stays the same, up to rounding, whichever part is left out.
     With few systems that can happen to SRCC and KTAU, for instance if all systems are in the right
@@ -165,10 +165,9 @@ def interval(value, left_out, name=""):
 
 def verdict(name, difference, low, high):
     """Is one predictor shown to be better than another? difference: the number of the first minus
-    that of the second, in the unit in which it is printed. low, high: the ends of its interval;
-    only their signs count, so that their unit does not matter. name: which of the eight numbers it
-    is. Returns "better" or "worse", "neither" if nothing is shown or the difference rounds to 0,
-    and "-" if there is no interval."""
+    that of the second, in the unit in which it is printed. low, high: the ends of its interval, in
+    any unit. name: which of the eight numbers it is. Returns "better" or "worse", "neither" if
+    nothing is shown or the difference rounds to 0, and "-" if there is no interval."""
     if math.isnan(low):
         return "-"
     if name.endswith("MSE"):  # here less is better
@@ -204,8 +203,8 @@ def reference_predictions(trained, clips, test):
 def summary(trained, test, output, references, scale):
     """What metrics.json says about the predictions. references: what reference_predictions() gives.
     scale: the scale of the ratings; if the run was trained on another scale, an MSE has no meaning
-    and is NaN. An MSE is printed as on a scale of 1 to 5; "unit" in the result is what each number
-    is divided by for that."""
+    and is NaN. In the result, "unit" has what each number is divided by when it is printed. That is
+    1, except for an MSE, which is printed as on a scale of 1 to 5."""
     predicted, true = output.mos.tolist(), [clip.mos for clip in test]
     system, models = [clip.system for clip in test], [clip.model for clip in test]
     # The eight numbers.

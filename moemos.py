@@ -38,8 +38,8 @@ class Backbone:
 
     code: the source code of the network, if it comes from a Python module of yours; see
     fingerprint(). Attributes: name; sample_rate, in Hz; layers (L); width (D); and identity, a
-    fingerprint(), by which a run recognises its backbone. Raises ValueError if the frames
-    are not finite."""
+    fingerprint(), by which a run recognises its backbone. Raises ValueError if the network gives
+    numbers that are not finite for a second of noise."""
 
     def __init__(self, name, network, sample_rate, device="cpu", code=""):
         self.name = name
@@ -120,9 +120,9 @@ class MixtureOfExperts(nn.Module):
 
     MLP_i has two layers, A -> H -> 1 + C, with GELU between them, a smooth form of max(0, z). The
     second layers start at 0, so that at first the perceptrons add nothing. The first layers start
-    random, each with other numbers, so that the experts do not all learn the same. The gate starts
-    random, too. It acts once for each clip, and not on each frame. All in this paragraph is
-    ours."""
+    at random, each with other numbers, so that the experts do not all learn the same. The gate
+    starts at random, too. It acts once for each clip, and not on each frame. All in this paragraph
+    is ours."""
 
     def __init__(self, axes, experts, hidden, outputs):
         super().__init__()
@@ -176,7 +176,7 @@ class MoEMOS(nn.Module):
         return Output(mos, logits, gates, experts, y)
 
 
-# -- Where training starts: two linear predictions, computed in one go (ours) ----------------------
+# -- Where training starts: two linear predictions (ours) ------------------------------------------
 #
 # Before its first step of training, the network should predict as well as a linear model does. So
 # start() computes its first weights from the n training clips, in five steps:
@@ -259,8 +259,9 @@ def principal_axes(z, pivot):
 
     The variance is that of the clips along the axis, and r is the number of clips from which ridge
     regression learns (the rated ones). Section 3.4.1 of "The Elements of Statistical Learning" by
-    Hastie, Tibshirani and Friedman derives the factor. There it is d^2 / (d^2 + lambda); in our
-    letters d^2 is r * variance, and lambda is penalty * P. Divide both by r.
+    Hastie, Tibshirani and Friedman derives the factor. There it is s^2 / (s^2 + lambda). Here s^2
+    is the sum of the squared coordinates along the axis, which is r * variance, and lambda is
+    penalty * P. With numerator and denominator divided by r, it is the formula above.
 
     So `kept` is near 1 if the clips differ much along the axis, and near 0 if they hardly differ:
     with a pivot of 1 and variances of 9, 1 and .1 it is .9, .5 and .09. We bring the coordinates
@@ -271,12 +272,11 @@ def principal_axes(z, pivot):
     z: (n, P), the standardised features. pivot: the variance at which `kept` is one half. Returns
     position: (n, A), the coordinates of the clips, brought to the standard deviation 1 along each
     axis; kept: (A,); and axes: (P, A), for which z @ axes is position * kept."""
-    # The singular value decomposition is z = u diag(d) directions'. A column of u has the
+    # The singular value decomposition is z = u diag(s) directions'. A column of u has the
     # coordinates of all clips along one axis, but the column is scaled to length 1. The variance
-    # along the axis is d^2 / n. As numpy's svd() is slow here, we take the matrix zz' / n, which
-    # has the columns of u as its eigenvectors and d^2 / n as its eigenvalues. Then z' u is
-    # directions * d, and so directions = z' u / d. Here u is position / sqrt(n), and d is sqrt(n *
-    # variance).
+    # along the axis is s^2 / n. As numpy's svd() is slow here, we take the matrix zz' / n, which
+    # has the columns of u as its eigenvectors and s^2 / n as its eigenvalues. It follows that
+    # directions = z' u diag(1 / s). Below, position is sqrt(n) u, and s is sqrt(n * variance).
     variance, u = np.linalg.eigh(z @ z.T / len(z))                          # (n,), (n, n)
     variance, u = np.maximum(variance[::-1], 1e-12), u[:, ::-1]             # largest first, no 0
     kept = variance / (variance + pivot)
@@ -325,8 +325,9 @@ def start(features, mos, label, classes, fold):
     # Let position_a be the coordinate of a clip along the axis a, with the mean 0 and the standard
     # deviation 1 over the training clips. The coordinates along different axes are uncorrelated. So
     # by least squares each weight can be found alone: it is the covariance of coordinate and
-    # target, mean(target * position_a). V reads x_a = position_a * kept_a. So if V has this weight,
-    # the guess is shrunk by kept_a, as the penalty of ridge regression shrinks it.
+    # target, mean(target * position_a). But V reads x_a, which is position_a * kept_a. So with this
+    # weight each term of the guess becomes smaller by the factor kept_a, just as the penalty of
+    # ridge regression makes it smaller (see principal_axes()).
     #
     # The guesses y_c should be shrunk in this way, because nothing else keeps their weights small.
     # The target of y_c is one_hot_c, which is 1 for the clips of class c and else 0:

@@ -117,9 +117,14 @@ def long_ratings(path, header, rows, columns):
     for number, cells in rows:
         row = dict(zip(header, cells))
         fields = {name: fill(template, row) for name, template in columns.items()}
-        nobody = f"row {number}" if "rater" in columns else ""
+        nobody = nameless(path, number) if "rater" in columns else ""
         rater = fields.get("rater") or nobody
         yield fields | {"rater": rater, "place": f"{path}, row {number}"}
+
+
+def nameless(path, number):
+    """The name of a rater who has none. It names the export, so that several can be joined."""
+    return f"row {number} of {Path(path).name}"
 
 
 def wide_ratings(path, header, rows, columns):
@@ -129,7 +134,7 @@ def wide_ratings(path, header, rows, columns):
         rater = fill(columns["rater"], row) if "rater" in columns else ""
         for column, (heading, cell) in enumerate(zip(header, cells), 1):
             if heading != columns.get("rater"):
-                yield {"wav": heading, "rater": rater or f"row {number}", "score": cell,
+                yield {"wav": heading, "rater": rater or nameless(path, number), "score": cell,
                        "place": f"{path}, row {number}, column {column}"}
 
 

@@ -84,7 +84,7 @@ KINDS = {
                       "far/b_02.WAV": {"": 1}}),
     "tabs": ("file\trater\tscore\na_01.wav\tann\t4\nb_01.wav\tann\t2\nb_01.wav\t\t1\n",
              ["--columns", "wav=file", "score=score", "rater=rater"],
-             {"near/a_01.wav": {"ann": 4}, "far/b_01.wav": {"ann": 2, "row 4": 1}}),
+             {"near/a_01.wav": {"ann": 4}, "far/b_01.wav": {"ann": 2, "row 4 of export.csv": 1}}),
     "semicolons": ("Datei;Note, Mittel, 1-5, alle;\nnear\\a_01.wav;4,25;\nfar\\b_01.wav;2,5;\n;;",
                    ["--columns", "wav=Datei", "score=Note, Mittel, 1-5, alle"],
                    {"near/a_01.wav": {"": 4.25}, "far/b_01.wav": {"": 2.5}}),
@@ -204,7 +204,8 @@ def test_in_a_form_without_names_each_row_is_a_rater_and_repeated_questions_are_
         tmp_path, monkeypatch):
     path = export(tmp_path, "a_01.wav,b_01.wav,a_01.wav,a_01.wav\n1,2,3,5\n4,5,,\n")
     assert ratings_of(convert(monkeypatch, path, "--wide")) == {
-        "near/a_01.wav": {"row 2": 3, "row 3": 4}, "far/b_01.wav": {"row 2": 2, "row 3": 5}}
+        "near/a_01.wav": {"row 2 of export.csv": 3, "row 3 of export.csv": 4},
+        "far/b_01.wav": {"row 2 of export.csv": 2, "row 3 of export.csv": 5}}
 
 
 @pytest.mark.parametrize(("heading", "wav"), [

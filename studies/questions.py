@@ -131,7 +131,7 @@ QUESTIONS = {
         (METHOD, Variant("with prosody", features=with_prosody)), HEARD),
     "few_clips": Question(
         "How many clips of each system are enough?",
-        (METHOD, RIDGE, LABELS, v.START, MEAN),
+        (METHOD, RIDGE, LABELS, v.LINE_ALONE, v.START, MEAN),
         {f"{name}, {k}{letter}": (Cell(name, backbone, f"groups, {k} a system"),)
          for letter, backbone in BACKBONES.items()
          for name, k in itertools.product(("codecs", "YourTTS"), (2, 5))}, SEEDS),
