@@ -98,7 +98,7 @@ def test_each_seed_draws_the_few_clips_of_each_system_anew_and_the_same_for_ever
     seeds = {}
     for job in jobs:
         seeds.setdefault((job.variant.name, job.cell), []).append(job.seed)
-    assert len(seeds) == 5 * 8
+    assert len(seeds) == 6 * 8
     assert all(own == [0, 1, 2, 3, 4] for own in seeds.values())
 
 
