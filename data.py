@@ -2,7 +2,7 @@
 
 A corpus is a ratings.csv, which read_ratings describes, with its WAV files. corpora/ makes one from
 exports and from published data sets, or simulates it. What comes from outside is checked here,
-before any work; InputError, in the second half, says what is wrong with it. Letters of dimensions:
+before any work. If it is wrong, an InputError says what is wrong with it. Letters of dimensions:
 see moemos.py.
 """
 
@@ -341,8 +341,8 @@ def find_samples(path, content, order):
     left = len(content) - start
     # Two lengths are stated: `size` is that of the samples, and `riff` that of the whole file. A
     # program that writes to a pipe does not know them yet, and gives 0 or a huge number for both.
-    # Then all bytes that are left are samples. But if size is 0 and riff is a possible length, the
-    # file really has no samples, and another chunk follows, such as a title.
+    # Then all bytes that are left are samples. But if only size is 0, and riff is a possible
+    # length, the file really has no samples; what follows is another chunk, such as a title.
     if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):
         size = left
     if content[8:12] != b"WAVE" or name != b"data" or size > left:

@@ -272,11 +272,12 @@ def principal_axes(z, pivot):
     z: (n, P), the standardised features. pivot: the variance at which `kept` is one half. Returns
     position: (n, A), the coordinates of the clips, brought to the standard deviation 1 along each
     axis; kept: (A,); and axes: (P, A), for which z @ axes is position * kept."""
-    # The singular value decomposition is z = u diag(s) directions'. A column of u has the
-    # coordinates of all clips along one axis, but the column is scaled to length 1. The variance
-    # along the axis is s^2 / n. As numpy's svd() is slow here, we take the matrix zz' / n, which
-    # has the columns of u as its eigenvectors and s^2 / n as its eigenvalues. It follows that
-    # directions = z' u diag(1 / s). Below, position is sqrt(n) u, and s is sqrt(n * variance).
+    # The directions are the eigenvectors of z'z / n, and the variances its eigenvalues. But this
+    # matrix is (P, P), and P may be many thousands. So we take zz' / n, which is only (n, n). If u
+    # is an eigenvector of zz' / n, then z'u is one of z'z / n, with the same eigenvalue: to see
+    # that, multiply  zz'u / n = variance * u  by z' from the left. The length of z'u is
+    # sqrt(n * variance), if u has the length 1. The coordinates of the clips along this direction,
+    # divided by their standard deviation, are sqrt(n) * u.
     variance, u = np.linalg.eigh(z @ z.T / len(z))                          # (n,), (n, n)
     variance, u = np.maximum(variance[::-1], 1e-12), u[:, ::-1]             # largest first, no 0
     kept = variance / (variance + pivot)
@@ -315,22 +316,24 @@ def start(features, mos, label, classes, fold):
 
     # 3. The axes are those of all clips, rated or not. In the pivot, penalty * P / r, the number r
     # is that of the rated clips, because ridge regression has learned from these. (If some clips
-    # are unrated, `kept` is not exactly the factor of ridge regression: ridge() standardises over
-    # the rated clips, and here z is standardised over all of them.)
+    # are unrated, `kept` is only roughly the factor of ridge regression. For the axes, the
+    # variances and the standardisation of z are then those of all clips.)
     position, kept, axes = principal_axes(z, penalty * z.shape[1] / rated.sum())
 
     # 4. V makes 1 + C guesses about a clip: y_0 about the MOS and, for each class c, y_c about
     # whether the clip is in this class.
     #
     # Let position_a be the coordinate of a clip along the axis a, with the mean 0 and the standard
-    # deviation 1 over the training clips. The coordinates along different axes are uncorrelated. So
-    # by least squares each weight can be found alone: it is the covariance of coordinate and
-    # target, mean(target * position_a). But V reads x_a, which is position_a * kept_a. So with this
-    # weight each term of the guess becomes smaller by the factor kept_a, just as the penalty of
-    # ridge regression makes it smaller (see principal_axes()).
+    # deviation 1 over the training clips. The coordinates along different axes are uncorrelated.
+    # For such coordinates least squares finds each weight by itself: the weight of position_a is
+    # mean(target * position_a), the covariance of target and coordinate.
     #
-    # The guesses y_c should be shrunk in this way, because nothing else keeps their weights small.
-    # The target of y_c is one_hot_c, which is 1 for the clips of class c and else 0:
+    # But V reads x_a, which is position_a * kept_a. If the weight of position_a is given to x_a
+    # instead, its term in the guess is shrunk by the factor kept_a. The penalty of ridge regression
+    # shrinks it by the same factor (see principal_axes()).
+    #
+    # The guesses y_c should be shrunk, because nothing else keeps their weights small. The target
+    # of y_c is one_hot_c, which is 1 for the clips of class c and else 0:
     #
     #     y_c = sum over the axes a of  x_a mean(one_hot_c * position_a)
     #
@@ -338,9 +341,9 @@ def start(features, mos, label, classes, fold):
     # that are in class c. So share_c + y_c is a rough estimate of the probability that a clip is in
     # class c. (It may be below 0 or above 1.)
     #
-    # y_0 should not be shrunk in this way. Its target, ridge_mos, is a prediction of ridge
-    # regression, and so it is shrunk already. (The target is not the MOS, because some clips have
-    # none.) V divides by kept_a, so that y_0 is not shrunk a second time:
+    # y_0 should not be shrunk. Its target, ridge_mos, is a prediction of ridge regression, and so
+    # it is shrunk already. (The target is not the MOS, because some clips have none.) V divides by
+    # kept_a, so that y_0 is not shrunk a second time:
     #
     #     y_0 = sum over the axes a of  (x_a / kept_a) mean(ridge_mos * position_a)
     #
@@ -401,7 +404,7 @@ def mos_loss(predicted, mos):
         d^2 / 2  where |d| < 1,  else  |d| - 1/2
 
     Ours: the square turns into a line at 1; clips without MOS (NaN) are left out of the mean; and
-    if no clip has a MOS, it is 0."""
+    if no clip has a MOS, the loss is 0."""
     known = ~mos.isnan()
     total = nn.functional.smooth_l1_loss(predicted[known], mos[known], reduction="sum")
     return total / known.sum().clamp_min(1)

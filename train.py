@@ -8,11 +8,9 @@ A section number, such as (III.E), says where the paper speaks of a thing; "ours
 or its value, is not the paper's.
 
 The paper does not say which weights a stage trains. Here each stage trains all, except those of the
-backbone, which is frozen, and of the fusion, which is computed before (ours). In stage 1 the
-gradient of the MOS head is 0, because alpha is 0. Only the weight decay moves this head; it makes
-each weight a little smaller in every step. (The predicted MOS changes nevertheless, because both
-heads read y, which stage 1 trains.) The optimiser is AdamW (III.E). Each stage has a new one, which
-remembers nothing of the stage before (ours). Both regularisers are always on (ours).
+backbone, which is frozen, and of the fusion, which is computed before (ours). The optimiser is
+AdamW (III.E). Each stage has a new one, which remembers nothing of the stage before (ours). Both
+regularisers are always on (ours).
 
 The paper does not say, either, what it means by an "adaptive" weighting of the two losses. Here
 alpha, the weight of the MOS loss, rises during stage 2 and jumps between stages. This reading of
@@ -46,7 +44,10 @@ class Stage(NamedTuple):
 
 
 # III.E. That lr falls towards 0 in each stage is ours. So are the 200 steps of each, which were
-# chosen by results on four listening tests.
+# chosen by results on four listening tests. In stage 1 the gradient of the MOS head is 0, because
+# alpha is 0. Only the weight decay moves this head, and makes each of its weights a little smaller
+# in every step. (The predicted MOS changes nevertheless, because both heads read y, which stage 1
+# trains.)
 STAGES = (
     Stage("classification", 200, 1e-4, 0.0, 0.0),  # that alpha is 0 is ours
     Stage("joint", 200, 1e-4, 0.3, 0.7),  # ours: the same lr as in stage 1
@@ -74,7 +75,7 @@ class Config:
     out: str = option("runs/default", "The run is written into this folder.")
     cache: str = option("cache", "Features are kept in this folder.")
     device: str = option("", "Compute on cpu, cuda, ...; the default is an accelerator, if any.")
-    seed: int = option(0, "All chance in training comes from it (ours).", least=0, below=2 ** 63)
+    seed: int = option(0, "The seed of all chance in training (ours).", least=0, below=2 ** 63)
     experts: int = option(4, "Use this many experts, E (ours).", least=1, below=100)
     hidden: int = option(32, "Make experts this wide, H (ours).", least=1, below=2000)
     batch_size: int = option(32, "A batch has this many clips (ours).", least=1, below=1e9)

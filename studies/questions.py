@@ -3,7 +3,7 @@
     python -m studies.questions NAME ...        answers these questions; without NAME, all of them
     python -m studies.questions --list          lists all questions
     python -m studies.questions --check NAME    predicts a small part anew and compares
-    python -m studies.questions --write         puts the tables into README.md, studies/README.md
+    python -m studies.questions --write         puts the tables into studies/README.md
 
 Answers are stored as studies/results/NAME.json. What was predicted before is not predicted again.
 studies/lab.py says where the real listening tests are read from.
@@ -401,7 +401,8 @@ def main():
                 print(listed(name))
             else:
                 (check if options.check else store)(name)
-        for path in (HERE / "README.md", HERE.parent / "README.md") if options.write else ():
+        if options.write:
+            path = HERE / "README.md"
             data.write_files({path: written(path.read_text(encoding="utf-8")).encode()})
 
 

@@ -84,8 +84,7 @@ def test_every_question_has_a_stored_answer_whose_tables_stand_in_the_readme():
     for name in STORED:
         assert f"<!-- {name} -->" in TEXTS["studies/README.md"], name
         assert questions.read(name)["settings"] == questions.SETTINGS, name
-    for text in (README, TEXTS["studies/README.md"]):
-        assert questions.written(text) == text
+    assert questions.written(TEXTS["studies/README.md"]) == TEXTS["studies/README.md"]
 
 
 def test_every_stored_answer_has_the_predictors_and_the_columns_that_its_question_asks_for():
