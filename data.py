@@ -68,9 +68,8 @@ def cut_silence(mono, rate):
 class Clip:
     """A clip and its ratings. system: what made the clip; numbers at system level compare the means
     of systems. model: the synthesis model, the class that the second task names. group: what the
-    clip has in common with others, such as its talker or its sentence; folds_of() keeps the clips
-    of a group in one fold. ratings: {rater: score}, or {"": mean} if only the clip's mean is known,
-    or {} if it has no MOS."""
+    clip has in common with others, such as its talker or its sentence; see folds_of(). ratings:
+    {rater: score}, or {"": mean} if only the clip's mean is known, or {} if it has no MOS."""
     wav: str
     path: Path
     split: str
@@ -339,10 +338,9 @@ def find_samples(path, content, order):
     if content[:4] in (b"RF64", b"BW64"):  # here the length has 64 bits and stands near the start
         size = int.from_bytes(content[28:36], "little")
     left = len(content) - start
-    # Two lengths are stated: `size` is that of the samples, and `riff` that of the whole file. A
-    # program that writes to a pipe does not know them yet, and gives 0 or a huge number for both.
-    # Then all bytes that are left are samples. But if only size is 0, and riff is a possible
-    # length, the file really has no samples; what follows is another chunk, such as a title.
+    # A program that writes to a pipe does not know any length yet. It gives 0 or a huge number as
+    # `size`, the length of the samples, and as `riff`, that of the whole file. Then all bytes that
+    # are left are samples. (If riff is right, a size of 0 means that there are no samples.)
     if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):
         size = left
     if content[8:12] != b"WAVE" or name != b"data" or size > left:

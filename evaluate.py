@@ -34,7 +34,7 @@ import train
 from data import InputError
 
 FEWEST = {"clips": 10, "systems": 5}  # see parts_of(); all constants here are ours
-PARTS = 500  # clips are dealt into at most this many parts, which are left out in turn
+PARTS = 500  # if clips are left out and not systems, they are dealt into at most so many parts
 RIDGE = "ridge"
 SYSTEM_MEAN = "system's mean"
 MEANING = {RIDGE: "a linear model (ridge regression) on the same features",
@@ -163,17 +163,16 @@ def interval(value, left_out, name=""):
     return [value - reach, value + reach]
 
 
-def verdict(name, difference, low, high):
-    """Is one predictor shown to be better than another? difference: the number of the first minus
-    that of the second, as it is printed, because it counts as 0 if it is printed as 0. low, high:
-    its interval, of which only the signs matter. name: which of the eight numbers it is. Returns
-    "better" or "worse", "neither" if nothing is shown or the difference rounds to 0, and "-" if
-    there is no interval."""
+def verdict(name, difference, low, high, unit=1.0):
+    """Is one predictor shown to be better than another? name: which of the eight numbers is
+    compared. difference: that of the first minus that of the second. low, high: its interval. unit:
+    what the difference is divided by when it is printed. Returns "better" or "worse", "neither" if
+    nothing is shown or the difference is printed as 0, and "-" if there is no interval."""
     if math.isnan(low):
         return "-"
     if name.endswith("MSE"):  # here less is better
         low, high = -high, -low
-    if round(difference, 3) == 0 or low <= 0 <= high:
+    if round(difference / unit, 3) == 0 or low <= 0 <= high:
         return "neither"
     return "better" if low > 0 else "worse"
 
@@ -204,8 +203,8 @@ def reference_predictions(trained, clips, test):
 def summary(trained, test, output, references, scale):
     """What metrics.json says about the predictions. references: what reference_predictions() gives.
     scale: the scale of the ratings; if the run was trained on another scale, an MSE has no meaning
-    and is NaN. "unit" says by what each number is divided when it is printed: by 1, except for an
-    MSE, which is printed as on a scale of 1 to 5."""
+    and is NaN. "unit" has what each number is divided by when it is printed: 1, but for an MSE,
+    which is printed as on a scale of 1 to 5."""
     predicted, true = output.mos.tolist(), [clip.mos for clip in test]
     system, models = [clip.system for clip in test], [clip.model for clip in test]
     # The eight numbers.
@@ -245,7 +244,7 @@ def minus_reference(numbers, left_out, reference, true, system, unit):
     for name, number in moemos.metrics(reference, true, system).items():
         difference = numbers[name] - number
         low, high = interval(difference, left_out[name] - reference_left_out[name])
-        word = verdict(name, difference / unit[name], low, high)
+        word = verdict(name, difference, low, high, unit[name])
         compared[name] = [difference, low, high, word]
     return compared
 

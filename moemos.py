@@ -316,8 +316,8 @@ def start(features, mos, label, classes, fold):
 
     # 3. The axes are those of all clips, rated or not. In the pivot, penalty * P / r, the number r
     # is that of the rated clips, because ridge regression has learned from these. (If some clips
-    # are unrated, `kept` is only roughly the factor of ridge regression. For the axes, the
-    # variances and the standardisation of z are then those of all clips.)
+    # are unrated, `kept` is only roughly the factor of ridge regression, because the axes, their
+    # variances and the standardisation are those of all clips.)
     position, kept, axes = principal_axes(z, penalty * z.shape[1] / rated.sum())
 
     # 4. V makes 1 + C guesses about a clip: y_0 about the MOS and, for each class c, y_c about
@@ -325,12 +325,12 @@ def start(features, mos, label, classes, fold):
     #
     # Let position_a be the coordinate of a clip along the axis a, with the mean 0 and the standard
     # deviation 1 over the training clips. The coordinates along different axes are uncorrelated.
-    # For such coordinates least squares finds each weight by itself: the weight of position_a is
-    # mean(target * position_a), the covariance of target and coordinate.
+    # For such coordinates least squares finds each weight without the others: the weight of
+    # position_a is mean(target * position_a), the covariance of target and coordinate.
     #
-    # But V reads x_a, which is position_a * kept_a. If the weight of position_a is given to x_a
-    # instead, its term in the guess is shrunk by the factor kept_a. The penalty of ridge regression
-    # shrinks it by the same factor (see principal_axes()).
+    # But V reads x_a, which is position_a * kept_a. If we give x_a the weight that belongs to
+    # position_a, this term of the guess is shrunk by the factor kept_a. The penalty of ridge
+    # regression shrinks it by the same factor (see principal_axes()).
     #
     # The guesses y_c should be shrunk, because nothing else keeps their weights small. The target
     # of y_c is one_hot_c, which is 1 for the clips of class c and else 0:

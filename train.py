@@ -43,11 +43,11 @@ class Stage(NamedTuple):
     alpha_end: float
 
 
-# III.E. That lr falls towards 0 in each stage is ours. So are the 200 steps of each, which were
-# chosen by results on four listening tests. In stage 1 the gradient of the MOS head is 0, because
-# alpha is 0. Only the weight decay moves this head, and makes each of its weights a little smaller
-# in every step. (The predicted MOS changes nevertheless, because both heads read y, which stage 1
-# trains.)
+# These are the stages of III.E. That lr falls towards 0 in each is ours. So are the 200 steps of
+# each, which were chosen by results on four listening tests. In stage 1 the gradient of the MOS
+# head is 0, because alpha is 0. Only the weight decay moves this head, and makes each of its
+# weights a little smaller in every step. (The predicted MOS changes nevertheless, because both
+# heads read y, which stage 1 trains.)
 STAGES = (
     Stage("classification", 200, 1e-4, 0.0, 0.0),  # that alpha is 0 is ours
     Stage("joint", 200, 1e-4, 0.3, 0.7),  # ours: the same lr as in stage 1
@@ -133,7 +133,7 @@ def run_stage(model, stage, config, training, dev=None):
     # AdamW (III.E) is a gradient descent that scales its steps: in one step each weight moves by
     # about `lr`, or by a few times that at most, however large its gradient is. (The rates of all
     # 600 steps sum to .021. So in the whole training no weight moves far.) The weight decay is
-    # torch's default (ours). `lr` is set anew in each step, below. `fused` changes only the speed.
+    # torch's default (ours). `lr` is set anew in each step, below. `fused` is only for speed.
     optimiser = torch.optim.AdamW(parameters, weight_decay=0.01, fused=True)
     logged, gates = [], []
     for step in range(stage.steps):
