@@ -30,7 +30,7 @@ import moemos
 DEFAULT_BACKBONE = "WAV2VEC2_BASE"  # III.B; the paper does not say which wav2vec2, this is ours
 STALL_SECONDS = 30.0  # a download that sends nothing for this long is given up
 MAX_BYTES = 2 ** 28   # a larger file is refused; without a limit, reading a pipe might never end
-SILENCE = 45.0        # dB; ends of a clip that are this far below its loudest 10 ms are cut (ours)
+SILENCE = 45.0        # dB; what is so much below the loudest 10 ms is cut at both ends (ours)
 OTHER_AUDIO = (".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".aif", ".aiff", ".au")
 
 
@@ -218,7 +218,7 @@ def read_entry(entry, shape):
 
 class InputError(ValueError):
     """Something that was handed in cannot be used. The text is one sentence, which says what is
-    wrong and, if that is not plain, what to do."""
+    wrong, and also what to do, if that is not plain."""
 
     def __init__(self, text):
         super().__init__(printable(text)[:1000])  # a path may have any length
@@ -281,10 +281,10 @@ def read_bytes(path):
 
 
 # How a WAV file of each kind is read. The key is the format (1 is PCM, whole numbers; 3 is floating
-# point) and the bytes that a sample takes. The value is numpy's type, and then zero and full_scale:
-# (sample - zero) / full_scale is between -1 and 1. The key (1, 2), for instance, is PCM of 16 bits.
-# (1, 3) is read as 4 bytes, because numpy has no integers of 3 bytes; decode() first adds a byte to
-# each sample.
+# point) and the bytes that a sample takes. The value is (numpy's type, zero, full_scale); (sample -
+# zero) / full_scale is between -1 and 1. The key (1, 2), for instance, is PCM of 16 bits. (1, 3) is
+# read as 4 bytes, because numpy has no integers of 3 bytes; decode() first adds a byte to each
+# sample.
 TYPES = {(1, 1): ("u1", 128.0, 2 ** 7), (1, 2): ("i2", 0.0, 2 ** 15), (1, 3): ("i4", 0.0, 2 ** 31),
          (1, 4): ("i4", 0.0, 2 ** 31), (3, 4): ("f4", 0.0, 1), (3, 8): ("f8", 0.0, 1)}
 
@@ -312,7 +312,7 @@ def decode(path, content):
     name, zero, full_scale = TYPES[kind, width]
     scaled = (samples.view(order + name).astype(float) - zero) / full_scale
     mono = scaled.reshape(-1, channels).mean(axis=1)  # (T,)
-    if not (np.abs(mono) < 1e6).all():  # full scale is 1, and what is far above it is not sound
+    if not (np.abs(mono) < 1e6).all():  # no sound is so far above full scale, which is 1
         raise InputError(f"{path}: holds NaN, infinite or huge samples")
     sound = cut_silence(mono, rate)
     if len(sound) / rate < moemos.MIN_SECONDS:
@@ -338,9 +338,10 @@ def find_samples(path, content, order):
     if content[:4] in (b"RF64", b"BW64"):  # here the length has 64 bits and stands near the start
         size = int.from_bytes(content[28:36], "little")
     left = len(content) - start
-    # A program that writes to a pipe does not know any length yet. It gives 0 or a huge number as
-    # `size`, the length of the samples, and as `riff`, that of the whole file. Then all bytes that
-    # are left are samples. (If riff is right, a size of 0 means that there are no samples.)
+    # `size` is the length of the samples, and `riff` that of the whole file. A program that writes
+    # to a pipe does not know them yet, and gives 0 or a huge number for both. Then all bytes that
+    # are left are samples. But if size is 0 and riff is neither 0 nor huge, there really are no
+    # samples.
     if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):
         size = left
     if content[8:12] != b"WAVE" or name != b"data" or size > left:

@@ -3,7 +3,7 @@
     python evaluate.py                    evaluates runs/default
     python evaluate.py runs/mine          evaluates another run
     python evaluate.py RUN --data PATH    evaluates it on another corpus; writes into RUN/on_...
-    python evaluate.py RUN --wav a.wav    prints a line wav,mos for each of your own clips
+    python evaluate.py RUN --wav a.wav    prints the scores of clips of your own
 
 The first three write metrics.json and predictions.csv about the test clips that have ratings, and
 answer.txt about those that have none. The intervals and the predictions that a run is compared with
@@ -34,7 +34,7 @@ import train
 from data import InputError
 
 FEWEST = {"clips": 10, "systems": 5}  # see parts_of(); all constants here are ours
-PARTS = 500  # if clips are left out and not systems, they are dealt into at most so many parts
+PARTS = 500  # as many parts at most, where parts are not systems; see parts_of()
 RIDGE = "ridge"
 SYSTEM_MEAN = "system's mean"
 MEANING = {RIDGE: "a linear model (ridge regression) on the same features",
@@ -59,8 +59,8 @@ class Trained(NamedTuple):
 # KTAU at system level contain it more often, because they are too wide if there are few systems. We
 # also simulated two equally good predictors. In at most 6 of 100 cases the interval of their
 # difference in MSE or LCC did not contain 0, so that one of them was wrongly called better. We did
-# not simulate systems that are related. And the models are not trained anew when a part is left
-# out, so the interval does not include how much another training would change the number.
+# not simulate systems that are related. And an interval does not include how much another training
+# would change the number.
 
 @torch.no_grad()
 def predict(model, features):
@@ -87,16 +87,16 @@ def leave_one_out(predicted, true, system):
 
 
 def parts_of(system):
-    """An interval is found by leaving out one part at a time. The parts should be independent of
-    each other. The clips of one system are not, because predictions for them tend to be wrong in
-    the same way. So a part is a whole system. With fewer systems than FEWEST says, each clip is a
+    """Divides clips into parts. An interval is found by leaving out one part at a time. A part is
+    a whole system: parts should be independent of each other, and predictions for clips of one
+    system tend to be wrong in the same way. With fewer systems than FEWEST says, each clip is a
     part, although such intervals are probably too narrow. (With more than PARTS clips, several
     clips share a part.) If there are also fewer clips than FEWEST says, all of them are one part,
     and there is no interval.
 
-    system: (n,) the system of each of n clips. (At system level there is one value for each system;
-    so with fewer than five systems there is no interval there.) Returns the part of each, (n,), and
-    a text that says how the intervals are made."""
+    system: (n,) the system of each of n clips. (At system level each system is one value, and
+    counts as one clip. So with fewer than five systems there is no interval at that level.) Returns
+    the part of each, (n,), and a text that says how the intervals are made."""
     if len(set(system)) >= FEWEST["systems"]:
         return np.asarray(system), "estimated by leaving out each system in turn"
     if len(system) >= FEWEST["clips"]:
@@ -141,9 +141,9 @@ def interval(value, left_out, name=""):
     .05 becomes .05 / (1 - .81) = .26. So the interval goes from tanh(1.21) to tanh(1.73), which is
     [.84, .94].
 
-    In the interval of an MSE the factor 1 + 2 / k is from no textbook: in our simulations,
-    intervals from few parts were too narrow without it. The term after ± is limited to 7, so that
-    each bound is between about MSE / 1,100 and MSE * 1,100.
+    In the interval of an MSE the factor 1 + 2 / k is ours, and from no textbook: in our
+    simulations, intervals from few parts were too narrow without it. The term after ± is limited to
+    7, so that each bound is between about MSE / 1,100 and MSE * 1,100.
 
     The interval is NaN if the number stays the same, up to rounding, whichever part is left out.
     With few systems that can happen to SRCC and KTAU, for instance if all systems are in the right
@@ -165,9 +165,10 @@ def interval(value, left_out, name=""):
 
 def verdict(name, difference, low, high, unit=1.0):
     """Is one predictor shown to be better than another? name: which of the eight numbers is
-    compared. difference: that of the first minus that of the second. low, high: its interval. unit:
-    what the difference is divided by when it is printed. Returns "better" or "worse", "neither" if
-    nothing is shown or the difference is printed as 0, and "-" if there is no interval."""
+    compared. difference: the first predictor's number minus the second's. low, high: its interval.
+    unit: what the difference is divided by when it is printed. Returns "better" or "worse",
+    "neither" if nothing is shown or the difference is printed as 0, and "-" if there is no
+    interval."""
     if math.isnan(low):
         return "-"
     if name.endswith("MSE"):  # here less is better
@@ -203,8 +204,8 @@ def reference_predictions(trained, clips, test):
 def summary(trained, test, output, references, scale):
     """What metrics.json says about the predictions. references: what reference_predictions() gives.
     scale: the scale of the ratings; if the run was trained on another scale, an MSE has no meaning
-    and is NaN. "unit" has what each number is divided by when it is printed: 1, but for an MSE,
-    which is printed as on a scale of 1 to 5."""
+    and is NaN. "unit" has what each number is divided by when it is printed. For an MSE that is a
+    factor which makes it an MSE on a scale of 1 to 5; for the other numbers it is 1."""
     predicted, true = output.mos.tolist(), [clip.mos for clip in test]
     system, models = [clip.system for clip in test], [clip.model for clip in test]
     # The eight numbers.

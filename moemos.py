@@ -118,7 +118,7 @@ class MixtureOfExperts(nn.Module):
     model of the training clips. From there V is trained, too, and the perceptrons are there to
     learn what it misses.
 
-    MLP_i has two layers, A -> H -> 1 + C, with GELU between them, a smooth form of max(0, z). The
+    MLP_i has two layers, A -> H -> 1 + C, with GELU between them, a smooth form of max(0, v). The
     second layers start at 0, so that at first the perceptrons add nothing. The first layers start
     at random, each with other numbers, so that the experts do not all learn the same. The gate
     starts at random, too. It acts once for each clip, and not on each frame. All in this paragraph
@@ -259,9 +259,9 @@ def principal_axes(z, pivot):
 
     The variance is that of the clips along the axis, and r is the number of clips from which ridge
     regression learns (the rated ones). Section 3.4.1 of "The Elements of Statistical Learning" by
-    Hastie, Tibshirani and Friedman derives the factor. There it is s^2 / (s^2 + lambda). Here s^2
-    is the sum of the squared coordinates along the axis, which is r * variance, and lambda is
-    penalty * P. With numerator and denominator divided by r, it is the formula above.
+    Hastie, Tibshirani and Friedman derives the factor. There it is s^2 / (s^2 + lambda), where s^2
+    is the sum of the squared coordinates of the r clips along the axis, and lambda is penalty * P.
+    If one divides numerator and denominator by r, one gets the formula above.
 
     So `kept` is near 1 if the clips differ much along the axis, and near 0 if they hardly differ:
     with a pivot of 1 and variances of 9, 1 and .1 it is .9, .5 and .09. We bring the coordinates
@@ -316,8 +316,8 @@ def start(features, mos, label, classes, fold):
 
     # 3. The axes are those of all clips, rated or not. In the pivot, penalty * P / r, the number r
     # is that of the rated clips, because ridge regression has learned from these. (If some clips
-    # are unrated, `kept` is only roughly the factor of ridge regression, because the axes, their
-    # variances and the standardisation are those of all clips.)
+    # are unrated, `kept` is only roughly the factor of ridge regression, because ridge() learns
+    # from the rated clips alone, and the axes are those of all.)
     position, kept, axes = principal_axes(z, penalty * z.shape[1] / rated.sum())
 
     # 4. V makes 1 + C guesses about a clip: y_0 about the MOS and, for each class c, y_c about
@@ -328,12 +328,13 @@ def start(features, mos, label, classes, fold):
     # For such coordinates least squares finds each weight without the others: the weight of
     # position_a is mean(target * position_a), the covariance of target and coordinate.
     #
-    # But V reads x_a, which is position_a * kept_a. If we give x_a the weight that belongs to
-    # position_a, this term of the guess is shrunk by the factor kept_a. The penalty of ridge
-    # regression shrinks it by the same factor (see principal_axes()).
+    # But V reads x_a, which is position_a * kept_a. So a guess of V can be computed in two ways. It
+    # is the sum over the axes of  x_a * weight,  or that of  (x_a / kept_a) * weight.  In the first
+    # sum each term is smaller by the factor kept_a, just as ridge regression makes it smaller (see
+    # principal_axes()). We say that the guess is shrunk. In the second sum nothing is shrunk.
     #
-    # The guesses y_c should be shrunk, because nothing else keeps their weights small. The target
-    # of y_c is one_hot_c, which is 1 for the clips of class c and else 0:
+    # The guesses y_c are shrunk, because nothing else keeps their weights small. The target of y_c
+    # is one_hot_c, which is 1 for the clips of class c and else 0:
     #
     #     y_c = sum over the axes a of  x_a mean(one_hot_c * position_a)
     #
@@ -341,9 +342,8 @@ def start(features, mos, label, classes, fold):
     # that are in class c. So share_c + y_c is a rough estimate of the probability that a clip is in
     # class c. (It may be below 0 or above 1.)
     #
-    # y_0 should not be shrunk. Its target, ridge_mos, is a prediction of ridge regression, and so
-    # it is shrunk already. (The target is not the MOS, because some clips have none.) V divides by
-    # kept_a, so that y_0 is not shrunk a second time:
+    # y_0 is not shrunk. Its target, ridge_mos, is a prediction of ridge regression, and so it has
+    # been shrunk already. (The target is not the MOS, because some clips have none.)
     #
     #     y_0 = sum over the axes a of  (x_a / kept_a) mean(ridge_mos * position_a)
     #
@@ -354,10 +354,10 @@ def start(features, mos, label, classes, fold):
     of_mos = ridge_mos @ position / len(z) / kept                           # (A,), for y_0
     of_classes = one_hot.T @ position / len(z)                              # (C, A), for y_c
 
-    # 5. The softmax of the logits should give the probabilities. It does so if logit_c is
-    # log(share_c + y_c), because these estimates sum to 1. (The targets one_hot_c of a clip sum to
-    # 1, and so do their estimates.) The classification head is linear, and so it starts as the
-    # tangent to this logarithm at y_c = 0:
+    # 5. The softmax of the logits should give the probabilities. It does if logit_c is log(share_c
+    # + y_c), because the estimates share_c + y_c of a clip sum to 1, as the targets one_hot_c do.
+    # (An estimate below 0 has no logarithm.) The classification head is linear, and so it starts as
+    # the tangent to this logarithm at y_c = 0:
     #
     #     logit_c = log share_c + y_c / share_c
     #
@@ -418,8 +418,8 @@ def classification_loss(logits, label):
 
 def diversity_loss(gates):
     """(B, E) gates -> E sum_j p_j^2, where p is the mean gate over the clips. It is 1 if all
-    experts have equal shares, and E if one has everything. This is SpeechMoE's mean importance
-    loss (to take that is ours), which its authors use to "improve the diversity of gate values"."""
+    experts have equal shares, and E if one has everything. Our choice is SpeechMoE's mean
+    importance loss, which its authors use to "improve the diversity of gate values"."""
     return gates.shape[1] * gates.mean(0).square().sum()
 
 
@@ -496,8 +496,8 @@ METRICS = {"MSE": mse, "LCC": lcc, "SRCC": srcc, "KTAU": ktau}
 
 
 def system_means(values, system):
-    """(n,) values and the system of each -> the mean of each system (IV), which is unweighted
-    (ours), in order of name."""
+    """(n,) values and the system of each -> the mean of each system, in order of the systems' names
+    (IV). All values of a system count the same (ours)."""
     values, system = np.asarray(values, np.float64), np.asarray(system)
     return np.array([values[system == name].mean() for name in np.unique(system)])
 
@@ -557,11 +557,11 @@ def gate_entropies(gates):
 # -- What follows is not part of the method: where a backbone comes from ---------------------------
 
 def load_backbone(name, device="cpu"):
-    """name is one of three. (1) The name of a torchaudio bundle, a network whose weights are in
-    torch.hub's folder or are downloaded into it. (2) "logmel". (3) The name of a Python module
-    of your own; its load() gives (network, sample_rate), and the network has an
-    extract_features() like that of LogMel. Raises ValueError for any other name, and whatever
-    torchaudio raises if it cannot get the weights."""
+    """Loads a Backbone. Three kinds of name are possible. (1) The name of a torchaudio bundle, a
+    network whose weights are in torch.hub's folder or are downloaded into it. (2) "logmel". (3) The
+    name of a Python module of your own; its load() gives (network, sample_rate), and the network
+    has an extract_features() like that of LogMel. Raises ValueError for any other name, and
+    whatever torchaudio raises if it cannot get the weights."""
     bundle, code = torchaudio_bundle(name), ""
     with contextlib.redirect_stdout(sys.stderr):  # torch.hub prints that it downloads
         if name == "logmel":
@@ -579,10 +579,10 @@ def fingerprint(network, frames, code):
     """A text by which a network is recognised. It depends on three things: the weights; `code`, the
     source code from load_module(), or "" if there is none; and the frames (L, F, D) that the
     network gives for a second of noise. The frames enter as one number, rounded to two digits,
-    because machines differ slightly. A change in any other source file is noticed only if it
-    clearly changes the frames."""
+    because machines differ slightly. A change in source files that `code` does not hold is noticed
+    only if it clearly changes the frames."""
     statistics = pool_statistics(frames).flatten().cpu().double()
-    # The features are summed with factors from 1 to 2, so that swapping two changes the sum.
+    # The features are summed with factors from 1 to 2, so that their order matters, too.
     ramp = torch.linspace(1, 2, len(statistics), dtype=torch.float64)
     digest = hashlib.sha256(f"{code} {tuple(frames.shape)} {statistics @ ramp:.1e}".encode())
     for key, tensor in network.state_dict().items():

@@ -43,14 +43,15 @@ class Stage(NamedTuple):
     alpha_end: float
 
 
-# These are the stages of III.E. That lr falls towards 0 in each is ours. So are the 200 steps of
-# each, which were chosen by results on four listening tests. In stage 1 the gradient of the MOS
-# head is 0, because alpha is 0. Only the weight decay moves this head, and makes each of its
-# weights a little smaller in every step. (The predicted MOS changes nevertheless, because both
-# heads read y, which stage 1 trains.)
+# III.E has these three stages, the lr of the first and the last, and the alpha of the second and
+# the last. The rest is ours: the alpha of stage 1, the lr of stage 2, and the 200 steps, which were
+# chosen by results on four listening tests. It is also ours that lr falls towards 0 in each stage.
+# In stage 1 the gradient of the MOS head is 0, because alpha is 0. Only the weight decay moves this
+# head, and makes each of its weights a little smaller in every step. (The predicted MOS changes
+# nevertheless, because both heads read y, which stage 1 trains.)
 STAGES = (
-    Stage("classification", 200, 1e-4, 0.0, 0.0),  # that alpha is 0 is ours
-    Stage("joint", 200, 1e-4, 0.3, 0.7),  # ours: the same lr as in stage 1
+    Stage("classification", 200, 1e-4, 0.0, 0.0),
+    Stage("joint", 200, 1e-4, 0.3, 0.7),
     Stage("mos", 200, 1e-5, 0.9, 0.9),
 )
 CLIP_NORM = 1.0  # III.E; a longer gradient is shortened to this length
@@ -67,7 +68,7 @@ def option(default, help, **limits):
 @dataclass(frozen=True)
 class Config:
     """The settings. Each is an option of the command line, with - in place of _."""
-    data: str = option("corpus", "Train on this ratings.csv or folder. A missing corpus/ is made.")
+    data: str = option("corpus", "Train on this ratings.csv or folder; corpus/ is simulated.")
     scale: tuple = option((1.0, 5.0), "No rating is below LOW or above HIGH.")
     max_seconds: float = option(60.0, "Longer clips are refused (the limit is ours).", least=0)
     backbone: str = option("", "Use this torchaudio bundle, logmel or your own module. The default "
@@ -123,7 +124,7 @@ def run_stage(model, stage, config, training, dev=None):
     """Trains a model for one stage. training: the Tensors of the training clips. dev: those of the
     dev clips, if there are any; they are not trained on, but only predicted for the log. Every
     LOG_STEPS steps, and at the end, it yields a row of log.csv, a dict. (Because of `yield`,
-    calling this function does not train yet; it trains while a loop takes its rows, as in
+    calling this function only makes an iterator. It trains while a loop takes rows from it, as in
     run_stages().)
 
     There are no epochs: each step draws its batch anew from all clips, and a small corpus gets as

@@ -44,6 +44,8 @@ TESTS = {  # name: the clone's folder in that of the listening tests
     "P.835": "P.808",
     "YourTTS": "YourTTS",
 }
+WITHOUT = ", no recordings"  # after the name of a test: without the systems of RECORDINGS
+RECORDINGS = {"Reference", "c0", "GT/MLS-PT", "GT/Speaker_Adaptation"}
 
 
 # -- Corpora ---------------------------------------------------------------------------------------
@@ -64,17 +66,21 @@ class Corpus(NamedTuple):
 
 @functools.lru_cache(maxsize=3)
 def load(name, backbone):
-    """A corpus and its features. name: one of TESTS, or "simulated 30" for the one with the seed
-    30, or "training clips of simulated 100", or the absolute path of any ratings.csv, the scale of
-    which was checked before. backbone: a name, as in train.py. Raises InputError."""
+    """A corpus and its features. name: one of TESTS, perhaps with WITHOUT, or "simulated 30" for
+    the one with the seed 30, or "training clips of simulated 100", or the absolute path of any
+    ratings.csv, the scale of which was checked before. backbone: a name, as in train.py. Raises
+    InputError."""
     torch.set_num_threads(1)
     network = data.open_backbone(backbone, "cpu")
-    if name in TESTS:
-        folder = Path(os.environ.get("LISTENING_TESTS", "listening_tests"), TESTS[name])
+    test = name.removesuffix(WITHOUT)
+    if test in TESTS:
+        folder = Path(os.environ.get("LISTENING_TESTS", "listening_tests"), TESTS[test])
         if not folder.is_dir():
             raise InputError(f"{folder}: is not there; studies/README.md says where it comes from")
         with contextlib.redirect_stdout(None), contextlib.redirect_stderr(io.StringIO()):
             _, _, clips = published.read(folder)
+        if test != name:
+            clips = [clip for clip in clips if clip.system not in RECORDINGS]
     elif os.path.isabs(name):
         with contextlib.redirect_stderr(io.StringIO()):  # hides which columns are ignored
             clips = data.read_ratings(name, (-1e6, 1e6))

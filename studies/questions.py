@@ -61,6 +61,10 @@ WITHOUT_W = {name: cells for name, cells in (HEARD | UNHEARD).items() if not nam
 FAMILIES = real("family", ("Estonian", "codecs", "YourTTS"))
 SIMULATED = {f"simulated{letter}": (Cell("training clips of simulated 100", backbone, "model"),)
              for letter, backbone in BACKBONES.items()}
+NO_RECORDINGS = {
+    heading: tuple(Cell(name + lab.WITHOUT, backbone, how) for backbone in BACKBONES.values()
+                   for name in TESTS)
+    for heading, how in (("heard systems", "groups"), ("unheard systems", "system"))}
 FIVE = {str(seed): (Cell(f"simulated {seed}", "logmel", "test"),) for seed in range(300, 305)}
 
 QUESTIONS = {
@@ -85,6 +89,9 @@ QUESTIONS = {
     "overall": Question(
         "On the mean of all columns, does it predict better than a linear model?",
         (METHOD, RIDGE), HEARD | UNHEARD, SEEDS),
+        "no_recordings": Question(
+        "How good is it if the systems that are recordings are left out?",
+        (METHOD, RIDGE), NO_RECORDINGS, SEEDS),
     "logmel": Question(
         "Does it predict better than plainer predictors with logmel, on simulated corpora?",
         (METHOD, v.ONE, RIDGE, v.START, MEAN), FIVE, SEEDS, (UTTERANCE, MSE)),

@@ -450,6 +450,22 @@ def test_a_missing_listening_test_is_reported_with_where_it_comes_from(monkeypat
         lab.load("codecs", "logmel")
 
 
+def test_a_listening_test_can_be_loaded_without_the_systems_that_are_recordings(
+        monkeypatch, tmp_path):
+    clips = make_corpus(6).clips
+    clips[1].system = "Reference"
+    monkeypatch.setenv("LISTENING_TESTS", str(tmp_path))
+    (tmp_path / lab.TESTS["codecs"]).mkdir()
+    monkeypatch.setattr(lab.published, "read", lambda folder: (None, None, clips))
+    monkeypatch.setattr(lab.data, "extract_features", lambda clips, network: len(clips))
+    lab.load.cache_clear()
+    assert lab.load("codecs", "logmel").clips == clips
+    kept = lab.load("codecs" + lab.WITHOUT, "logmel")
+    assert kept.clips == clips[:1] + clips[2:]
+    assert kept.features == 5
+    lab.load.cache_clear()
+
+
 # -- Tables ----------------------------------------------------------------------------------------
 
 def test_lcc_within_systems_is_the_mean_over_the_systems_in_which_it_is_defined():
