@@ -30,7 +30,7 @@ import moemos
 DEFAULT_BACKBONE = "WAV2VEC2_BASE"  # III.B; the paper does not say which wav2vec2, this is ours
 STALL_SECONDS = 30.0  # a download that sends nothing for this long is given up
 MAX_BYTES = 2 ** 28   # a larger file is refused; without a limit, reading a pipe might never end
-SILENCE = 45.0        # dB; what is so much below the loudest 10 ms is cut at both ends (ours)
+SILENCE = 45.0        # dB below the loudest 10 ms of a clip; quieter ends are cut (ours)
 OTHER_AUDIO = (".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".aif", ".aiff", ".au")
 
 
@@ -142,7 +142,7 @@ def add_row(clips, row, folder, scale, place):
 
 def folds_of(clips, folds):
     """Deals clips out into folds -> (clips,) int, the number of each clip's fold. Whole groups are
-    dealt out, in order of name, so that no group is split; only if there is just one group, its
+    dealt out, in order of name, so that no group is split. If all clips are of one group, single
     clips are dealt out."""
     names, number = np.unique([clip.group for clip in clips], return_inverse=True)
     if len(names) < 2:
@@ -298,7 +298,7 @@ def decode(path, content):
     # takes in all channels together (block); how many bits a sample has. 4x and 8x skip what is not
     # needed.
     kind, channels, rate, block, bits, subkind = struct.unpack_from(f"{order}HHI4xHH8xI", header)
-    kind = subkind if kind == 0xFFFE else kind  # 0xFFFE says that the format stands further back
+    kind = subkind if kind == 0xFFFE else kind  # 0xFFFE says that the format is `subkind`
     # A sample takes as many bytes as its bits need. But samples of 24 bits may take four bytes
     # each; `block` shows that.
     width = 4 if 16 < bits < 32 and block == 4 * channels else (bits + 7) // 8
@@ -340,8 +340,7 @@ def find_samples(path, content, order):
     left = len(content) - start
     # `size` is the length of the samples, and `riff` that of the whole file. A program that writes
     # to a pipe does not know them yet, and gives 0 or a huge number for both. Then all bytes that
-    # are left are samples. But if size is 0 and riff is neither 0 nor huge, there really are no
-    # samples.
+    # are left are samples. But if riff is plausible, a size of 0 means that there are no samples.
     if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):
         size = left
     if content[8:12] != b"WAVE" or name != b"data" or size > left:

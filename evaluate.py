@@ -34,7 +34,7 @@ import train
 from data import InputError
 
 FEWEST = {"clips": 10, "systems": 5}  # see parts_of(); all constants here are ours
-PARTS = 500  # as many parts at most, where parts are not systems; see parts_of()
+PARTS = 500  # the largest number of parts, if a part is not a system; see parts_of()
 RIDGE = "ridge"
 SYSTEM_MEAN = "system's mean"
 MEANING = {RIDGE: "a linear model (ridge regression) on the same features",
@@ -54,13 +54,13 @@ class Trained(NamedTuple):
 # -- From predictions to numbers -------------------------------------------------------------------
 #
 # Each number has an interval, which interval() computes. How far can one rely on it? In simulations
-# with 5 to 20 independent systems, in which predictions and MOS have a correlation of .8, six of
-# the eight kinds of interval contain the true number in 92 to 98 of 100 cases. Those of SRCC and
-# KTAU at system level contain it more often, because they are too wide if there are few systems. We
-# also simulated two equally good predictors. In at most 6 of 100 cases the interval of their
-# difference in MSE or LCC did not contain 0, so that one of them was wrongly called better. We did
-# not simulate systems that are related. And an interval does not include how much another training
-# would change the number.
+# with 5 to 20 independent systems, in which predictions and MOS have a correlation of .8, the
+# intervals of six of the eight numbers contain the true value in 92 to 98 of 100 cases. Those of
+# SRCC and KTAU at system level contain it more often, because they are too wide if there are few
+# systems. We also simulated two equally good predictors. In at most 6 of 100 cases the interval of
+# their difference in MSE or LCC did not contain 0, so that one of them was wrongly called better.
+# We did not simulate systems that are related. And an interval does not include how much another
+# training would change the number.
 
 @torch.no_grad()
 def predict(model, features):
@@ -94,8 +94,8 @@ def parts_of(system):
     clips share a part.) If there are also fewer clips than FEWEST says, all of them are one part,
     and there is no interval.
 
-    system: (n,) the system of each of n clips. (At system level each system is one value, and
-    counts as one clip. So with fewer than five systems there is no interval at that level.) Returns
+    system: (n,) the system of each of n clips. (At system level there is no interval with fewer
+    than five systems. For there each system counts as one clip, and it takes ten clips.) Returns
     the part of each, (n,), and a text that says how the intervals are made."""
     if len(set(system)) >= FEWEST["systems"]:
         return np.asarray(system), "estimated by leaving out each system in turn"
@@ -204,8 +204,8 @@ def reference_predictions(trained, clips, test):
 def summary(trained, test, output, references, scale):
     """What metrics.json says about the predictions. references: what reference_predictions() gives.
     scale: the scale of the ratings; if the run was trained on another scale, an MSE has no meaning
-    and is NaN. "unit" has what each number is divided by when it is printed. For an MSE that is a
-    factor which makes it an MSE on a scale of 1 to 5; for the other numbers it is 1."""
+    and is NaN. "unit" has a divisor for each number, with which it is printed: 1, or for an MSE the
+    divisor that turns it into an MSE on a scale of 1 to 5."""
     predicted, true = output.mos.tolist(), [clip.mos for clip in test]
     system, models = [clip.system for clip in test], [clip.model for clip in test]
     # The eight numbers.

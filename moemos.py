@@ -315,9 +315,8 @@ def start(features, mos, label, classes, fold):
     ridge_mos = ridge(raw[rated], mos[rated], raw, [penalty])[0]            # (n,)
 
     # 3. The axes are those of all clips, rated or not. In the pivot, penalty * P / r, the number r
-    # is that of the rated clips, because ridge regression has learned from these. (If some clips
-    # are unrated, `kept` is only roughly the factor of ridge regression, because ridge() learns
-    # from the rated clips alone, and the axes are those of all.)
+    # is that of the rated clips, because ridge regression has learned from these. (So if some clips
+    # are unrated, `kept` is only roughly the factor of ridge regression.)
     position, kept, axes = principal_axes(z, penalty * z.shape[1] / rated.sum())
 
     # 4. V makes 1 + C guesses about a clip: y_0 about the MOS and, for each class c, y_c about
@@ -328,10 +327,10 @@ def start(features, mos, label, classes, fold):
     # For such coordinates least squares finds each weight without the others: the weight of
     # position_a is mean(target * position_a), the covariance of target and coordinate.
     #
-    # But V reads x_a, which is position_a * kept_a. So a guess of V can be computed in two ways. It
-    # is the sum over the axes of  x_a * weight,  or that of  (x_a / kept_a) * weight.  In the first
-    # sum each term is smaller by the factor kept_a, just as ridge regression makes it smaller (see
-    # principal_axes()). We say that the guess is shrunk. In the second sum nothing is shrunk.
+    # But V reads x_a, which is position_a * kept_a. So with these weights two guesses are possible.
+    # One is the sum over the axes of  x_a * weight.  In this guess every term is multiplied by
+    # kept_a, as in ridge regression (see principal_axes()); we say that it is shrunk. The other is
+    # the sum of  (x_a / kept_a) * weight,  which is not shrunk.
     #
     # The guesses y_c are shrunk, because nothing else keeps their weights small. The target of y_c
     # is one_hot_c, which is 1 for the clips of class c and else 0:
@@ -579,8 +578,8 @@ def fingerprint(network, frames, code):
     """A text by which a network is recognised. It depends on three things: the weights; `code`, the
     source code from load_module(), or "" if there is none; and the frames (L, F, D) that the
     network gives for a second of noise. The frames enter as one number, rounded to two digits,
-    because machines differ slightly. A change in source files that `code` does not hold is noticed
-    only if it clearly changes the frames."""
+    because machines differ slightly. A change in any other source code is noticed only if it
+    clearly changes the frames."""
     statistics = pool_statistics(frames).flatten().cpu().double()
     # The features are summed with factors from 1 to 2, so that their order matters, too.
     ramp = torch.linspace(1, 2, len(statistics), dtype=torch.float64)

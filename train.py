@@ -48,7 +48,7 @@ class Stage(NamedTuple):
 # chosen by results on four listening tests. It is also ours that lr falls towards 0 in each stage.
 # In stage 1 the gradient of the MOS head is 0, because alpha is 0. Only the weight decay moves this
 # head, and makes each of its weights a little smaller in every step. (The predicted MOS changes
-# nevertheless, because both heads read y, which stage 1 trains.)
+# nevertheless, because both heads read y, and stage 1 trains what computes y.)
 STAGES = (
     Stage("classification", 200, 1e-4, 0.0, 0.0),
     Stage("joint", 200, 1e-4, 0.3, 0.7),
@@ -203,7 +203,8 @@ def train(config):
     config = replace(config, backbone=backbone.name)
     training, classes = as_tensors(clips, backbone, config.cache)
     # Of the dev clips only the features and the MOS are used, and not the labels: as_tensors()
-    # numbers the classes anew for these clips, so that a label may mean another class.
+    # numbers the classes anew for these clips, so that a label may mean another class than in
+    # training.
     dev = as_tensors(dev_clips, backbone, config.cache)[0] if dev_clips else None
     rated = int((~training.mos.isnan()).sum())
     print(f"{len(clips)} clips to train on, {rated} with MOS; {len(classes)} classes; backbone "
