@@ -38,8 +38,8 @@ OTHER_AUDIO = (".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".aif",
 
 def read_wav(path, sample_rate, content=None):
     """A WAV file, PCM or float at a rate up to 768 kHz -> (T,) float32 at sample_rate, mono, not
-    normalised, without the silence at its ends. The paper does not say how clips of 24 and 48 kHz
-    are fed; all of this is ours.
+    normalised, without the silence at its ends. The paper does not say what is done with clips of
+    24 and 48 kHz; all of this is ours.
 
     content: the bytes of the file, if they have been read. Raises InputError, which names the
     file."""
@@ -55,7 +55,7 @@ def read_wav(path, sample_rate, content=None):
 
 def cut_silence(mono, rate):
     """(T,) -> the part from the first loud piece of 10 ms to the last one. A piece is loud if it is
-    less than SILENCE dB below the loudest piece."""
+    within SILENCE dB of the loudest piece."""
     hop = max(rate // 100, 1)
     power = np.add.reduceat(np.square(mono), np.arange(0, len(mono), hop))
     loud = np.flatnonzero(power > 10 ** (-SILENCE / 10) * power.max())
@@ -340,7 +340,7 @@ def find_samples(path, content, order):
     left = len(content) - start
     # `size` is the length of the samples, and `riff` that of the whole file. A program that writes
     # to a pipe does not know them yet, and gives 0 or a huge number for both. Then all bytes that
-    # are left are samples. But if riff is plausible, a size of 0 means that there are no samples.
+    # are left are samples. (A size of 0 with a plausible riff really means that there are none.)
     if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):
         size = left
     if content[8:12] != b"WAVE" or name != b"data" or size > left:
@@ -429,7 +429,7 @@ def check_scale(scale):
     """Raises InputError for an impossible scale."""
     low, high = scale
     if not -1e6 <= low < high <= 1e6:
-        raise InputError(f"--scale {low:g} {high:g}: the lower first; none beyond a million")
+        raise InputError(f"--scale {low:g} {high:g}: the lower first; no number beyond a million")
 
 
 def pick_device(name=""):

@@ -39,7 +39,7 @@ class Backbone:
     code: the source code of the network, if it comes from a Python module of yours; see
     fingerprint(). Attributes: name; sample_rate, in Hz; layers (L); width (D); and identity, a
     fingerprint(), by which a run recognises its backbone. Raises ValueError if the network gives
-    numbers that are not finite for a second of noise."""
+    NaN or infinite numbers."""
 
     def __init__(self, name, network, sample_rate, device="cpu", code=""):
         self.name = name
@@ -57,7 +57,8 @@ class Backbone:
     @torch.no_grad()
     def extract(self, waveform):
         """(T,) float32 at sample_rate -> (L, F, D). Raises ValueError if the waveform is not (T,)
-        or is shorter than 25 ms, and if the network does not give tensors (1, F, D) of one shape.
+        or is shorter than 25 ms. Also raises it if the network does not give tensors (1, F, D), all
+        of one shape.
 
         It takes one clip at a time (ours). In a batch all clips would be padded to the length of
         the longest. WAV2VEC2_BASE normalises over all frames, the padding included, so that the
@@ -196,10 +197,9 @@ LEAST_KEPT = 0.01  # see principal_axes()
 
 
 def ridge(features, target, new, penalties):
-    """Ridge regression: a linear model which is kept from large weights by a penalty.
-    features: (n, P) and target: (n,) of the clips to learn from. new: (m, P), the features of m
-    clips to predict. Returns (penalties, m), a row for each penalty: the predicted targets of the
-    m clips.
+    """Ridge regression: a linear model whose weights are kept small by a penalty. features: (n, P)
+    and target: (n,) of the clips to learn from. new: (m, P), the features of m clips to predict.
+    Returns (penalties, m), a row for each penalty: the predicted targets of the m clips.
 
     Let z be the standardised features, and t the target minus its mean. The weights w, one for each
     feature, are those for which
@@ -324,13 +324,12 @@ def start(features, mos, label, classes, fold):
     #
     # Let position_a be the coordinate of a clip along the axis a, with the mean 0 and the standard
     # deviation 1 over the training clips. The coordinates along different axes are uncorrelated.
-    # For such coordinates least squares finds each weight without the others: the weight of
-    # position_a is mean(target * position_a), the covariance of target and coordinate.
+    # For such coordinates least squares gives a simple result: the weight of position_a is
+    # mean(target * position_a), the covariance of target and coordinate.
     #
-    # But V reads x_a, which is position_a * kept_a. So with these weights two guesses are possible.
-    # One is the sum over the axes of  x_a * weight.  In this guess every term is multiplied by
-    # kept_a, as in ridge regression (see principal_axes()); we say that it is shrunk. The other is
-    # the sum of  (x_a / kept_a) * weight,  which is not shrunk.
+    # But V reads x_a, which is position_a * kept_a. If V simply takes these weights, every term of
+    # the guess is multiplied by kept_a, as in ridge regression (see principal_axes()). We call such
+    # a guess shrunk. If V takes the weights divided by kept_a, the guess is not shrunk.
     #
     # The guesses y_c are shrunk, because nothing else keeps their weights small. The target of y_c
     # is one_hot_c, which is 1 for the clips of class c and else 0:
@@ -341,8 +340,8 @@ def start(features, mos, label, classes, fold):
     # that are in class c. So share_c + y_c is a rough estimate of the probability that a clip is in
     # class c. (It may be below 0 or above 1.)
     #
-    # y_0 is not shrunk. Its target, ridge_mos, is a prediction of ridge regression, and so it has
-    # been shrunk already. (The target is not the MOS, because some clips have none.)
+    # y_0 is not shrunk, because its target is shrunk already: it is ridge_mos, a prediction of
+    # ridge regression. (The target is not the MOS, because some clips have none.)
     #
     #     y_0 = sum over the axes a of  (x_a / kept_a) mean(ridge_mos * position_a)
     #
@@ -425,7 +424,7 @@ def diversity_loss(gates):
 def sparsity_loss(gates):
     """(B, E) gates -> the mean over clips of sum_j g_j / sqrt(sum_j g_j^2). It is 1 if each clip
     has one expert, and sqrt(E) if all experts count the same. This is SpeechMoE's sparsity L1 loss
-    (to take that is ours). Without the division it would always be 1, as a softmax sums to 1."""
+    (our choice). Without the division it would always be 1, as a softmax sums to 1."""
     return (gates.sum(1) / gates.norm(dim=1)).mean()
 
 
@@ -547,7 +546,7 @@ def gate_entropies(gates):
         low                       high          specialised: each clip has its expert
         high                      high          all experts count for every clip
 
-    (The second of the two is never less than the first.)
+    (The second entropy is never less than the first.)
     """
     entr = torch.special.entr  # entr(g) = -g log g, and 0 where g is 0
     return entr(gates).sum(1).mean(), entr(gates.mean(0)).sum()

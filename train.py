@@ -68,7 +68,7 @@ def option(default, help, **limits):
 @dataclass(frozen=True)
 class Config:
     """The settings. Each is an option of the command line, with - in place of _."""
-    data: str = option("corpus", "Train on this ratings.csv or folder; corpus/ is simulated.")
+    data: str = option("corpus", "Train on this ratings.csv or folder. A missing corpus/ is made.")
     scale: tuple = option((1.0, 5.0), "No rating is below LOW or above HIGH.")
     max_seconds: float = option(60.0, "Longer clips are refused (the limit is ours).", least=0)
     backbone: str = option("", "Use this torchaudio bundle, logmel or your own module. The default "
@@ -76,7 +76,7 @@ class Config:
     out: str = option("runs/default", "The run is written into this folder.")
     cache: str = option("cache", "Features are kept in this folder.")
     device: str = option("", "Compute on cpu, cuda, ...; the default is an accelerator, if any.")
-    seed: int = option(0, "The seed of all chance in training (ours).", least=0, below=2 ** 63)
+    seed: int = option(0, "The seed of training (ours).", least=0, below=2 ** 63)
     experts: int = option(4, "Use this many experts, E (ours).", least=1, below=100)
     hidden: int = option(32, "Make experts this wide, H (ours).", least=1, below=2000)
     batch_size: int = option(32, "A batch has this many clips (ours).", least=1, below=1e9)
@@ -203,7 +203,7 @@ def train(config):
     config = replace(config, backbone=backbone.name)
     training, classes = as_tensors(clips, backbone, config.cache)
     # Of the dev clips only the features and the MOS are used, and not the labels: as_tensors()
-    # numbers the classes anew for these clips, so that a label may mean another class than in
+    # numbers the classes anew for these clips, and a label may then mean another class than in
     # training.
     dev = as_tensors(dev_clips, backbone, config.cache)[0] if dev_clips else None
     rated = int((~training.mos.isnan()).sum())
