@@ -340,7 +340,8 @@ def find_samples(path, content, order):
     left = len(content) - start
     # `size` is the length of the samples, and `riff` that of the whole file. A program that writes
     # to a pipe does not know them yet, and gives 0 or a huge number for both. Then all bytes that
-    # are left are samples. (A size of 0 with a plausible riff really means that there are none.)
+    # are left are samples. (But with a plausible riff, a size of 0 means that there are no
+    # samples.)
     if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):
         size = left
     if content[8:12] != b"WAVE" or name != b"data" or size > left:
@@ -444,11 +445,10 @@ def pick_device(name=""):
 
 
 def open_backbone(name="", device=""):
-    """Like moemos.load_backbone, but if the weights or the module are missing, that becomes an
-    InputError of one sentence.
-
-    Without a name it is DEFAULT_BACKBONE or, if the weights of that cannot be had, logmel, with a
-    warning that cannot be missed. device: as for pick_device."""
+    """Loads a backbone as moemos.load_backbone does. If a backbone that was named cannot be loaded,
+    it raises an InputError of one sentence. If no name is given, it loads DEFAULT_BACKBONE; if the
+    weights of that are missing, it loads logmel, with a warning that cannot be missed. device: as
+    for pick_device."""
     device = pick_device(device)
     socket.setdefaulttimeout(STALL_SECONDS)
     try:

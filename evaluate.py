@@ -59,8 +59,8 @@ class Trained(NamedTuple):
 # SRCC and KTAU at system level contain it more often, because they are too wide if there are few
 # systems. We also simulated two equally good predictors. In at most 6 of 100 cases the interval of
 # their difference in MSE or LCC did not contain 0, so that one of them was wrongly called better.
-# We did not simulate systems that are related. And the number would change a little with another
-# training, which is not in the interval.
+# We did not simulate systems that are related. Another training would also change the numbers a
+# little; the intervals do not include that.
 
 @torch.no_grad()
 def predict(model, features):
@@ -92,11 +92,11 @@ def parts_of(system):
     one system tend to be wrong in the same way. With fewer systems than FEWEST says, each clip is a
     part, although such intervals are probably too narrow. (With more than PARTS clips, several
     clips share a part.) If there are also fewer clips than FEWEST says, all of them are one part,
-    and there is no interval.
+    and there is no interval. (At system level each system counts as one clip. So with fewer than
+    five systems, which are fewer than ten clips, there is no interval.)
 
-    system: (n,) the system of each of n clips. (At system level there is no interval with fewer
-    than five systems.) Returns the part of each, (n,), and a text that says how the intervals are
-    made."""
+    system: (n,) the system of each of n clips. Returns the part of each, (n,), and a text that says
+    how the intervals are made."""
     if len(set(system)) >= FEWEST["systems"]:
         return np.asarray(system), "estimated by leaving out each system in turn"
     if len(system) >= FEWEST["clips"]:
@@ -204,8 +204,8 @@ def reference_predictions(trained, clips, test):
 def summary(trained, test, output, references, scale):
     """What metrics.json says about the predictions. references: what reference_predictions() gives.
     scale: the scale of the ratings; if the run was trained on another scale, an MSE has no meaning
-    and is NaN. "unit" has a divisor for each number. Before a number is printed, it is divided by
-    it. The divisor is 1, or for an MSE what turns it into an MSE on a scale of 1 to 5."""
+    and is NaN. "unit" says what each number is divided by before it is printed: an MSE by what
+    turns it into an MSE on a scale of 1 to 5, the others by 1."""
     predicted, true = output.mos.tolist(), [clip.mos for clip in test]
     system, models = [clip.system for clip in test], [clip.model for clip in test]
     # The eight numbers.

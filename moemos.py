@@ -352,10 +352,10 @@ def start(features, mos, label, classes, fold):
     of_mos = ridge_mos @ position / len(z) / kept                           # (A,), for y_0
     of_classes = one_hot.T @ position / len(z)                              # (C, A), for y_c
 
-    # 5. The softmax of the logits should give the probabilities. It does if logit_c is log(share_c
-    # + y_c), because the estimates share_c + y_c of a clip sum to 1, as the targets one_hot_c do.
-    # (An estimate below 0 has no logarithm.) The classification head is linear, and so it starts as
-    # the tangent to this logarithm at y_c = 0:
+    # 5. The softmax of the logits should give the probabilities. It does if logit_c is
+    # log(share_c + y_c), because the estimates share_c + y_c of a clip sum to 1. (Its targets
+    # one_hot_c sum to 1, and so do their estimates. An estimate below 0 has no logarithm.) The
+    # classification head is linear, and so it starts as the tangent to this logarithm at y_c = 0:
     #
     #     logit_c = log share_c + y_c / share_c
     #
