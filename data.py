@@ -340,8 +340,7 @@ def find_samples(path, content, order):
     left = len(content) - start
     # `size` is the length of the samples, and `riff` that of the whole file. A program that writes
     # to a pipe does not know them yet, and gives 0 or a huge number for both. Then all bytes that
-    # are left are samples. (But with a plausible riff, a size of 0 means that there are no
-    # samples.)
+    # are left are samples. (If riff is neither 0 nor huge, a size of 0 is right: there are none.)
     if size > MAX_BYTES or (size == 0 and not start < riff <= MAX_BYTES):
         size = left
     if content[8:12] != b"WAVE" or name != b"data" or size > left:

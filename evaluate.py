@@ -92,8 +92,8 @@ def parts_of(system):
     one system tend to be wrong in the same way. With fewer systems than FEWEST says, each clip is a
     part, although such intervals are probably too narrow. (With more than PARTS clips, several
     clips share a part.) If there are also fewer clips than FEWEST says, all of them are one part,
-    and there is no interval. (At system level each system counts as one clip. So with fewer than
-    five systems, which are fewer than ten clips, there is no interval.)
+    and there is no interval. (At system level each system counts as one clip. So there is no
+    interval with fewer than five systems.)
 
     system: (n,) the system of each of n clips. Returns the part of each, (n,), and a text that says
     how the intervals are made."""
@@ -204,8 +204,8 @@ def reference_predictions(trained, clips, test):
 def summary(trained, test, output, references, scale):
     """What metrics.json says about the predictions. references: what reference_predictions() gives.
     scale: the scale of the ratings; if the run was trained on another scale, an MSE has no meaning
-    and is NaN. "unit" says what each number is divided by before it is printed: an MSE by what
-    turns it into an MSE on a scale of 1 to 5, the others by 1."""
+    and is NaN. "unit" says what each number is divided by before it is printed: 1, except that an
+    MSE is converted to a scale of 1 to 5."""
     predicted, true = output.mos.tolist(), [clip.mos for clip in test]
     system, models = [clip.system for clip in test], [clip.model for clip in test]
     # The eight numbers.

@@ -352,10 +352,10 @@ def start(features, mos, label, classes, fold):
     of_mos = ridge_mos @ position / len(z) / kept                           # (A,), for y_0
     of_classes = one_hot.T @ position / len(z)                              # (C, A), for y_c
 
-    # 5. The softmax of the logits should give the probabilities. It does if logit_c is
-    # log(share_c + y_c), because the estimates share_c + y_c of a clip sum to 1. (Its targets
-    # one_hot_c sum to 1, and so do their estimates. An estimate below 0 has no logarithm.) The
-    # classification head is linear, and so it starts as the tangent to this logarithm at y_c = 0:
+    # 5. The softmax of the logits should give the probabilities. It does if logit_c is log(share_c
+    # + y_c), because the estimates share_c + y_c of a clip sum to 1. (The targets one_hot_c of a
+    # clip sum to 1, and so do their estimates.) The classification head is linear, and so it starts
+    # as the tangent to this logarithm at y_c = 0:
     #
     #     logit_c = log share_c + y_c / share_c
     #
@@ -392,9 +392,9 @@ def start(features, mos, label, classes, fold):
 # -- Losses (III.B, III.C) -------------------------------------------------------------------------
 #
 # The paper says that its two regularisers keep one expert from doing everything, and gives no
-# equations for them. We use two losses of SpeechMoE (arXiv 2105.03036), which is our choice. As
-# defined here, only L_diversity can keep one expert from doing everything. L_sparsity is small if
-# each clip uses few experts, even if they are the same for all clips.
+# equations for them. We use two losses of SpeechMoE (arXiv 2105.03036), which is our choice. By
+# these definitions, only L_diversity can keep one expert from doing everything. L_sparsity is small
+# if each clip uses few experts, even if they are the same for all clips.
 
 def mos_loss(predicted, mos):
     """Smooth L1. With d = predicted - mos it is the mean over the clips of

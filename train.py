@@ -7,10 +7,10 @@
 A section number, such as (III.E), says where the paper speaks of a thing; "ours" says that a thing,
 or its value, is not the paper's.
 
-The paper does not say which weights a stage trains. Here each stage trains all, except those of the
-backbone, which is frozen, and of the fusion, which is computed before (ours). The optimiser is
-AdamW (III.E). Each stage has a new one, which remembers nothing of the stage before (ours). Both
-regularisers are always on (ours).
+The paper does not say which weights a stage trains. Here each stage trains all weights, except
+those of the backbone, which is frozen, and of the fusion, which is computed before (ours). The
+optimiser is AdamW (III.E). Each stage has a new one, which remembers nothing of the stage before
+(ours). Both regularisers are always on (ours).
 
 The paper does not say, either, what it means by an "adaptive" weighting of the two losses. Here
 alpha, the weight of the MOS loss, rises during stage 2 and jumps between stages. This reading of

@@ -122,7 +122,7 @@ def test_the_answers_in_the_readme_have_the_numbers_of_the_stored_answers():
             ("With a random start the LCC is {} lower.",
              tables.number(lead("start", "random start"))),
             ("the mean LCC is {}, and on", mean("both_new", "the method")),
-            ("is .715. (It is {} if recordings", recordings("the method", 1)),
+            ("is then .715. (It is {} if recordings", recordings("the method", 1)),
             ("the LCC of the method is {} for heard", recordings("the method", 0)),
             ("for heard systems and {} for unheard ones; that", recordings("the method", 1)),
             ("that of ridge is {} and", recordings("ridge", 0)),
