@@ -142,8 +142,8 @@ def interval(value, left_out, name=""):
     [.84, .94].
 
     In the interval of an MSE the factor 1 + 2 / k is ours, and from no textbook: in our
-    simulations, intervals from few parts were too narrow without it. The term after ± is limited to
-    7, so that each bound is between about MSE / 1,100 and MSE * 1,100.
+    simulations, intervals from few parts were too narrow without it. The term after ± is limited
+    to 7, so that each bound is between about MSE / 1,100 and MSE * 1,100.
 
     The interval is NaN if the number stays the same, up to rounding, whichever part is left out.
     With few systems that can happen to SRCC and KTAU, for instance if all systems are in the right

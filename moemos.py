@@ -315,8 +315,9 @@ def start(features, mos, label, classes, fold):
     ridge_mos = ridge(raw[rated], mos[rated], raw, [penalty])[0]            # (n,)
 
     # 3. The axes are those of all clips, rated or not. In the pivot, penalty * P / r, the number r
-    # is that of the rated clips, because ridge regression has learned from these. (So if some clips
-    # are unrated, `kept` is only roughly the factor of ridge regression.)
+    # is that of the rated clips, because ridge regression has learned from these. (If some clips
+    # are unrated, `kept` is only roughly the factor of ridge regression, because the axes and the
+    # variances are those of all clips.)
     position, kept, axes = principal_axes(z, penalty * z.shape[1] / rated.sum())
 
     # 4. V makes 1 + C guesses about a clip: y_0 about the MOS and, for each class c, y_c about

@@ -112,6 +112,11 @@ def fill(template, row):
     return PLACEHOLDER.sub(lambda column: row[column[1]], template)
 
 
+def nameless(path, number):
+    """The name of a rater who has none. It names the export, so that several can be joined."""
+    return f"row {number} of {Path(path).name}"
+
+
 def long_ratings(path, header, rows, columns):
     """Yields {column of ratings.csv: text} of each row, with its "place" for messages."""
     for number, cells in rows:
@@ -120,11 +125,6 @@ def long_ratings(path, header, rows, columns):
         nobody = nameless(path, number) if "rater" in columns else ""
         rater = fields.get("rater") or nobody
         yield fields | {"rater": rater, "place": f"{path}, row {number}"}
-
-
-def nameless(path, number):
-    """The name of a rater who has none. It names the export, so that several can be joined."""
-    return f"row {number} of {Path(path).name}"
 
 
 def wide_ratings(path, header, rows, columns):

@@ -208,6 +208,21 @@ def test_in_a_form_without_names_each_row_is_a_rater_and_repeated_questions_are_
         "far/b_01.wav": {"row 2 of export.csv": 2, "row 3 of export.csv": 5}}
 
 
+def test_raters_without_names_stay_different_people_when_two_exports_are_joined(
+        tmp_path, monkeypatch):
+    first = export(tmp_path, "a_01.wav,b_01.wav\n1,2\n")
+    second = first.with_name("second.csv")
+    second.write_text("a_01.wav,b_01.wav\n3,5\n")
+    table, rows = tmp_path / "mine" / "ratings.csv", []
+    for path in (first, second):
+        convert(monkeypatch, path, "--wide")
+        heading, *some = table.read_text().splitlines()
+        rows += [row.replace(",test,", ",train,") for row in some]
+    table.write_text("\n".join([heading, *rows]))
+    assert ratings_of(data.read_ratings(table))["near/a_01.wav"] == {
+        "row 2 of export.csv": 1, "row 2 of second.csv": 3}
+
+
 @pytest.mark.parametrize(("heading", "wav"), [
     ("From 1 to 5, how good is 2.wav?", "2.wav"), ("Rate a-1.", "a-1.wav"), ("a", "a.wav"),
     ("How good is TAKE 2, on the whole?", "take 2.wav"), ("y/3 [naturalness]", "y/3.wav"),

@@ -44,8 +44,13 @@ TESTS = {  # name: the clone's folder in that of the listening tests
     "P.835": "P.808",
     "YourTTS": "YourTTS",
 }
-WITHOUT = ", no recordings"  # after the name of a test: without the systems of RECORDINGS
-RECORDINGS = {"Reference", "c0", "GT/MLS-PT", "GT/Speaker_Adaptation"}
+NO_RECORDINGS = ", no recordings"  # after the name of a test: without its RECORDINGS
+RECORDINGS = {  # systems that are not made by a machine; that of P.835 seems to be undegraded
+    "Estonian": (),
+    "codecs": ("Reference",),
+    "P.835": ("c0",),
+    "YourTTS": ("GT/MLS-PT", "GT/Speaker_Adaptation"),
+}
 
 
 # -- Corpora ---------------------------------------------------------------------------------------
@@ -66,13 +71,13 @@ class Corpus(NamedTuple):
 
 @functools.lru_cache(maxsize=3)
 def load(name, backbone):
-    """A corpus and its features. name: one of TESTS, perhaps with WITHOUT, or "simulated 30" for
-    the one with the seed 30, or "training clips of simulated 100", or the absolute path of any
+    """A corpus and its features. name: one of TESTS, perhaps with NO_RECORDINGS, or "simulated 30"
+    for the one with the seed 30, or "training clips of simulated 100", or the absolute path of any
     ratings.csv, the scale of which was checked before. backbone: a name, as in train.py. Raises
     InputError."""
     torch.set_num_threads(1)
     network = data.open_backbone(backbone, "cpu")
-    test = name.removesuffix(WITHOUT)
+    test = name.removesuffix(NO_RECORDINGS)
     if test in TESTS:
         folder = Path(os.environ.get("LISTENING_TESTS", "listening_tests"), TESTS[test])
         if not folder.is_dir():
@@ -80,7 +85,7 @@ def load(name, backbone):
         with contextlib.redirect_stdout(None), contextlib.redirect_stderr(io.StringIO()):
             _, _, clips = published.read(folder)
         if test != name:
-            clips = [clip for clip in clips if clip.system not in RECORDINGS]
+            clips = [clip for clip in clips if clip.system not in RECORDINGS[test]]
     elif os.path.isabs(name):
         with contextlib.redirect_stderr(io.StringIO()):  # hides which columns are ignored
             clips = data.read_ratings(name, (-1e6, 1e6))

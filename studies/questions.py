@@ -62,8 +62,8 @@ FAMILIES = real("family", ("Estonian", "codecs", "YourTTS"))
 SIMULATED = {f"simulated{letter}": (Cell("training clips of simulated 100", backbone, "model"),)
              for letter, backbone in BACKBONES.items()}
 NO_RECORDINGS = {
-    heading: tuple(Cell(name + lab.WITHOUT, backbone, how) for backbone in BACKBONES.values()
-                   for name in TESTS)
+    heading: tuple(Cell(name + lab.NO_RECORDINGS, backbone, how)
+                   for backbone in BACKBONES.values() for name in TESTS)
     for heading, how in (("heard systems", "groups"), ("unheard systems", "system"))}
 FIVE = {str(seed): (Cell(f"simulated {seed}", "logmel", "test"),) for seed in range(300, 305)}
 
@@ -89,7 +89,7 @@ QUESTIONS = {
     "overall": Question(
         "On the mean of all columns, does it predict better than a linear model?",
         (METHOD, RIDGE), HEARD | UNHEARD, SEEDS),
-        "no_recordings": Question(
+    "no_recordings": Question(
         "How good is it if the systems that are recordings are left out?",
         (METHOD, RIDGE), NO_RECORDINGS, SEEDS),
     "logmel": Question(
