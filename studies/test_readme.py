@@ -8,8 +8,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
+import moemos
 import train
-from studies import questions, tables
+from corpora import published
+from corpora.test_corpora import LISTENING_TESTS, REAL
+from studies import lab, questions, tables
 from test_moemos import HERE
 
 PARTS = "moemos|train|evaluate|data|corpora|studies|course"
@@ -130,6 +133,33 @@ def test_the_answers_in_the_readme_have_the_numbers_of_the_stored_answers():
             ("and {}. The codecs lose most", recordings("ridge", 1)),
             ("there its mean LCC is {} (on three", mean("families", "the method"))):
         assert sentence.format(value) in " ".join(README.split()), sentence
+
+
+def test_the_readmes_say_how_the_lcc_of_the_codecs_falls_without_the_recordings():
+    falls = []
+    for name, corpus in (("plainer", "codecs"), ("no_recordings", "codecs" + lab.NO_RECORDINGS)):
+        falls += [tables.number(row["utterance LCC"]) for row in questions.read(name)["numbers"]
+                  if row["variant"] == "the method" and row["cell"][0] == corpus
+                  and row["cell"][2] == "groups"]
+    sentence = "from {} and {} (with the two backbones) to {} and {}".format(*falls)
+    for text in (README, TEXTS["studies/README.md"]):
+        assert sentence in " ".join(text.split())
+
+
+@REAL
+def test_the_readmes_say_what_systems_mean_has_on_the_codecs_with_and_without_the_recordings():
+    clips = published.read(LISTENING_TESTS / lab.TESTS["codecs"])[2]
+    corpus = lab.Corpus(clips, None, None)
+    predicted = np.empty(len(clips))
+    for learned, left_out in lab.split(corpus, "groups"):
+        predicted[left_out], _ = lab.by_mean(lab.MEAN, corpus, learned, left_out, 0, "groups")
+    coded = np.array([clip.system not in lab.RECORDINGS["codecs"] for clip in clips])
+    whole = tables.number(round(moemos.lcc(predicted, corpus.mos), 2))[:-1]
+    without = tables.number(round(moemos.lcc(predicted[coded], corpus.mos[coded]), 2))[:-1]
+    said, studies = (" ".join(text.split()) for text in (README, TEXTS["studies/README.md"]))
+    assert f"although its LCC is {whole}." in said
+    assert f"without that system it would be {without}." in said
+    assert f"(Without it the LCC of *system's mean*, {whole}, would be {without}.)" in studies
 
 
 def test_the_studies_name_the_means_of_the_metrics_that_have_no_table():
